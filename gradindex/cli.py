@@ -1,0 +1,223 @@
+"""The command line: parse, call, print. The only room that prints or exits."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gradindex.errors import CallError, GradindexError
+
+METHODS = click.Choice(["retrac", "tracin"])
+
+
+class _Commands(click.Group):
+    """A group whose commands end in one line and a status, not in a traceback."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        debug = "--debug" in sys.argv
+        try:
+            return super().main(*args, **{**kwargs, "standalone_mode": False})
+        except click.exceptions.Exit as exit_:
+            sys.exit(exit_.exit_code)
+        except click.ClickException as error:
+            error.show()
+            sys.exit(error.exit_code)
+        except (click.Abort, KeyboardInterrupt):
+            _fail("interrupted; what was committed stays, run the same command again to go on", 1)
+        except GradindexError as error:
+            if debug:
+                raise
+            _fail(str(error), error.exit_status)
+        except BrokenPipeError:  # whoever read our output has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        except OSError as error:
+            if debug:
+                raise
+            _fail(f"{error.filename or 'disk'}: {error.strerror or error}; what was committed stays", 1)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.version_option(package_name="gradindex")
+def main(debug: bool) -> None:
+    """Which training pictures shaped this generated picture?
+
+    `build` walks a training set once and keeps a projected gradient of every picture; `query` looks a
+    generated picture's neighbours up: by cosine (Diffusion-ReTrac) or inner product (Diffusion-TracIn).
+    """
+
+
+def _timesteps(context: click.Context, parameter: click.Parameter, value: str) -> int | list[int]:
+    try:
+        return [int(part) for part in value.split(",") if part] if "," in value else int(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r}: give a number, or timesteps with commas between them") from None
+
+
+def _batch_size(context: click.Context, parameter: click.Parameter, value: str) -> int | str:
+    if value == "auto" or value.isdecimal():
+        return value if value == "auto" else int(value)
+    raise click.BadParameter(f"{value!r}: give a number, or auto")
+
+
+def _checkpoints(context: click.Context, parameter: click.Parameter, values: Sequence[str]) -> dict[str, float | None]:
+    checkpoints: dict[str, float | None] = {}
+    for value in values:
+        path, equals, weight = value.rpartition("=")
+        try:
+            checkpoints[path if equals else value] = float(weight) if equals else None
+        except ValueError:
+            checkpoints[value] = None  # an equals sign in the path
+    return checkpoints
+
+
+@main.command()
+@click.argument("index")
+@click.option("--model", required=True, help="Diffusers pipeline folder, model folder, or training checkpoint.")
+@click.option("--data", required=True, help="Folder of pictures, or anything that `datasets` opens.")
+@click.option(
+    "--checkpoint",
+    "checkpoints",
+    multiple=True,
+    callback=_checkpoints,
+    metavar="PATH[=WEIGHT]",
+    help="Where the weights are, for several checkpoints; weight 1/C when not given.",
+)
+@click.option("--scheduler", help="Scheduler folder or JSON file, when it does not lie beside the model.")
+@click.option("--image-column", help="Column of a table that holds the pictures.")
+@click.option("--id-column", help="Column that holds their ids.")
+@click.option("--label-column", help="Column that holds their class labels.")
+@click.option(
+    "--timesteps",
+    default="10",
+    show_default=True,
+    callback=_timesteps,
+    metavar="N|T,T,…",
+    help="How many timesteps, evenly spaced, or which.",
+)
+@click.option("--draws", default=1, show_default=True, help="Noise draws averaged per picture and timestep.")
+@click.option(
+    "--noise",
+    type=click.Choice(["shared", "own"]),
+    default="shared",
+    show_default=True,
+    help="One noise for all pictures and queries, or each picture its own.",
+)
+@click.option("--loss", type=click.Choice(["mse", "l1"]), default="mse", show_default=True)
+@click.option(
+    "--projection", type=click.Choice(["auto", "sketch", "none"]), default="auto", show_default=True
+)
+@click.option("--dim", default=1024, show_default=True, help="Width of a projected gradient.")
+@click.option("--params", metavar="REGEX", help="Only parameters in whose name this is found.")
+@click.option("--seed", default=0, show_default=True, help="Of noise and projection.")
+@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda")
+@click.option("--batch-size", default="auto", show_default=True, callback=_batch_size, metavar="auto|B")
+@click.option("--skip-bad", is_flag=True, help="Leave out pictures that cannot be read.")
+@click.option("--overwrite", is_flag=True, help="Replace an index of another recipe or data set.")
+def build(index: str, image_column: str, id_column: str, label_column: str, **options: Any) -> None:
+    """Build INDEX over a training set; stopped and run again, it goes on where it was."""
+    from gradindex.builder import build
+    from gradindex.dataset import Columns
+
+    opened = build(index, columns=Columns(image_column, id_column, label_column), **options)
+    _say(_describe(opened.store))
+
+
+@main.command()
+@click.argument("index")
+@click.argument("pictures", nargs=-1, required=True, metavar="PICTURE...")
+@click.option("-k", default=10, show_default=True, help="How many training pictures.")
+@click.option("--method", type=METHODS, default="retrac", show_default=True, help="Cosine, or inner product.")
+@click.option("--opponents", is_flag=True, help="Also the most negative ones.")
+@click.option("--pairing", type=click.Choice(["matched", "mean"]), default="matched", show_default=True)
+@click.option("--query-timesteps", type=int, metavar="N", help="Timesteps of the mean pairing.  [default: 100]")
+@click.option("--query-draws", type=int, metavar="M", help="Noise draws of the mean pairing.  [default: 4]")
+@click.option("--class-label", type=int, help="Of the pictures, for a class-conditional model.")
+@click.option("--model", help="Where the model is now, when it was moved since the build.")
+@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda")
+@click.option("--format", "style", type=click.Choice(["table", "json", "html"]), default="table", show_default=True)
+@click.option("--output", type=click.Path(path_type=Path), help="File to write, instead of the terminal.")
+def query(
+    index: str, pictures: tuple[str, ...], k: int, method: str, model: str, device: str, style: str,
+    output: Path | None, **options: Any,
+) -> None:  # fmt: skip
+    """List the training pictures that shaped each PICTURE."""
+    from gradindex import results as r
+    from gradindex import search
+    from gradindex.dataset import read_thumbnail
+
+    opened = search.open(index, model=model, device=device)
+    results = opened.query(pictures, k, method, **options)
+    if style == "json":
+        text = r.to_json(results, index, method, k)
+    elif style == "table":
+        text = r.to_table(results, method)
+    else:
+        text = r.to_html([(method, results)], opened.thumbnail, [read_thumbnail(path) for path in pictures])
+    if output is None:
+        click.echo(text)
+    else:
+        output.write_text(text + "\n", encoding="utf-8")
+        _say(f"wrote {output}")
+
+
+@main.command("index")
+@click.argument("index")
+@click.option("--method", type=METHODS, help="Only this one.  [default: both]")
+def index_(index: str, method: str | None) -> None:
+    """Make the FAISS files of INDEX anew from its store."""
+    from gradindex.index import ROWS_OF, build_index
+    from gradindex.store import Store
+
+    store = Store(Path(index))
+    for name in [method] if method else ROWS_OF:
+        build_index(store, name)
+        click.echo(f"{name}: {store.path / 'faiss' / name}.faiss")
+
+
+@main.command()
+@click.argument("index")
+def info(index: str) -> None:
+    """Show what INDEX holds and what is missing."""
+    from gradindex.store import Store
+
+    click.echo(_describe(Store(Path(index))))
+
+
+@main.command()
+@click.option("--out", default="demo-out", show_default=True, type=click.Path(path_type=Path), help="Folder to use.")
+def demo(out: Path) -> None:
+    """Train, index and query a small model on real pictures, and write report.html."""
+    from gradindex.demo import run_demo
+
+    run_demo(out, click.echo)
+
+
+def _describe(store: Any) -> str:
+    recipe, (checkpoints, rows, timesteps, dim) = store.recipe, store.shape
+    shards, missing = len(store.shards()), len(store.missing())
+    facts = {
+        "index": store.path,
+        "pictures": rows if missing else f"{rows} ({len(store.skipped())} skipped)",
+        "rows": f"{checkpoints} checkpoints × {rows} pictures × {timesteps} timesteps × {dim} numbers",
+        "shards": f"{shards - missing} of {shards} done",
+        "model": f"{recipe.model}, {recipe.prediction_type}, {recipe.parameter_count:,} parameters captured",
+        "timesteps": ", ".join(map(str, recipe.timesteps)),
+        "noise": f"{recipe.noise}, {recipe.draws} draws, seed {recipe.seed}",
+        "projection": recipe.projection,
+        "recipe": recipe.digest,
+    }
+    return "\n".join(f"{name:<11} {value}" for name, value in facts.items())
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _fail(text: str, status: int) -> None:
+    click.echo(f"Error: {' '.join(text.split())}", err=True)
+    sys.exit(status)

@@ -1,0 +1,208 @@
+"""The training pictures: a folder, or anything that `datasets` reads, with an id that stays."""
+
+import hashlib
+import io
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from gradindex.errors import CallError, DataError
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where a `datasets` table keeps the picture, its id and its class label; None: found or made."""
+
+    image: str | None = None
+    id: str | None = None
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Pictures in a fixed order.
+
+    Attributes:
+        source: the path or hub name that it was opened from.
+        sample_ids: N distinct strings: relative paths of a folder, the id column or row numbers of a table.
+        labels: N class labels, or None where there are none.
+    """
+
+    source: str
+    columns: Columns
+    sample_ids: list[str]
+    labels: list[int] | None
+    _open: Callable[[int], Image.Image]
+
+    def __len__(self) -> int:
+        return len(self.sample_ids)
+
+    def picture(self, row: int, image: tuple[int, int, int]) -> np.ndarray:
+        """Picture number `row` as float32 [channels, height, width] in [−1, 1].
+
+        Raises:
+            DataError: it cannot be decoded; its id is named.
+        """
+        try:
+            with self._open(row) as picture:
+                return to_array(picture, image)
+        except (OSError, ValueError, SyntaxError) as error:  # Pillow raises all three for damaged files
+            raise DataError(f"{self.source}: {self.sample_ids[row]!r} is not a readable picture ({error})") from error
+
+    def thumbnail(self, row: int) -> Image.Image:
+        """Picture number `row` as it is on disk, for people to look at."""
+        with self._open(row) as picture:
+            return picture.convert("RGB")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over ids and labels in order."""
+        return hashlib.sha256(repr((self.sample_ids, self.labels)).encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """What `open_dataset` needs to open it again, and the fingerprint to recognise it by."""
+        place = Path(self.source)
+        source = str(place.resolve()) if place.exists() else self.source
+        return {"source": source, "columns": asdict(self.columns), "fingerprint": self.fingerprint}
+
+
+def to_array(picture: Image.Image, image: tuple[int, int, int]) -> np.ndarray:
+    """A PIL picture as float32 [channels, height, width], `pixel / 127.5 − 1`.
+
+    A picture of the model's size keeps its pixels. Any other is resized (bilinear, shorter side first) and its
+    centre cropped, and its mode converted by Pillow, as diffusers' training examples do.
+    """
+    channels, height, width = image
+    if channels not in (1, 3):
+        raise CallError(f"the model takes {channels} channels; pictures have 1 (grey) or 3 (colour)")
+    if picture.mode.startswith("I;16"):  # Pillow's own conversion clips 16 bits at 255
+        picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
+    picture = picture.convert("L" if channels == 1 else "RGB")
+    if picture.size != (width, height):
+        scale = max(width / picture.width, height / picture.height)
+        size = (max(width, round(picture.width * scale)), max(height, round(picture.height * scale)))
+        picture = picture.resize(size, Image.Resampling.BILINEAR)
+        left, top = (picture.width - width) // 2, (picture.height - height) // 2
+        picture = picture.crop((left, top, left + width, top + height))
+    pixels = np.asarray(picture, dtype=np.float32).reshape(height, width, channels)
+    return np.ascontiguousarray((pixels / 127.5 - 1).transpose(2, 0, 1))
+
+
+def read_thumbnail(file: str | Path) -> Image.Image:
+    """A picture file for people to look at."""
+    with Image.open(file) as picture:
+        return picture.convert("RGB")
+
+
+def open_dataset(source: str | Path, columns: Columns | None = None) -> Dataset:
+    """Open a folder of pictures, a `datasets` image folder, `save_to_disk` folder, parquet files, or a hub name.
+
+    Raises:
+        CallError: nothing is there, it holds no pictures, or a column does not exist.
+        DataError: two pictures have the same id.
+    """
+    columns, path = columns or Columns(), Path(source)
+    if path.is_dir() and not _is_table(path):
+        dataset = _open_folder(path, columns)
+    else:
+        dataset = _open_table(str(source), path, columns)
+    if not len(dataset):
+        raise CallError(f"data {source}: no pictures there ({', '.join(sorted(SUFFIXES))})")
+    if len(set(dataset.sample_ids)) < len(dataset):
+        seen: set[str] = set()
+        twice = sorted({name for name in dataset.sample_ids if name in seen or seen.add(name)})  # type: ignore[func-returns-value]
+        raise DataError(f"data {source}: {len(twice)} ids stand for several pictures, such as {twice[0]!r}")
+    return dataset
+
+
+def _is_table(path: Path) -> bool:
+    if any((path / name).exists() for name in ("dataset_info.json", "dataset_dict.json", "state.json", *METADATA)):
+        return True
+    return any(path.glob("*.parquet")) or any(path.glob("data/*.parquet"))
+
+
+def _open_folder(path: Path, columns: Columns) -> Dataset:
+    if columns != Columns():
+        raise CallError(f"data {path}: a plain folder of pictures has no columns")
+    files = sorted(
+        (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()),
+        key=lambda file: file.relative_to(path).as_posix(),
+    )
+    sample_ids = [file.relative_to(path).as_posix() for file in files]
+    folders = sorted({name.partition("/")[0] for name in sample_ids if "/" in name})
+    classes = {folder: label for label, folder in enumerate(folders)}
+    labels = [classes.get(name.partition("/")[0], -1) for name in sample_ids]
+    known = labels if labels and min(labels) >= 0 else None
+    return Dataset(str(path), columns, sample_ids, known, lambda row: Image.open(files[row]))
+
+
+def _open_table(source: str, path: Path, columns: Columns) -> Dataset:
+    import datasets
+
+    datasets.disable_progress_bars()
+    if not path.exists() and (source.startswith((".", "/", "~")) or source.count("/") != 1 or "\\" in source):
+        raise CallError(f"data {source}: no such file or folder")
+    try:
+        table = _load_table(source, path)
+    except Exception as error:  # datasets raises whatever its readers raise
+        what = "cannot be read" if path.exists() else "neither a file or folder here nor a data set on the hub"
+        raise CallError(f"data {source}: {what} ({str(error).strip().splitlines()[0]})") from error
+    image = columns.image or _image_column(source, table)
+    for name in filter(None, (image, columns.id, columns.label)):
+        if name not in table.column_names:
+            raise CallError(f"data {source}: no column {name!r}; there are {', '.join(table.column_names)}")
+    table = table.cast_column(image, datasets.Image(decode=False))
+    label = columns.label or ("label" if "label" in table.column_names else None)
+    labels = [int(value) for value in table[label]] if label else None
+
+    def open_row(row: int) -> Image.Image:
+        cell = table[row][image]
+        return Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"])
+
+    return Dataset(source, columns, _table_ids(path, table, image, columns.id), labels, open_row)
+
+
+def _load_table(source: str, path: Path) -> Any:
+    import datasets
+
+    if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
+        table = datasets.load_from_disk(source)
+        return table["train"] if isinstance(table, datasets.DatasetDict) else table
+    if any((path / name).exists() for name in METADATA):
+        return datasets.load_dataset("imagefolder", data_dir=source, split="train")
+    if path.is_file() and path.suffix == ".parquet":
+        return datasets.load_dataset("parquet", data_files=source, split="train")
+    if path.is_file():
+        raise ValueError("a file, but not a parquet one")
+    if path.is_dir():
+        files = sorted(map(str, [*path.glob("*.parquet"), *path.glob("data/*.parquet")]))
+        return datasets.load_dataset("parquet", data_files=files, split="train")
+    return datasets.load_dataset(source, split="train")
+
+
+def _image_column(source: str, table: Any) -> str:
+    import datasets
+
+    found = [name for name, feature in table.features.items() if isinstance(feature, datasets.Image)]
+    found = found or [name for name in ("image", "img", "picture") if name in table.column_names]
+    if not found:
+        raise CallError(f"data {source}: which column holds the pictures? there are {', '.join(table.column_names)}")
+    return found[0]
+
+
+def _table_ids(path: Path, table: Any, image: str, id_column: str | None) -> list[str]:
+    if id_column:
+        return [str(value) for value in table[id_column]]
+    if any((path / name).exists() for name in METADATA):
+        root = path.resolve()
+        return [Path(cell["path"]).resolve().relative_to(root).as_posix() for cell in table[image]]
+    return [str(row) for row in range(len(table))]
+

@@ -1,0 +1,1 @@
+"""Per-sample gradients of a denoising loss, captured by hooks and projected at random."""

@@ -1,0 +1,96 @@
+"""FAISS proposes candidates: one inner-product index per method over the store's rows.
+
+The search vector of a picture is its rows over all (checkpoint, timestep), one after the other. Where that is wider
+than WIDTH numbers, each row is added into one vector with random signs and a random shift of its own, which keeps
+inner products right on average; the exact scores come from the store afterwards.
+"""
+
+import json
+from importlib.metadata import distributions
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from gradindex.errors import MissingPackage
+from gradindex.gradients.noise import random_offset, random_signs
+from gradindex.recipe import Recipe
+from gradindex.store import Store, file_digest, publish
+
+ROWS_OF = {"tracin": "unnormalized", "retrac": "normalized"}
+WIDTH = 4096
+
+
+def search_vectors(rows: np.ndarray, recipe: Recipe) -> np.ndarray:
+    """Rows [B, C, T, D] → search vectors [B, W] float32, W = C·T·D or at most WIDTH (at least D)."""
+    batch, checkpoints, timesteps, dim = rows.shape
+    if checkpoints * timesteps * dim <= max(WIDTH, dim):
+        return np.ascontiguousarray(rows.reshape(batch, -1), dtype=np.float32)
+    width = max(WIDTH, dim)
+    vectors = np.zeros((batch, width), np.float32)
+    for c in range(checkpoints):
+        for t in range(timesteps):
+            signs = random_signs(recipe.seed, "search", c, t, size=dim)
+            start = random_offset(recipe.seed, "search", c, t, below=width)
+            head = min(dim, width - start)
+            signed = rows[:, c, t] * signs
+            vectors[:, start : start + head] += signed[:, :head]
+            vectors[:, : dim - head] += signed[:, head:]
+    return vectors
+
+
+def build_index(store: Store, method: str) -> Any:
+    """A flat inner-product index over all rows but the skipped ones, saved in the store's `faiss` folder."""
+    faiss = _faiss()
+    skipped = set(store.skipped())
+    index = None
+    for block in store.blocks():
+        keep = [row for row in range(block.start, block.stop) if row not in skipped]
+        array = ROWS_OF[method]
+        rows = np.stack([store.read(array, c, block) for c in range(store.shape[0])], axis=1)
+        vectors = search_vectors(rows[[row - block.start for row in keep]], store.recipe)
+        if index is None:
+            index = faiss.IndexIDMap2(faiss.IndexFlatIP(vectors.shape[1]))
+        index.add_with_ids(vectors, np.array(keep, np.int64))
+    file = _file(store, method)
+    publish(file, faiss.serialize_index(index).tobytes())
+    facts = {"sha256": file_digest(file), "recipe": store.recipe.digest, "state": store.state()}
+    publish(file.with_suffix(".json"), json.dumps(facts).encode())
+    return index
+
+
+def load_index(store: Store, method: str) -> Any:
+    """The saved index of a method; built anew when it is absent, damaged or made from other rows."""
+    file = _file(store, method)
+    try:
+        facts = json.loads(file.with_suffix(".json").read_text())
+        if facts["state"] == store.state() and facts["sha256"] == file_digest(file):
+            return _faiss().deserialize_index(np.fromfile(file, np.uint8))
+    except (OSError, ValueError, KeyError):
+        pass
+    return build_index(store, method)
+
+
+def candidates(index: Any, queries: np.ndarray, count: int) -> np.ndarray:
+    """The rows that FAISS ranks best for any of the queries [Q, W]: ascending, distinct, about `count` a query."""
+    _, rows = index.search(queries, min(count, index.ntotal))
+    return np.unique(rows[rows >= 0])
+
+
+def _file(store: Store, method: str) -> Path:
+    return store.path / "faiss" / f"{method}.faiss"
+
+
+def _faiss() -> ModuleType:
+    wheels = sorted({d.name for d in distributions() if (d.name or "").startswith(("faiss-cpu", "faiss-gpu"))})
+    if len(wheels) > 1:
+        raise MissingPackage(
+            f"{' and '.join(wheels)} overwrite each other's files: uninstall all of them, then install"
+            " gradindex[cpu] or gradindex[gpu]"
+        )
+    if not wheels:
+        raise MissingPackage("FAISS is not installed: pip install 'gradindex[cpu]', or [gpu] where there is CUDA")
+    import faiss
+
+    return faiss

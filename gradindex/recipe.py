@@ -1,0 +1,104 @@
+"""Recipe: everything that makes two gradients comparable."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+from gradindex.errors import CallError
+
+NOISE_VERSION = 1  # raised whenever `noise` gives other numbers for the same key
+PROJECTION_VERSION = 1  # raised whenever a projection of the same name and seed gives other numbers
+
+LOSSES = ("mse", "l1")
+NOISES = ("shared", "own")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that makes two gradients comparable; equal recipes give equal rows, up to float rounding.
+
+    Frozen and hashed: a store and its FAISS files carry `digest`, and a query is refused when it differs.
+    Checkpoint weights are absent on purpose: they are applied to the query and may change after the build.
+    """
+
+    model: str  # class name
+    checkpoints: tuple[str, ...]  # SHA-256 of the weight files, one per checkpoint
+    scheduler: str  # canonical JSON of the noise schedule
+    prediction_type: str
+    image: tuple[int, int, int]  # channels, height, width
+    classes: int | None  # class labels are 0 … classes - 1; None: unconditional
+    params: str | None  # regular expression that picks parameters by name; None: all trainable ones
+    parameter_count: int
+    timesteps: tuple[int, ...]
+    draws: int
+    noise: str
+    seed: int
+    loss: str
+    projection: str
+    rank: int | None  # width of each side of a two-sided projection
+    dim: int
+    noise_version: int = NOISE_VERSION
+    projection_version: int = PROJECTION_VERSION
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """The inverse of `to_json`."""
+        return cls(**{name: _frozen(value) for name, value in values.items()})
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 hex of the canonical JSON."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
+    def differences(self, other: Self) -> list[str]:
+        """One text per field in which `other` differs: `seed: 0, now 1`."""
+        pairs = ((field.name, getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
+        return [f"{name}: {_short(mine)}, now {_short(theirs)}" for name, mine, theirs in pairs if mine != theirs]
+
+
+def grid(timesteps: int | Sequence[int], num_train_timesteps: int) -> tuple[int, ...]:
+    """The timesteps of a grid: midpoints `floor((j + 0.5) · S / n)` for a number n, or the given ones, sorted.
+
+    >>> grid(10, 1000)
+    (50, 150, 250, 350, 450, 550, 650, 750, 850, 950)
+    """
+    if isinstance(timesteps, int):
+        if not 1 <= timesteps <= num_train_timesteps:
+            raise CallError(f"timesteps = {timesteps}: give 1 to {num_train_timesteps}, as many as the scheduler has")
+        return tuple((2 * j + 1) * num_train_timesteps // (2 * timesteps) for j in range(timesteps))
+    chosen = tuple(sorted(int(t) for t in timesteps))
+    outside = [t for t in chosen if not 0 <= t < num_train_timesteps]
+    if not chosen or outside or len(set(chosen)) < len(chosen):
+        raise CallError(
+            f"timesteps = {list(timesteps)}: give distinct timesteps from 0 to {num_train_timesteps - 1}"
+            " (the scheduler's range)"
+        )
+    return chosen
+
+
+def require(name: str, value: Any, allowed: Sequence[Any]) -> None:
+    """Raise CallError unless `value` is one of `allowed`."""
+    if value not in allowed:
+        raise CallError(f"{name} = {value!r}: allowed are {', '.join(map(repr, allowed))}")
+
+
+def require_positive(**values: int) -> None:
+    """Raise CallError unless every value is a whole number above zero."""
+    for name, value in values.items():
+        if not isinstance(value, int) or value < 1:
+            raise CallError(f"{name} = {value!r}: give a whole number, 1 or more")
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:40]}… ({hashlib.sha256(text.encode()).hexdigest()[:8]})"

@@ -1,0 +1,285 @@
+"""A picture → its gradient → candidates from FAISS → exact scores from the store."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+import numpy as np
+from PIL import Image
+
+from gradindex.dataset import Columns, Dataset, open_dataset, to_array
+from gradindex.denoiser import Checkpoints, resolve_device
+from gradindex.errors import CallError, GradindexError
+from gradindex.gradients.capture import capture_for, sample_gradients
+from gradindex.index import ROWS_OF, candidates, load_index, search_vectors
+from gradindex.recipe import Recipe, grid, require, require_positive
+from gradindex.results import Hit, Result
+from gradindex.store import Store
+
+Picture = str | Path | Image.Image | Any  # a path, a PIL picture, or a tensor [channels, height, width] in [−1, 1]
+
+QUERY_TIMESTEPS = 100  # of the mean pairing
+QUERY_DRAWS = 4
+OVERFETCH = 500  # candidates that FAISS proposes at least
+BATCH = 64
+
+
+def open(path: str | Path, *, model: str | Path | None = None, device: str = "auto") -> "Index":
+    """Open an index that `build` made.
+
+    Args:
+        path: the index folder.
+        model: where the model is now, when it was moved since the build (one checkpoint only).
+
+    Raises:
+        CallError: not an index. StoreError: unfinished, damaged or of another format version.
+
+    Example:
+        >>> results = gradindex.open("idx").query(["gen.png"], k=10, method="retrac")
+    """
+    return Index(Store(Path(path)), model, resolve_device(device))
+
+
+class QueryOptions(TypedDict, total=False):
+    """How a query's gradients are taken; the same for `query` and `scores`.
+
+    pairing: "matched" (default): at the store's own timesteps, draws and noise, compared timestep by timestep.
+        "mean": over a grid of their own, averaged first (the paper's way).
+    query_timesteps, query_draws: that grid of the mean pairing, 100 timesteps × 4 draws by default.
+    weights: one per checkpoint, in place of the build's.
+    class_label: of the pictures, for a class-conditional model; one for all, or one each.
+    ids: what keys a query's own noise; by default the SHA-256 hex of its float32 tensor.
+    batch_size: how many (picture, timestep, draw) go through the model at once; changes nothing else.
+    """
+
+    pairing: str
+    query_timesteps: int | Sequence[int] | None
+    query_draws: int | None
+    weights: Sequence[float] | None
+    class_label: int | Sequence[int] | None
+    ids: Sequence[str] | None
+    batch_size: int
+
+
+class Index:
+    """An open index: the store, and the model that a query's gradient needs, loaded at the first query.
+
+    Attributes:
+        store: the gradient store; `store.unnormalized`, `store.normalized` are zarr arrays [C, N, T, D].
+    """
+
+    def __init__(self, store: Store, model: str | Path | None, device: str) -> None:
+        self.store, self._model, self._device = store, model, device
+        self._skipped = store.skipped()  # raises when a shard is missing
+        self._faiss: dict[str, Any] = {}
+
+    def query(
+        self,
+        pictures: Sequence[Picture],
+        k: int = 10,
+        method: str = "retrac",
+        *,
+        opponents: bool = False,
+        **options: Unpack[QueryOptions],
+    ) -> list[Result]:
+        """The training pictures with the highest influence on each picture.
+
+        Args:
+            pictures: Q paths, PIL pictures, or tensors [channels, height, width] in [−1, 1].
+            k: how many hits; more than there are pictures gives all of them.
+            method: "retrac" (cosine) or "tracin" (inner product).
+            opponents: also return the k most negative.
+            options: see `QueryOptions`.
+
+        Returns:
+            Q results, each with exact scores, best first; equal scores in the order of rows.
+
+        Raises:
+            CallError, RecipeMismatch: the call, or the model where the build found it, does not fit the store.
+        """
+        require_positive(k=k)
+        block = self._query_block(pictures, method, **options)
+        names = [picture_name(picture, number) for number, picture in enumerate(pictures)]
+        best = self._search(block, k, method, sign=1)
+        worst = self._search(block, k, method, sign=-1) if opponents else [None] * len(names)
+        return [Result(*row) for row in zip(names, best, worst, strict=True)]
+
+    def scores(
+        self, pictures: Sequence[Picture], method: str = "retrac", **options: Unpack[QueryOptions]
+    ) -> np.ndarray:
+        """The exact score of every training picture, float32 [Q, N]; NaN for pictures that the build skipped.
+
+        The arguments are those of `query`.
+        """
+        block = self._query_block(pictures, method, **options)
+        parts = [self._contributions(block, method, rows).mean(2) for rows in self.store.blocks()]
+        scores = np.concatenate(parts, axis=1).astype(np.float32)
+        scores[:, self._skipped] = np.nan
+        return scores
+
+    def thumbnail(self, row: int) -> Image.Image | None:
+        """The training picture of a row as it is on disk; None when the data set is no longer where it was."""
+        return None if self._dataset is None else self._dataset.thumbnail(row)
+
+    @cached_property
+    def _dataset(self) -> Dataset | None:
+        facts = self.store.attributes["data"]
+        try:
+            dataset = open_dataset(facts["source"], Columns(**facts["columns"]))
+        except GradindexError:
+            return None
+        return dataset if dataset.fingerprint == facts["fingerprint"] else None
+
+    @cached_property
+    def _checkpoints(self) -> Checkpoints:
+        """The build's checkpoints, once it is sure that they are still the same."""
+        header = self.store.attributes
+        paths = [entry["path"] for entry in header["checkpoints"]]
+        if self._model is not None:
+            if len(paths) > 1:
+                raise CallError(f"model = {str(self._model)!r}: this index has {len(paths)} checkpoints")
+            paths = [str(self._model)]
+        model = self._model or header["model"]
+        checkpoints = Checkpoints(paths, model, header["scheduler"], self._device)
+        now = replace(Recipe.from_json(header["recipe"]), **checkpoints.facts())
+        self.store.require_recipe(now, f"the model at {model} is not the one that was indexed")
+        return checkpoints
+
+    def _query_block(
+        self,
+        pictures: Sequence[Picture],
+        method: str,
+        *,
+        pairing: str = "matched",
+        query_timesteps: int | Sequence[int] | None = None,
+        query_draws: int | None = None,
+        weights: Sequence[float] | None = None,
+        class_label: int | Sequence[int] | None = None,
+        ids: Sequence[str] | None = None,
+        batch_size: int = BATCH,
+    ) -> np.ndarray:
+        """What each row [c, i, t] is multiplied with: weighted query gradients, [Q, C, T, D] float32."""
+        require("method", method, tuple(ROWS_OF))
+        require("pairing", pairing, ("matched", "mean"))
+        recipe, weights = self.store.recipe, self.store.attributes["weights"] if weights is None else weights
+        if len(weights) != len(recipe.checkpoints):
+            raise CallError(f"weights = {list(weights)}: this index has {len(recipe.checkpoints)} checkpoints")
+        if pairing == "matched" and (query_timesteps is not None or query_draws is not None):
+            raise CallError("with pairing matched the timesteps and draws are the store's; leave them out, or use mean")
+        if not len(pictures):
+            raise CallError("pictures: give at least one")
+        arrays = np.stack([_picture_array(picture, recipe.image) for picture in pictures])
+        labels = _labels(class_label, len(arrays), recipe.classes)
+        ids = [hashlib.sha256(array.tobytes()).hexdigest() for array in arrays] if ids is None else list(ids)
+        if len(ids) != len(arrays):
+            raise CallError(f"ids: {len(ids)} for {len(arrays)} pictures")
+        num_train_timesteps = self._checkpoints[0].num_train_timesteps
+        own_grid = {
+            "timesteps": grid(query_timesteps or QUERY_TIMESTEPS, num_train_timesteps),
+            "draws": query_draws or QUERY_DRAWS,
+        }
+        blocks = []
+        for checkpoint, weight in enumerate(weights):
+            denoiser = self._checkpoints[checkpoint]
+            with capture_for(denoiser, recipe) as capture:
+                block = sample_gradients(
+                    denoiser,
+                    capture,
+                    recipe,
+                    arrays,
+                    ids,
+                    labels,
+                    batch_size=batch_size,
+                    **(own_grid if pairing == "mean" else {}),
+                )
+            if method == "retrac":
+                block = _unit(block)
+            if pairing == "mean":
+                block = block.mean(1, keepdims=True).repeat(len(recipe.timesteps), axis=1)
+            blocks.append(np.float32(weight) * block)
+        return np.stack(blocks, axis=1)
+
+    def _search(self, block: np.ndarray, k: int, method: str, sign: int) -> list[list[Hit]]:
+        """The k best rows for each query; `sign` −1 looks for the most negative."""
+        if method not in self._faiss:
+            self._faiss[method] = load_index(self.store, method)
+        vectors = search_vectors(sign * block, self.store.recipe)
+        rows = candidates(self._faiss[method], vectors, max(10 * k, OVERFETCH))
+        contributions = self._contributions(block, method, rows)
+        scores = contributions.mean(2).astype(np.float32)
+        timesteps = contributions.shape[2]
+        stderrs = contributions.std(2, ddof=1) / np.sqrt(timesteps) if timesteps > 1 else None
+        results = []
+        for query, values in enumerate(scores):
+            best = np.lexsort((rows, -sign * values))[:k]
+            results.append(
+                [
+                    Hit(
+                        rank=rank,
+                        id=self.store.sample_ids[rows[place]],
+                        row=int(rows[place]),
+                        score=float(values[place]),
+                        stderr=None if stderrs is None else float(stderrs[query, place]),
+                    )
+                    for rank, place in enumerate(best, 1)
+                ]
+            )
+        return results
+
+    def _contributions(self, block: np.ndarray, method: str, rows: slice | np.ndarray) -> np.ndarray:
+        """What each timestep adds to the score of the given rows, [Q, rows, T] float64; the score is its mean.
+
+        ReTrac's unit rows are taken from the unnormalized ones and their norms: the normalized array is float16.
+        """
+        total: np.ndarray | float = 0.0
+        for checkpoint in range(block.shape[1]):
+            u = self.store.read("unnormalized", checkpoint, rows).astype(np.float64)
+            products = np.matmul(u.transpose(1, 0, 2), block[:, checkpoint].astype(np.float64).transpose(1, 2, 0))
+            if method == "retrac":
+                norm = self.store.read("norm", checkpoint, rows).astype(np.float64)
+                products /= np.where(norm == 0, 1, norm).T[:, :, None]
+            total = total + products.transpose(2, 1, 0)
+        return np.asarray(total)
+
+
+def picture_name(picture: Picture, number: int) -> str:
+    """What a picture is called in results: its path, or its number."""
+    return str(picture) if isinstance(picture, str | Path) else f"picture {number}"
+
+
+def _picture_array(picture: Picture, image: tuple[int, int, int]) -> np.ndarray:
+    if isinstance(picture, str | Path):
+        try:
+            with Image.open(picture) as opened:
+                return to_array(opened, image)
+        except (OSError, ValueError, SyntaxError) as error:
+            if isinstance(error, CallError):
+                raise
+            raise CallError(f"{picture}: not a picture that opens ({error})") from error
+    if isinstance(picture, Image.Image):
+        return to_array(picture, image)
+    array = np.asarray(picture, dtype=np.float32)
+    if array.shape != image or not np.isfinite(array).all() or np.abs(array).max() > 1:
+        raise CallError(f"a picture tensor of shape {array.shape}: give {image} with values in [-1, 1]")
+    return array
+
+
+def _labels(class_label: int | Sequence[int] | None, count: int, classes: int | None) -> list[int] | None:
+    if classes is None:
+        if class_label is not None:
+            raise CallError(f"class_label = {class_label}: the model is not class-conditional")
+        return None
+    if class_label is None:
+        raise CallError(f"the model is class-conditional: give class_label, 0 to {classes - 1}")
+    labels = [class_label] * count if isinstance(class_label, int) else list(class_label)
+    if len(labels) != count or not all(0 <= label < classes for label in labels):
+        raise CallError(f"class_label = {class_label}: give one from 0 to {classes - 1} per picture")
+    return labels
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    norm = np.linalg.norm(rows.astype(np.float64), axis=-1, keepdims=True)
+    return (rows / np.where(norm == 0, 1, norm)).astype(np.float32)

@@ -1,0 +1,63 @@
+"""Small real models and picture folders that many tests share."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from PIL import Image
+
+torch.set_num_threads(1)
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def make_model(path: Path, seed: int = 0, prediction_type: str = "epsilon", **config: object) -> Path:
+    """Save a small DDPM pipeline with random weights."""
+    torch.manual_seed(seed)
+    settings = {
+        "sample_size": 8,
+        "in_channels": 1,
+        "out_channels": 1,
+        "layers_per_block": 1,
+        "block_out_channels": (8, 16),
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+        "norm_num_groups": 4,
+        "attention_head_dim": 8,
+        **config,
+    }
+    model = UNet2DModel(**settings)  # type: ignore[arg-type]
+    with torch.no_grad():  # zero biases and unit norms would hide mistakes
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    DDPMPipeline(model, DDPMScheduler(prediction_type=prediction_type)).save_pretrained(path)
+    return path
+
+
+def make_pictures(path: Path, count: int, size: int = 8, seed: int = 0, mode: str = "L") -> Path:
+    """Write scikit-learn's digits as PNG files: p000.png, p001.png, …"""
+    from sklearn.datasets import load_digits
+
+    path.mkdir(parents=True, exist_ok=True)
+    digits = load_digits().images[seed * 100 : seed * 100 + count]
+    for number, digit in enumerate(digits):
+        picture = Image.fromarray((digit / 16 * 255).astype(np.uint8)).convert(mode)
+        picture.resize((size, size)).save(path / f"p{number:03d}.png")
+    return path
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("model") / "ddpm")
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_pictures(tmp_path_factory.mktemp("data") / "pictures", 9)
+
+
+@pytest.fixture(scope="session")
+def queries(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return sorted(make_pictures(tmp_path_factory.mktemp("data") / "queries", 2, seed=5).iterdir())

@@ -1,0 +1,58 @@
+"""The scores that gradindex shows are the ones that the formulas of docs/method.md give."""
+
+from pathlib import Path
+
+import numpy as np
+import oracles
+import pytest
+from conftest import make_model
+from diffusers import DDPMPipeline
+
+import gradindex
+
+CASES = [
+    # prediction type, loss, noise, pairing
+    ("epsilon", "mse", "shared", "matched"),
+    ("epsilon", "mse", "shared", "mean"),
+    ("epsilon", "l1", "own", "matched"),
+    ("v_prediction", "mse", "own", "mean"),
+    ("sample", "l1", "shared", "matched"),
+    ("v_prediction", "l1", "shared", "matched"),
+    ("sample", "mse", "own", "matched"),
+]
+
+
+@pytest.mark.parametrize(("prediction_type", "loss", "noise", "pairing"), CASES)
+def test_scores_equal_a_loop_of_autograd(
+    tmp_path: Path, pictures: Path, queries: list[Path], prediction_type: str, loss: str, noise: str, pairing: str
+) -> None:
+    """Two weighted checkpoints, two draws: every score within 1e-4 of the brute-force loop, for both methods."""
+    weights = {str(make_model(tmp_path / f"ckpt-{s}", s, prediction_type)): w for s, w in [(1, 0.25), (2, 1.5)]}
+    index = gradindex.build(
+        tmp_path / "idx",
+        model=tmp_path / "ckpt-1",
+        checkpoints=weights,
+        data=pictures,
+        timesteps=[100, 700],
+        draws=2,
+        loss=loss,
+        noise=noise,
+        projection="none",
+        seed=3,
+        device="cpu",
+    )
+    grid = {"query_timesteps": 3, "query_draws": 2} if pairing == "mean" else {}
+    query_grid = [166, 500, 833] if pairing == "mean" else [100, 700]
+    files = sorted(pictures.iterdir())
+    ids = [file.name if noise == "own" else None for file in files]
+    query_ids = [oracles.query_id(file) if noise == "own" else None for file in queries]
+    pipelines = [DDPMPipeline.from_pretrained(place) for place in weights]
+    training = [oracles.rows(pipeline, files, ids, [100, 700], 2, 3, loss) for pipeline in pipelines]
+    asked = [oracles.rows(pipeline, queries, query_ids, query_grid, 2, 3, loss) for pipeline in pipelines]
+    for method in ("tracin", "retrac"):
+        truth = oracles.score(training, asked, list(weights.values()), method, pairing)
+        scores = index.scores(queries, method, pairing=pairing, **grid)
+        np.testing.assert_allclose(scores, truth, rtol=1e-4)
+        for result, row in zip(index.query(queries, 20, method, pairing=pairing, **grid), truth, strict=True):
+            assert [hit.row for hit in result.hits] == np.argsort(-row).tolist()
+            np.testing.assert_allclose(result.scores, np.sort(row)[::-1], rtol=1e-4)
