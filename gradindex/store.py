@@ -124,9 +124,11 @@ class Store:
         normalized = (rows / np.where(norm == 0, 1, norm)[:, :, None]).astype(np.float16)
         where = (shard.checkpoint, slice(shard.start, shard.stop))
         blocks = {"normalized": normalized, "unnormalized": rows, "norm": norm.astype(np.float32), "timestep": timestep}
+        files = [self._file(name, shard) for name in ROW_ARRAYS]
+        for file in (self._entry_file(shard), *files):
+            file.unlink(missing_ok=True)  # zarr would read a damaged file before writing over it
         for name, block in blocks.items():
             self._group[name][where] = block
-        files = [self._file(name, shard) for name in ROW_ARRAYS]
         for file in files:
             _fsync(file)
             _fsync(file.parent)

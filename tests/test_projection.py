@@ -1,0 +1,78 @@
+"""A projection keeps inner products, and its numbers depend on seed and name alone."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from gradindex import noise
+from gradindex.errors import CallError
+from gradindex.gradients.capture import Capture
+from gradindex.gradients.noise import random_signs
+from gradindex.gradients.projection import CountSketch, Exact, make_projection
+
+
+def capture_rows(model: nn.Module, x: Tensor, projection: Exact | CountSketch) -> Tensor:
+    names = [name for name, _ in model.named_parameters()]
+    with Capture(model.requires_grad_(False), names, projection) as capture:
+        return capture.gradients(lambda: model(x).flatten(1).square().sum(1))
+
+
+@pytest.mark.parametrize("rank", [None, 4], ids=["sketch", "two-sided"])
+def test_inner_products_are_right_on_average_over_seeds(rank: int | None) -> None:
+    """⟨Px, Py⟩ → ⟨x, y⟩: the mean over 400 seeds lies within 4 standard errors of the truth."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 6, 3, padding=1), nn.GroupNorm(2, 6), nn.Tanh(), nn.Flatten(), nn.Linear(96, 8))
+    x = torch.randn(3, 2, 4, 4)
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    exact = capture_rows(model, x, Exact(sizes))
+    truth = (exact @ exact.T).numpy()
+    grams = []
+    for seed in range(400):
+        rows = capture_rows(model, x, CountSketch(64, seed, rank))
+        grams.append((rows @ rows.T).numpy())
+    error = np.abs(np.mean(grams, axis=0) - truth)
+    assert (error < 4 * np.std(grams, axis=0) / np.sqrt(len(grams))).all()
+    assert np.std(grams, axis=0).max() > 0
+
+
+@settings(max_examples=30, deadline=None)
+@given(size=st.integers(1, 50), dim=st.integers(1, 20), seed=st.integers(0, 5))
+def test_a_sketch_is_the_sum_over_signed_buckets(size: int, dim: int, seed: int) -> None:
+    """The obvious twin: number j of the block goes, signed, to place (start + j) mod D."""
+    block = torch.randn(2, size)
+    rows = torch.zeros(2, dim)
+    CountSketch(dim, seed).add(rows, "w", block)
+    basis = torch.zeros(1, dim)
+    CountSketch(dim, seed).add(basis, "w", torch.eye(1, size))
+    start = int(basis[0].abs().argmax())
+    expected = torch.zeros(2, dim)
+    for j, sign in enumerate(random_signs(seed, "w", "fold", size=size)):
+        expected[:, (start + j) % dim] += int(sign) * block[:, j]
+    torch.testing.assert_close(rows, expected)
+
+
+def test_every_parameter_has_numbers_of_its_own() -> None:
+    one, two = random_signs(0, "a", "fold", size=64), random_signs(0, "b", "fold", size=64)
+    assert not np.array_equal(one, two)
+    assert not np.array_equal(one, random_signs(1, "a", "fold", size=64))
+
+
+def test_noise_and_signs_have_not_changed() -> None:
+    """Golden numbers: stores that people keep were made with them. A change needs a new version in recipe.py."""
+    np.testing.assert_array_equal(random_signs(7, "w", size=12), [1, -1, 1, 1, -1, 1, -1, -1, 1, 1, -1, -1])
+    np.testing.assert_allclose(noise(7, None, 500, 0, (3,)), [2.2498431, -0.4373114, 1.0236088], rtol=1e-6)
+    np.testing.assert_allclose(noise(7, "a.png", 500, 1, (3,)), [1.653341, -1.5941497, -1.5872748], rtol=1e-6)
+
+
+def test_noise_depends_on_each_part_of_its_key() -> None:
+    keys = [(0, None, 1, 0), (1, None, 1, 0), (0, "None", 1, 0), (0, None, 2, 0), (0, None, 1, 1), (0, "null", 1, 0)]
+    assert len({noise(*key, (4,)).tobytes() for key in keys}) == len(keys)
+    np.testing.assert_array_equal(noise(0, "a", 5, 0, (2, 3)), noise(0, "a", 5.0, 0, (2, 3)))
+
+
+def test_an_unknown_projection_is_refused() -> None:
+    with pytest.raises(CallError, match="projection = 'fjlt': allowed are auto, sketch, none"):
+        make_projection("fjlt", 8, 0, None, {"w": 3})

@@ -1,0 +1,190 @@
+"""The store: committed rows read back exactly, and nothing else is believed."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gradindex import store as store_module
+from gradindex.errors import CallError, RecipeMismatch, StoreError
+from gradindex.recipe import Recipe, grid
+from gradindex.store import ROW_ARRAYS, Shard, Store, is_store
+
+RECIPE = Recipe(
+    model="UNet2DModel",
+    checkpoints=("a" * 64, "b" * 64),
+    scheduler="{}",
+    prediction_type="epsilon",
+    image=(1, 8, 8),
+    classes=None,
+    params=None,
+    parameter_count=1000,
+    timesteps=(50, 500, 950),
+    draws=1,
+    noise="shared",
+    seed=0,
+    loss="mse",
+    projection="sketch",
+    rank=None,
+    dim=16,
+)
+IDS = [f"folder/é{number}.png" for number in range(10)]
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "SHARD_ROWS", 4)
+
+
+def rows_of(shard: Shard, scale: float = 1.0) -> np.ndarray:
+    generator = np.random.default_rng([shard.checkpoint, shard.number])
+    return (generator.standard_normal((shard.stop - shard.start, 3, 16)) * scale).astype(np.float32)
+
+
+def fill(store: Store, shards: list[Shard] | None = None, scale: float = 1.0) -> Store:
+    for shard in store.shards() if shards is None else shards:
+        timestep = np.tile(np.float32([50, 500, 950]), (shard.stop - shard.start, 1))
+        store.write(shard, rows_of(shard, scale), timestep)
+    return store
+
+
+def test_rows_read_back(tmp_path: Path, small_shards: None) -> None:
+    """Shapes, types, unit rows, norms and ids, after the store was opened anew."""
+    fill(Store.create(tmp_path / "idx", RECIPE, IDS))
+    store = Store(tmp_path / "idx")
+    assert store.unnormalized.shape == store.normalized.shape == (2, 10, 3, 16)
+    assert (store.unnormalized.dtype, store.normalized.dtype) == (np.float32, np.float16)
+    assert store.sample_ids == IDS
+    assert store.missing() == []
+    expected = np.concatenate([rows_of(shard) for shard in store.shards() if shard.checkpoint == 1])
+    np.testing.assert_array_equal(store.unnormalized[1], expected)
+    np.testing.assert_allclose(store.norm[1], np.linalg.norm(expected, axis=2), rtol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(store.normalized[1].astype(float), axis=2), 1, rtol=1e-3)
+    np.testing.assert_array_equal(store.timestep[0, 3], [50, 500, 950])
+
+
+@settings(max_examples=20, deadline=None)
+@given(scale=st.floats(1e-12, 1e12))
+def test_unit_rows_survive_any_scale(tmp_path_factory: pytest.TempPathFactory, scale: float) -> None:
+    """Raw gradients of 1e-7 or 1e6 would lose everything in float16; unit rows do not."""
+    store = fill(Store.create(tmp_path_factory.mktemp("s") / "idx", RECIPE, IDS), scale=scale)
+    expected = store.unnormalized[0].astype(np.float64) / store.norm[0].astype(np.float64)[..., None]
+    np.testing.assert_allclose(store.normalized[0], expected, atol=1e-3)
+
+
+def test_a_zero_gradient_stays_zero_and_is_counted(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "idx", RECIPE, IDS)
+    shard = store.shards()[0]
+    rows = rows_of(shard)
+    rows[2, 1] = 0
+    store.write(shard, rows, np.zeros((10, 3), np.float32))
+    assert store.norm[0, 2, 1] == 0
+    assert not store.normalized[0, 2, 1].any()
+    assert json.loads((tmp_path / "idx/manifest/c000-s000000.json").read_text())["zero_gradients"] == 1
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_rows_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
+    store = Store.create(tmp_path / "idx", RECIPE, IDS)
+    shard = store.shards()[0]
+    rows = rows_of(shard)
+    rows[7, 0, 3] = value
+    with pytest.raises(StoreError, match="gradient of 'folder/é7.png' is not finite: nothing written"):
+        store.write(shard, rows, np.zeros((10, 3), np.float32))
+    assert shard in store.missing()
+
+
+def test_only_what_the_manifest_lists_counts(tmp_path: Path, small_shards: None) -> None:
+    store = Store.create(tmp_path / "idx", RECIPE, IDS)
+    shards = store.shards()
+    assert [(s.checkpoint, s.start, s.stop) for s in shards[:4]] == [(0, 0, 4), (0, 4, 8), (0, 8, 10), (1, 0, 4)]
+    fill(store, shards[1:])
+    assert store.missing() == shards[:1]
+    with pytest.raises(StoreError, match=r"1 of 6 shards are missing or damaged \(c000-s000000 first\); run the same"):
+        store.entries()
+
+
+@pytest.mark.parametrize("name", ROW_ARRAYS)
+@pytest.mark.parametrize("damage", ["empty", "shorter", "gone"])
+def test_a_file_of_another_size_makes_its_shard_missing(tmp_path: Path, name: str, damage: str) -> None:
+    store = fill(Store.create(tmp_path / "idx", RECIPE, IDS))
+    file = next(path for path in (tmp_path / "idx" / name / "c" / "1").rglob("*") if path.is_file())
+    if damage == "gone":
+        file.unlink()
+    else:
+        os.truncate(file, 0 if damage == "empty" else file.stat().st_size - 1)
+    assert [shard.checkpoint for shard in store.missing()] == [1]
+    fill(store, store.missing())
+    assert store.missing() == []
+
+
+@pytest.mark.parametrize("name", ROW_ARRAYS)
+def test_a_flipped_byte_is_an_error_when_read(tmp_path: Path, name: str) -> None:
+    fill(Store.create(tmp_path / "idx", RECIPE, IDS))
+    file = next(path for path in (tmp_path / "idx" / name / "c" / "0").rglob("*") if path.is_file())
+    content = bytearray(file.read_bytes())
+    content[5] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(StoreError, match=f"{name} is damaged"):
+        Store(tmp_path / "idx").read(name, 0, slice(0, 10))
+
+
+def test_a_store_of_a_newer_format_is_refused(tmp_path: Path) -> None:
+    Store.create(tmp_path / "idx", RECIPE, IDS)
+    header = tmp_path / "idx" / "zarr.json"
+    header.write_text(header.read_text().replace('"format": 1', '"format": 2'))
+    with pytest.raises(StoreError, match="format version 2, this gradindex reads 1: update gradindex"):
+        Store(tmp_path / "idx")
+
+
+def test_a_changed_recipe_is_seen(tmp_path: Path) -> None:
+    Store.create(tmp_path / "idx", RECIPE, IDS)
+    header = tmp_path / "idx" / "zarr.json"
+    header.write_text(header.read_text().replace('"seed": 0', '"seed": 1'))
+    with pytest.raises(StoreError, match="changed by hand"):
+        Store(tmp_path / "idx")
+
+
+def test_a_folder_that_is_no_index(tmp_path: Path) -> None:
+    with pytest.raises(CallError, match="not a gradindex index"):
+        Store(tmp_path)
+    with pytest.raises(CallError, match="no such index"):
+        Store(tmp_path / "absent")
+
+
+def test_creation_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "_create_arrays", lambda *args: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        Store.create(tmp_path / "idx", RECIPE, IDS)
+    assert not is_store(tmp_path / "idx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_recipes_differ_field_by_field() -> None:
+    other = Recipe.from_json({**RECIPE.to_json(), "seed": 1, "dim": 32})
+    assert RECIPE.differences(other) == ["seed: 0, now 1", "dim: 16, now 32"]
+    assert Recipe.from_json(RECIPE.to_json()) == RECIPE
+    assert other.digest != RECIPE.digest
+
+
+def test_a_mismatch_lists_the_fields(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "idx", RECIPE, IDS)
+    with pytest.raises(RecipeMismatch, match="other recipe: loss: \"mse\", now \"l1\"") as caught:
+        store.require_recipe(Recipe.from_json({**RECIPE.to_json(), "loss": "l1"}), "other recipe")
+    assert caught.value.differences == ['loss: "mse", now "l1"']
+
+
+@pytest.mark.parametrize(("n", "expected"), [(1, (500,)), (2, (250, 750)), (10, tuple(range(50, 1000, 100)))])
+def test_a_grid_is_made_of_midpoints(n: int, expected: tuple[int, ...]) -> None:
+    assert grid(n, 1000) == expected
+    assert len(set(grid(1000, 1000))) == 1000
+
+
+@pytest.mark.parametrize("timesteps", [0, 1001, -1, [], [5, 5], [1000], [-1]])
+def test_timesteps_outside_the_scheduler(timesteps: int | list[int]) -> None:
+    with pytest.raises(CallError, match="timesteps = "):
+        grid(timesteps, 1000)
