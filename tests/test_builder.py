@@ -1,0 +1,393 @@
+"""A build: stopped and rerun, batched any way, over any kind of data, it gives the same rows."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from conftest import make_model, make_pictures
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import gradindex
+from gradindex import store as store_module
+from gradindex.errors import CallError, DataError, ModelError, RecipeMismatch
+from gradindex.store import Store
+
+Build = Callable[..., gradindex.Index]
+
+
+@pytest.fixture
+def build(tmp_path: Path, model: Path, pictures: Path) -> Build:
+    """`gradindex.build` with small defaults, into tmp_path/idx."""
+
+    def call(**options: Any) -> gradindex.Index:
+        defaults = {"model": model, "data": pictures, "timesteps": [100, 700], "dim": 64, "device": "cpu"}
+        return gradindex.build(options.pop("index", tmp_path / "idx"), **{**defaults, **options})
+
+    return call
+
+
+def arrays_of(index: gradindex.Index) -> dict[str, np.ndarray]:
+    return {name: getattr(index.store, name)[:] for name in store_module.ROW_ARRAYS}
+
+
+def assert_same_rows(one: gradindex.Index, two: gradindex.Index, tolerance: float = 1e-4) -> None:
+    """Equal up to float rounding: within `tolerance` of each row's norm."""
+    left, right = one.store.unnormalized[:], two.store.unnormalized[:]
+    scale = np.linalg.norm(right, axis=-1, keepdims=True)
+    assert (np.linalg.norm(left - right, axis=-1, keepdims=True) <= tolerance * scale).all()
+
+
+@pytest.mark.parametrize("noise", ["shared", "own"])
+def test_batch_size_changes_nothing(build: Build, tmp_path: Path, noise: str) -> None:
+    one = build(batch_size=1, noise=noise, draws=2)
+    for batch_size in (3, 64):
+        assert_same_rows(build(index=tmp_path / str(batch_size), batch_size=batch_size, noise=noise, draws=2), one)
+
+
+@pytest.mark.parametrize("noise", ["shared", "own"])
+def test_order_and_company_change_nothing(build: Build, tmp_path: Path, pictures: Path, noise: str) -> None:
+    """A picture has the same row alone, and in a set that is sorted differently."""
+    whole = build(noise=noise)
+    some = tmp_path / "some"
+    some.mkdir()
+    for name in ("p007.png", "p002.png"):
+        (some / name).write_bytes((pictures / name).read_bytes())
+    part = build(index=tmp_path / "part", data=some, noise=noise)
+    rows = [whole.store.sample_ids.index(name) for name in part.store.sample_ids]
+    np.testing.assert_allclose(part.store.unnormalized[:], whole.store.unnormalized[:][:, rows], rtol=1e-3, atol=1e-6)
+
+
+def test_a_stopped_build_goes_on_and_equals_one_shot(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped after two of three shards, then rerun: bitwise the same, and only the missing shard is made."""
+    monkeypatch.setattr(store_module, "SHARD_ROWS", 4)
+    whole = build(index=tmp_path / "whole")
+    write, written = Store.write, []
+
+    def stops(self: Store, shard: Any, *args: Any) -> None:
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        write(self, shard, *args)
+        written.append(shard.name)
+
+    monkeypatch.setattr(Store, "write", stops)
+    with pytest.raises(KeyboardInterrupt):
+        build()
+    with pytest.raises(gradindex.GradindexError, match="1 of 3 shards are missing"):
+        gradindex.open(tmp_path / "idx")
+    written.clear()
+    resumed = build()
+    assert len(written) == 1
+    for name, array in arrays_of(whole).items():
+        np.testing.assert_array_equal(arrays_of(resumed)[name], array)
+
+
+@pytest.mark.slow
+def test_kill_9_loses_nothing(tmp_path: Path, model: Path) -> None:
+    """Killed again and again while it writes: in the end the rows are those of one shot."""
+    data = make_pictures(tmp_path / "data", 40)
+    code = (
+        "import sys, torch, gradindex; from gradindex import store; torch.set_num_threads(1); store.SHARD_ROWS = 4;"
+        f"gradindex.build(sys.argv[1], model={str(model)!r}, data={str(data)!r}, timesteps=4, dim=32, device='cpu')"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "whole")], check=True)
+    killed = 0
+    for _ in range(20):
+        process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "idx")])
+        before = len(list((tmp_path / "idx" / "manifest").glob("*.json"))) if (tmp_path / "idx").exists() else 0
+        while process.poll() is None and not (
+            (tmp_path / "idx/manifest").exists() and len(list((tmp_path / "idx/manifest").glob("*.json"))) > before
+        ):
+            time.sleep(0.002)
+        time.sleep(0.01 * killed)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            killed += 1
+        process.wait()
+        if process.returncode == 0:
+            break
+    assert killed >= 2
+    whole, resumed = gradindex.open(tmp_path / "whole"), gradindex.open(tmp_path / "idx")
+    for name, array in arrays_of(whole).items():
+        np.testing.assert_array_equal(arrays_of(resumed)[name], array)
+
+
+def test_a_rebuild_with_another_recipe_is_refused(build: Build) -> None:
+    build()
+    with pytest.raises(RecipeMismatch, match="seed: 0, now 1") as caught:
+        build(seed=1, draws=2)
+    assert caught.value.differences == ["draws: 1, now 2", "seed: 0, now 1"]
+    assert build(seed=1, overwrite=True).store.recipe.seed == 1
+
+
+def test_a_rebuild_over_other_data_is_refused(build: Build, tmp_path: Path) -> None:
+    build()
+    other = make_pictures(tmp_path / "other", 3)
+    with pytest.raises(RecipeMismatch, match="data: 9 pictures, now 3"):
+        build(data=other)
+
+
+def test_new_weights_of_checkpoints_need_no_new_rows(build: Build, model: Path, queries: list[Path]) -> None:
+    one = build(checkpoints={str(model): 1.0}).scores(queries, "tracin")
+    two = build(checkpoints={str(model): 2.0}).scores(queries, "tracin")
+    np.testing.assert_allclose(two, 2 * one, rtol=1e-5)
+
+
+def test_a_folder_that_is_something_else_is_left_alone(build: Build, pictures: Path) -> None:
+    before = sorted(pictures.iterdir())
+    with pytest.raises(CallError, match="exists and is not a gradindex index"):
+        build(index=pictures, overwrite=True)
+    assert sorted(pictures.iterdir()) == before
+
+
+# --- pictures -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bad_pictures(tmp_path: Path) -> Path:
+    folder = make_pictures(tmp_path / "bad", 6)
+    whole = (folder / "p001.png").read_bytes()
+    (folder / "p001.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "p004.png").write_text("not a picture")
+    return folder
+
+
+def test_a_bad_picture_stops_the_build_and_is_named(build: Build, bad_pictures: Path) -> None:
+    with pytest.raises(DataError, match=r"'p001.png' is not a readable picture \(.*\); skip_bad leaves such"):
+        build(data=bad_pictures)
+
+
+def test_skip_bad_leaves_them_out(build: Build, bad_pictures: Path, queries: list[Path]) -> None:
+    index = build(data=bad_pictures, skip_bad=True)
+    assert index.store.skipped() == [1, 4]
+    scores = index.scores(queries)
+    assert np.isnan(scores[:, [1, 4]]).all()
+    assert np.isfinite(scores[:, [0, 2, 3, 5]]).all()
+    for result in index.query(queries, 10, opponents=True):
+        assert sorted(hit.row for hit in result.hits) == [0, 2, 3, 5]
+        assert sorted(hit.row for hit in result.opponents or []) == [0, 2, 3, 5]
+
+
+def test_empty_and_missing_folders(build: Build, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CallError, match="empty: no pictures there"):
+        build(data=tmp_path / "empty")
+    with pytest.raises(CallError, match="absent: no such file or folder"):
+        build(data=tmp_path / "absent")
+    assert not (tmp_path / "idx").exists()
+
+
+def test_any_size_and_mode(build: Build, tmp_path: Path) -> None:
+    """Grey, colour, 16-bit and transparent pictures of any size become the model's size and channels."""
+    folder = tmp_path / "mixed" / "deep"
+    folder.mkdir(parents=True)
+    grey = np.arange(20 * 30, dtype=np.uint16).reshape(20, 30)
+    Image.fromarray(grey * 100).save(folder / "sixteen.png")
+    Image.fromarray((grey % 256).astype(np.uint8)).save(folder / "grey.webp", lossless=True)
+    Image.new("RGBA", (8, 50), (10, 200, 30, 120)).save(folder / "alpha.PNG")
+    Image.new("RGB", (50, 8), (10, 200, 30)).save(folder / "colour.jpeg")
+    index = build(data=tmp_path / "mixed")
+    assert index.store.sample_ids == ["deep/alpha.PNG", "deep/colour.jpeg", "deep/grey.webp", "deep/sixteen.png"]
+    assert (index.store.norm[:] > 0).all()
+
+
+def test_a_picture_of_the_right_size_keeps_its_pixels(pictures: Path) -> None:
+    from gradindex.dataset import open_dataset
+
+    array = open_dataset(pictures).picture(2, (1, 8, 8))
+    pixels = np.asarray(Image.open(pictures / "p002.png"), dtype=np.float32)
+    np.testing.assert_array_equal(array, (pixels / 127.5 - 1)[None])
+
+
+@pytest.mark.parametrize("kind", ["imagefolder", "save_to_disk", "parquet", "parquet folder"])
+def test_tables_give_the_rows_of_the_folder(build: Build, tmp_path: Path, pictures: Path, kind: str) -> None:
+    files = sorted(pictures.iterdir())
+    names = [file.name for file in files]
+    columns = gradindex.Columns(id="name")
+    if kind == "imagefolder":
+        source, columns = tmp_path / "images", gradindex.Columns()
+        source.mkdir()
+        for file in files:
+            (source / file.name).write_bytes(file.read_bytes())
+        lines = [json.dumps({"file_name": name, "caption": "a digit"}) for name in names]
+        (source / "metadata.jsonl").write_text("\n".join(lines))
+    else:
+        table = datasets.Dataset.from_dict({"pic": [str(file) for file in files], "name": names})
+        table = table.cast_column("pic", datasets.Image())
+        source = tmp_path / "table"
+        if kind == "save_to_disk":
+            table.save_to_disk(source)
+        else:
+            source.mkdir()
+            table.to_parquet(source / "train.parquet")
+            source = source / "train.parquet" if kind == "parquet" else source
+    index = build(data=source, columns=columns, index=tmp_path / "table-idx")
+    assert index.store.sample_ids == names
+    assert_same_rows(index, build())
+    assert index.thumbnail(0) is not None
+
+
+def test_columns_that_do_not_exist_and_ids_that_repeat(build: Build, tmp_path: Path, pictures: Path) -> None:
+    files = [str(file) for file in sorted(pictures.iterdir())]
+    table = datasets.Dataset.from_dict({"image": files, "name": ["a", "b", "a", *"defghi"]})
+    table.cast_column("image", datasets.Image()).to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(CallError, match="no column 'title'; there are image, name"):
+        build(data=tmp_path / "t.parquet", columns=gradindex.Columns(id="title"))
+    with pytest.raises(DataError, match="1 ids stand for several pictures, such as 'a'"):
+        build(data=tmp_path / "t.parquet", columns=gradindex.Columns(id="name"))
+
+
+# --- models -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["unet in pipeline", "bare", "trainer", "ema", "weights file", "bin"])
+def test_model_layouts_give_the_same_rows(build: Build, tmp_path: Path, model: Path, layout: str) -> None:
+    place, options = tmp_path / "m", {}
+    weights = load_file(model / "unet/diffusion_pytorch_model.safetensors")
+    config, scheduler = (model / "unet/config.json").read_text(), model / "scheduler/scheduler_config.json"
+    folder = {"trainer": place / "unet", "ema": place / "unet_ema"}.get(layout, place)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(config)
+    save_file(weights, folder / "diffusion_pytorch_model.safetensors")
+    options["model"] = place
+    if layout == "unet in pipeline":
+        options["model"] = model / "unet"
+    elif layout == "bare":
+        (place / "scheduler_config.json").write_bytes(scheduler.read_bytes())
+    elif layout == "weights file":
+        save_file(weights, tmp_path / "step.safetensors")
+        options |= {"model": model, "checkpoints": [tmp_path / "step.safetensors"]}
+    elif layout == "bin":
+        (place / "diffusion_pytorch_model.safetensors").unlink()
+        torch.save(weights, place / "diffusion_pytorch_model.bin")
+        options["scheduler"] = model / "scheduler"
+    else:
+        options["scheduler"] = scheduler
+    index = build(index=tmp_path / "layout-idx", **options)
+    assert_same_rows(index, build(), 1e-6)
+
+
+class Payload:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch owned",)
+
+
+def test_a_pickle_is_never_run(build: Build, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    place = tmp_path / "evil"
+    place.mkdir()
+    (place / "config.json").write_bytes((model / "unet/config.json").read_bytes())
+    torch.save({"weight": Payload()}, place / "diffusion_pytorch_model.bin")
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        build(model=place, scheduler=model / "scheduler")
+    torch.save({"weight": Payload()}, tmp_path / "evil.pt")
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        build(checkpoints=[tmp_path / "evil.pt"])
+    assert not (tmp_path / "owned").exists()
+
+
+def test_models_that_cannot_be_used(build: Build, tmp_path: Path, model: Path) -> None:
+    with pytest.raises(CallError, match="absent: no such file or folder"):
+        build(model=tmp_path / "absent")
+    (tmp_path / "m").mkdir()
+    with pytest.raises(ModelError, match="no model here"):
+        build(model=tmp_path / "m")
+    config = json.loads((model / "unet/config.json").read_text())
+    (tmp_path / "m/config.json").write_text(json.dumps(config))
+    with pytest.raises(CallError, match=r"no scheduler_config.json found; name its folder with --scheduler"):
+        build(model=tmp_path / "m")
+    with pytest.raises(ModelError, match="no weights"):
+        build(model=tmp_path / "m", scheduler=model / "scheduler")
+    (tmp_path / "m/config.json").write_text(json.dumps({**config, "_class_name": "Mystery"}))
+    with pytest.raises(ModelError, match="a model of class 'Mystery'; gradindex knows UNet2DModel"):
+        build(model=tmp_path / "m", scheduler=model / "scheduler")
+    assert not (tmp_path / "idx").exists()
+
+
+def test_channels_that_pictures_do_not_have(build: Build, tmp_path: Path) -> None:
+    place = make_model(tmp_path / "four", in_channels=4, out_channels=4)
+    with pytest.raises(CallError, match="the model takes 4 channels; pictures have 1"):
+        build(model=place)
+
+
+def test_nan_weights_are_named(build: Build, tmp_path: Path, model: Path) -> None:
+    weights = load_file(model / "unet/diffusion_pytorch_model.safetensors")
+    weights["conv_in.bias"][0] = np.nan
+    save_file(weights, tmp_path / "nan.safetensors")
+    with pytest.raises(ModelError, match="weights 'conv_in.bias' hold NaN or infinity"):
+        build(checkpoints=[tmp_path / "nan.safetensors"])
+    assert not (tmp_path / "idx").exists()
+
+
+def test_gradients_that_overflow_are_named(build: Build, tmp_path: Path, model: Path) -> None:
+    weights = load_file(model / "unet/diffusion_pytorch_model.safetensors")
+    weights["conv_out.weight"] *= 1e30
+    save_file(weights, tmp_path / "huge.safetensors")
+    with pytest.raises(ModelError, match="not finite|not autograd's"):
+        build(checkpoints=[tmp_path / "huge.safetensors"])
+
+
+def test_colour_and_classes(build: Build, tmp_path: Path, queries: list[Path]) -> None:
+    """A class-conditional colour model: labels come from folders, a query names its own."""
+    place = make_model(tmp_path / "cond", in_channels=3, out_channels=3, num_class_embeds=2)
+    for label in ("cat", "dog"):
+        make_pictures(tmp_path / "classes" / label, 3, mode="RGB")
+    index = build(model=place, data=tmp_path / "classes")
+    rows = index.store.unnormalized[0]
+    assert np.abs(rows[0] - rows[3]).max() > 1e-6  # the same picture under another label
+    with pytest.raises(CallError, match="class-conditional: give class_label, 0 to 1"):
+        index.query(queries)
+    with pytest.raises(CallError, match="class_label = 2: give one from 0 to 1"):
+        index.query(queries, class_label=2)
+    hits = index.query([tmp_path / "classes/dog/p001.png"], 1, class_label=1)[0].hits
+    assert (hits[0].id, round(hits[0].score, 5)) == ("dog/p001.png", 1)
+    with pytest.raises(CallError, match="pictures have no label"):
+        build(model=place, data=tmp_path / "classes/cat", overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"timesteps": 0}, "timesteps = 0: give 1 to 1000"),
+        ({"timesteps": [1000]}, "give distinct timesteps from 0 to 999"),
+        ({"dim": 0}, "dim = 0: give a whole number, 1 or more"),
+        ({"draws": 0}, "draws = 0"),
+        ({"noise": "pink"}, "noise = 'pink': allowed are 'shared', 'own'"),
+        ({"loss": "huber"}, "loss = 'huber'"),
+        ({"projection": "fjlt"}, "projection = 'fjlt'"),
+        ({"params": "("}, "not a regular expression"),
+        ({"params": "lora"}, "matches none of the"),
+        ({"device": "tpu"}, "device = 'tpu'"),
+        ({"batch_size": 0}, "batch_size = 0"),
+    ],
+)
+def test_wrong_calls(build: Build, tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(CallError) as caught:
+        build(**options)
+    assert message in str(caught.value)
+    assert caught.value.exit_status == 2
+    assert not (tmp_path / "idx").exists()
+
+
+def test_params_pick_parameters(build: Build, tmp_path: Path, queries: list[Path]) -> None:
+    """Rows over some parameters are the columns of the rows over all of them."""
+    whole = build(projection="none")
+    part = build(index=tmp_path / "part", projection="none", params=r"^conv_in\.")
+    width = part.store.recipe.parameter_count
+    assert width == 8 * 9 + 8
+    names = dict(whole._checkpoints[0].model.named_parameters())
+    start = sum(p.numel() for p in list(names.values())[: list(names).index("conv_in.weight")])
+    expected = whole.store.unnormalized[0, :, :, start : start + width]
+    np.testing.assert_allclose(part.store.unnormalized[0], expected, rtol=1e-4, atol=1e-7)
