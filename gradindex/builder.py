@@ -106,7 +106,6 @@ def build(
     )
     _check_data(dataset, recipe)
     check_capture(first, recipe)  # a layer without a rule is an error before anything is written
-    dataset.picture(0, recipe.image)
     attributes = {
         "model": str(Path(model).resolve()),
         "scheduler": None if scheduler is None else str(Path(scheduler).resolve()),
@@ -150,16 +149,14 @@ def _check_data(dataset: Dataset, recipe: Recipe) -> None:
             f"data {dataset.source}: the model is class-conditional and the pictures have no label;"
             " put them in one folder per class, or name a label column"
         )
-    if not (0 <= min(dataset.labels) and max(dataset.labels) < recipe.classes):
+    if not (min(dataset.labels) >= 0 and max(dataset.labels) < recipe.classes):
         raise CallError(
             f"data {dataset.source}: labels {min(dataset.labels)} to {max(dataset.labels)},"
             f" the model knows 0 to {recipe.classes - 1}"
         )
 
 
-def _open_or_create(
-    path: Path, recipe: Recipe, dataset: Dataset, attributes: dict[str, Any], overwrite: bool
-) -> Store:
+def _open_or_create(path: Path, recipe: Recipe, dataset: Dataset, attributes: dict[str, Any], overwrite: bool) -> Store:
     """The store at `path` when it is the same build's, else a new one."""
     if is_store(path):
         try:

@@ -2,13 +2,13 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from gradindex.errors import CallError, GradindexError
+from gradindex.errors import GradindexError
 
 METHODS = click.Choice(["retrac", "tracin"])
 
@@ -108,9 +108,7 @@ def _checkpoints(context: click.Context, parameter: click.Parameter, values: Seq
     help="One noise for all pictures and queries, or each picture its own.",
 )
 @click.option("--loss", type=click.Choice(["mse", "l1"]), default="mse", show_default=True)
-@click.option(
-    "--projection", type=click.Choice(["auto", "sketch", "none"]), default="auto", show_default=True
-)
+@click.option("--projection", type=click.Choice(["auto", "sketch", "none"]), default="auto", show_default=True)
 @click.option("--dim", default=1024, show_default=True, help="Width of a projected gradient.")
 @click.option("--params", metavar="REGEX", help="Only parameters in whose name this is found.")
 @click.option("--seed", default=0, show_default=True, help="Of noise and projection.")
@@ -221,3 +219,7 @@ def _say(text: str) -> None:
 def _fail(text: str, status: int) -> None:
     click.echo(f"Error: {' '.join(text.split())}", err=True)
     sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

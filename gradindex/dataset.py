@@ -205,4 +205,3 @@ def _table_ids(path: Path, table: Any, image: str, id_column: str | None) -> lis
         root = path.resolve()
         return [Path(cell["path"]).resolve().relative_to(root).as_posix() for cell in table[image]]
     return [str(row) for row in range(len(table))]
-

@@ -131,7 +131,9 @@ def _facts(model: Any, schedule: dict[str, Any]) -> dict[str, Any]:
     if size is None:
         raise ModelError('the model\'s config.json has no "sample_size": write the training size there')
     if config.in_channels != config.out_channels:
-        raise ModelError(f"the model takes {config.in_channels} channels and gives {config.out_channels}: not a denoiser")
+        raise ModelError(
+            f"the model takes {config.in_channels} channels and gives {config.out_channels}: not a denoiser"
+        )
     if schedule["prediction_type"] not in PREDICTIONS:
         raise ModelError(f"prediction_type {schedule['prediction_type']!r}: known are {', '.join(PREDICTIONS)}")
     if config.class_embed_type is not None:
@@ -171,7 +173,9 @@ def _scheduler_file(folder: Path, given: str | Path | None) -> Path:
 def _schedule(file: Path) -> dict[str, Any]:
     schedule = _read_json(file)
     if "beta_schedule" not in schedule or "num_train_timesteps" not in schedule:
-        raise ModelError(f"{file}: scheduler {schedule.get('_class_name')!r} has no beta schedule; give a DDPM-like one")
+        raise ModelError(
+            f"{file}: scheduler {schedule.get('_class_name')!r} has no beta schedule; give a DDPM-like one"
+        )
     return {**schedule, "prediction_type": schedule.get("prediction_type", "epsilon")}
 
 

@@ -113,7 +113,8 @@ def _figure(picture: Image.Image | None, name: str, kind: str, hit: Hit | None =
     else:
         stream = io.BytesIO()
         picture.save(stream, "PNG")
-        shown = f'<img alt="{html.escape(name)}" src="data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}">'
+        content = base64.b64encode(stream.getvalue()).decode()
+        shown = f'<img alt="{html.escape(name)}" src="data:image/png;base64,{content}">'
     score = "" if hit is None else f"<b>{hit.score:.4g}</b>{_plus_minus(hit)}<br>"
     return f"<figure class={kind}>{shown}<figcaption>{score}{html.escape(name)}</figcaption></figure>"
 

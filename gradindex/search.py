@@ -15,7 +15,7 @@ from gradindex.denoiser import Checkpoints, resolve_device
 from gradindex.errors import CallError, GradindexError
 from gradindex.gradients.capture import capture_for, sample_gradients
 from gradindex.index import ROWS_OF, candidates, load_index, search_vectors
-from gradindex.recipe import Recipe, grid, require, require_positive
+from gradindex.recipe import NOISE_VERSION, PROJECTION_VERSION, grid, require, require_positive
 from gradindex.results import Hit, Result
 from gradindex.store import Store
 
@@ -144,8 +144,9 @@ class Index:
             paths = [str(self._model)]
         model = self._model or header["model"]
         checkpoints = Checkpoints(paths, model, header["scheduler"], self._device)
-        now = replace(Recipe.from_json(header["recipe"]), **checkpoints.facts())
-        self.store.require_recipe(now, f"the model at {model} is not the one that was indexed")
+        facts = {"noise_version": NOISE_VERSION, "projection_version": PROJECTION_VERSION, **checkpoints.facts()}
+        now = replace(self.store.recipe, **facts)
+        self.store.require_recipe(now, f"model {model} or this gradindex is not the one that indexed")
         return checkpoints
 
     def _query_block(
@@ -164,6 +165,7 @@ class Index:
         """What each row [c, i, t] is multiplied with: weighted query gradients, [Q, C, T, D] float32."""
         require("method", method, tuple(ROWS_OF))
         require("pairing", pairing, ("matched", "mean"))
+        require_positive(batch_size=batch_size)
         recipe, weights = self.store.recipe, self.store.attributes["weights"] if weights is None else weights
         if len(weights) != len(recipe.checkpoints):
             raise CallError(f"weights = {list(weights)}: this index has {len(recipe.checkpoints)} checkpoints")
@@ -176,11 +178,12 @@ class Index:
         ids = [hashlib.sha256(array.tobytes()).hexdigest() for array in arrays] if ids is None else list(ids)
         if len(ids) != len(arrays):
             raise CallError(f"ids: {len(ids)} for {len(arrays)} pictures")
-        num_train_timesteps = self._checkpoints[0].num_train_timesteps
-        own_grid = {
-            "timesteps": grid(query_timesteps or QUERY_TIMESTEPS, num_train_timesteps),
-            "draws": query_draws or QUERY_DRAWS,
-        }
+        own_timesteps, own_draws = None, None
+        if pairing == "mean":
+            asked = QUERY_TIMESTEPS if query_timesteps is None else query_timesteps
+            own_timesteps = grid(asked, self._checkpoints[0].num_train_timesteps)
+            own_draws = QUERY_DRAWS if query_draws is None else query_draws
+            require_positive(query_draws=own_draws)
         blocks = []
         for checkpoint, weight in enumerate(weights):
             denoiser = self._checkpoints[checkpoint]
@@ -192,8 +195,9 @@ class Index:
                     arrays,
                     ids,
                     labels,
+                    timesteps=own_timesteps,
+                    draws=own_draws,
                     batch_size=batch_size,
-                    **(own_grid if pairing == "mean" else {}),
                 )
             if method == "retrac":
                 block = _unit(block)

@@ -257,7 +257,7 @@ def _create_arrays(path: Path, recipe: Recipe, sample_ids: Sequence[str], attrib
     group = zarr.create_group(path, attributes={"gradindex": header})
     shape = (len(recipe.checkpoints), len(sample_ids), len(recipe.timesteps), recipe.dim)
     shard_rows = min(SHARD_ROWS, len(sample_ids))
-    chunk_rows = next(n for n in range(shard_rows, 0, -1) if shard_rows % n == 0 and _fits(n, shape) or n == 1)
+    chunk_rows = next(n for n in range(shard_rows, 0, -1) if (shard_rows % n == 0 and _fits(n, shape)) or n == 1)
     types = {"normalized": "float16", "unnormalized": "float32", "norm": "float32", "timestep": "float32"}
     for name in ROW_ARRAYS:
         full = shape if name in ("normalized", "unnormalized") else shape[:3]
@@ -274,8 +274,9 @@ def _create_arrays(path: Path, recipe: Recipe, sample_ids: Sequence[str], attrib
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a user's zarr may call variable-length strings unstable
+        count = len(sample_ids)
         ids = group.create_array(
-            "sample_ids", shape=(len(sample_ids),), dtype="string", chunks=(65536,), compressors=[Crc32cCodec()]
+            "sample_ids", shape=(count,), dtype="string", chunks=(min(count, 65536),), compressors=[Crc32cCodec()]
         )
     ids[:] = np.array(sample_ids, dtype=object)
 

@@ -16,7 +16,9 @@ def load(file: Path) -> torch.Tensor:
     return torch.tensor(np.array(Image.open(file).convert("L")), dtype=torch.float32)[None] / 127.5 - 1
 
 
-def gradient(pipeline: DDPMPipeline, x: torch.Tensor, t: int, epsilon: torch.Tensor, loss: str, label: int | None = None) -> np.ndarray:
+def gradient(
+    pipeline: DDPMPipeline, x: torch.Tensor, t: int, epsilon: torch.Tensor, loss: str, label: int | None = None
+) -> np.ndarray:
     """∇θ of one loss, all parameters in a row, float64 from float32 autograd."""
     model, scheduler = pipeline.unet.eval(), pipeline.scheduler
     time = torch.tensor([t])
@@ -28,7 +30,9 @@ def gradient(pipeline: DDPMPipeline, x: torch.Tensor, t: int, epsilon: torch.Ten
         "sample": x[None],
         "v_prediction": scheduler.get_velocity(x[None], epsilon[None], time),
     }[scheduler.config.prediction_type]
-    value = torch.nn.functional.mse_loss(output, target) if loss == "mse" else torch.nn.functional.l1_loss(output, target)
+    value = (
+        torch.nn.functional.mse_loss(output, target) if loss == "mse" else torch.nn.functional.l1_loss(output, target)
+    )
     parameters = [p for p in model.parameters() if p.requires_grad]
     grads = torch.autograd.grad(value, parameters, allow_unused=True)
     flat = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, grads, strict=True)]

@@ -77,7 +77,9 @@ def test_each_foreign_library_has_one_room() -> None:
 
 def test_only_the_command_line_prints_or_exits() -> None:
     for name, tree in rooms().items():
-        calls = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+        calls = {
+            node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        }
         assert name == "cli" or not calls & {"print", "exit"}, name
 
 

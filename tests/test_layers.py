@@ -1,6 +1,7 @@
 """Each layer's captured gradient equals autograd's, one sample at a time."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -36,7 +37,13 @@ def assert_equals_autograd(layer: nn.Module, *inputs: Tensor, mix: Callable[[Ten
 
 
 @fast
-@given(n=st.integers(1, 3), i=st.integers(1, 5), o=st.integers(1, 5), inner=st.lists(st.integers(1, 3), max_size=2), bias=st.booleans())  # fmt: skip
+@given(
+    n=st.integers(1, 3),
+    i=st.integers(1, 5),
+    o=st.integers(1, 5),
+    inner=st.lists(st.integers(1, 3), max_size=2),
+    bias=st.booleans(),
+)
 def test_linear(n: int, i: int, o: int, inner: list[int], bias: bool) -> None:
     assert_equals_autograd(nn.Linear(i, o, bias=bias), torch.randn(n, *inner, i).double())
 
@@ -51,11 +58,11 @@ def test_linear(n: int, i: int, o: int, inner: list[int], bias: bool) -> None:
     stride=st.integers(1, 3),
     padding=st.one_of(st.integers(0, 2), st.tuples(st.integers(0, 2), st.integers(0, 1))),
     dilation=st.integers(1, 2),
-    mode=st.sampled_from(["zeros", "reflect", "circular", "replicate"]),
+    padding_mode=st.sampled_from(["zeros", "reflect", "circular", "replicate"]),
     bias=st.booleans(),
 )
-def test_conv2d(n: int, groups: int, ins: int, outs: int, kernel: tuple[int, int], stride: int, padding: int | tuple[int, int], dilation: int, mode: str, bias: bool) -> None:  # fmt: skip
-    layer = nn.Conv2d(groups * ins, groups * outs, kernel, stride, padding, dilation, groups, bias, mode)
+def test_conv2d(n: int, groups: int, ins: int, outs: int, kernel: tuple[int, int], **options: Any) -> None:
+    layer = nn.Conv2d(groups * ins, groups * outs, kernel, groups=groups, **options)
     assert_equals_autograd(layer, torch.randn(n, groups * ins, 6, 7).double())
 
 
@@ -64,7 +71,12 @@ def test_conv2d_with_same_padding() -> None:
 
 
 @fast
-@given(n=st.integers(1, 3), groups=st.integers(1, 3), width=st.integers(1, 2), inner=st.lists(st.integers(2, 4), min_size=1, max_size=3))  # fmt: skip
+@given(
+    n=st.integers(1, 3),
+    groups=st.integers(1, 3),
+    width=st.integers(1, 2),
+    inner=st.lists(st.integers(2, 4), min_size=1, max_size=3),
+)
 def test_group_norm(n: int, groups: int, width: int, inner: list[int]) -> None:
     layer = nn.GroupNorm(groups, groups * width)
     with torch.no_grad():

@@ -93,7 +93,7 @@ def test_rows_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> N
     shard = store.shards()[0]
     rows = rows_of(shard)
     rows[7, 0, 3] = value
-    with pytest.raises(StoreError, match="gradient of 'folder/é7.png' is not finite: nothing written"):
+    with pytest.raises(StoreError, match=r"gradient of 'folder/é7\.png' is not finite: nothing written"):
         store.write(shard, rows, np.zeros((10, 3), np.float32))
     assert shard in store.missing()
 
@@ -173,7 +173,7 @@ def test_recipes_differ_field_by_field() -> None:
 
 def test_a_mismatch_lists_the_fields(tmp_path: Path) -> None:
     store = Store.create(tmp_path / "idx", RECIPE, IDS)
-    with pytest.raises(RecipeMismatch, match="other recipe: loss: \"mse\", now \"l1\"") as caught:
+    with pytest.raises(RecipeMismatch, match='other recipe: loss: "mse", now "l1"') as caught:
         store.require_recipe(Recipe.from_json({**RECIPE.to_json(), "loss": "l1"}), "other recipe")
     assert caught.value.differences == ['loss: "mse", now "l1"']
 

@@ -55,7 +55,7 @@ class Capture:
 
     def __enter__(self) -> Self:
         for path, layer, rule, names in self._layers:
-            hook = self._factors_forward if isinstance(rule, Factors) else self._direct_forward
+            hook: Any = self._factors_forward if isinstance(rule, Factors) else self._direct_forward
             self._handles.append(layer.register_forward_hook(partial(hook, path, rule, names)))
         return self
 

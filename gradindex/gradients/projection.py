@@ -76,9 +76,7 @@ class CountSketch:
         return self._cache[name, purpose]
 
 
-def make_projection(
-    name: str, dim: int, seed: int, rank: int | None, sizes: Mapping[str, int]
-) -> Exact | CountSketch:
+def make_projection(name: str, dim: int, seed: int, rank: int | None, sizes: Mapping[str, int]) -> Exact | CountSketch:
     """The projection of a recipe for the parameters `sizes` {name: how many numbers}."""
     if name == "none":
         return Exact(sizes)

@@ -1,0 +1,56 @@
+"""Write the golden store of format version 1. Run once per format version; never again for an old one.
+
+python tests/golden/make.py tests/golden/v1
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from gradindex.index import ROWS_OF, build_index
+from gradindex.recipe import Recipe
+from gradindex.store import Store
+
+RECIPE = Recipe(
+    model="UNet2DModel",
+    checkpoints=("0" * 64, "1" * 64),
+    scheduler='{"beta_schedule": "linear"}',
+    prediction_type="epsilon",
+    image=(1, 8, 8),
+    classes=None,
+    params=None,
+    parameter_count=1234,
+    timesteps=(250, 750),
+    draws=1,
+    noise="shared",
+    seed=0,
+    loss="mse",
+    projection="two-sided",
+    rank=32,
+    dim=4,
+)
+IDS = ["a.png", "b/ü.png", "b/c.png"]
+
+
+def rows(checkpoint: int) -> np.ndarray:
+    """Numbers that need no generator: row i at timestep t is (i + 1) · [1, t, −c, 0.5]; picture 2 was skipped."""
+    block = np.array([[[1, t, -checkpoint, 0.5] for t in range(2)] for _ in range(3)], np.float32)
+    return block * np.float32([1, 2, 0])[:, None, None]
+
+
+if __name__ == "__main__":
+    store = Store.create(
+        Path(sys.argv[1]),
+        RECIPE,
+        IDS,
+        model="m",
+        scheduler=None,
+        checkpoints=[{"path": "m"}, {"path": "m"}],
+        weights=[0.5, 0.5],
+        data={"source": "d", "columns": {"image": None, "id": None, "label": None}, "fingerprint": "f"},
+    )
+    for shard in store.shards():
+        store.write(shard, rows(shard.checkpoint), np.tile(np.float32([250, 750]), (3, 1)), [2])
+    for method in ROWS_OF:
+        build_index(store, method)

@@ -1,0 +1,176 @@
+"""The command line: data to stdout, the rest to stderr, one line per error, status 0, 1 or 2."""
+
+import inspect
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import make_pictures
+
+import gradindex
+from gradindex.cli import main
+from gradindex.results import Hit, Result, to_html, to_json, to_table
+
+
+def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "gradindex.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, model: Path, pictures: Path) -> Path:
+    place = tmp_path_factory.mktemp("cli") / "idx"
+    done = run("build", place, "--model", model, "--data", pictures, "--timesteps", "100,700", "--dim", 16)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "shards      1 of 1 done" in done.stderr
+    return place
+
+
+def test_query_json(built: Path, queries: list[Path]) -> None:
+    done = run("query", built, *queries, "-k", 2, "--format", "json", "--opponents")
+    answer = json.loads(done.stdout)
+    assert (answer["index"], answer["method"], answer["k"]) == (str(built), "retrac", 2)
+    assert [query["picture"] for query in answer["queries"]] == [str(file) for file in queries]
+    for query in answer["queries"]:
+        assert query["hits"][0].keys() == {"rank", "id", "row", "score", "stderr"}
+        assert query["hits"][0]["score"] >= query["hits"][1]["score"]
+        assert query["opponents"][0]["score"] <= query["opponents"][1]["score"]
+
+
+def test_query_table_and_page(built: Path, queries: list[Path], tmp_path: Path) -> None:
+    table = run("query", built, queries[0], "-k", 3, "--method", "tracin").stdout
+    assert "tracin, inner product ± standard error over timesteps" in table
+    assert len(table.strip().splitlines()) == 4
+    done = run("query", built, *queries, "-k", 3, "--format", "html", "--output", tmp_path / "page.html")
+    assert (done.returncode, done.stdout) == (0, "")
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<img") == 2 * (1 + 3)
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_info_and_index(built: Path) -> None:
+    assert "1 checkpoints × 9 pictures × 2 timesteps × 16 numbers" in run("info", built).stdout
+    (built / "faiss/retrac.faiss").unlink()
+    assert run("index", built, "--method", "retrac").returncode == 0
+    assert (built / "faiss/retrac.faiss").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["query", "absent", "x.png"], 2, "Error: absent: no such index; make it with `gradindex build`"),
+        (["query", ".", "x.png"], 2, "Error: .: not a gradindex index (no zarr.json of one)"),
+        (["query", "{idx}", "x.png"], 2, "Error: x.png: not a picture that opens"),
+        (["query", "{idx}", "{q}", "-k", "0"], 2, "Error: k = 0"),
+        (["query", "{idx}", "{q}", "--query-timesteps", "5"], 2, "Error: with pairing matched"),
+        (["query", "{idx}"], 2, "Missing argument 'PICTURE...'"),
+        (["build", "i", "--model", "{m}", "--data", "absent"], 2, "Error: data absent: no such file or folder"),
+        (["build", "i", "--model", "{m}", "--data", "{d}", "--timesteps", "0"], 2, "Error: timesteps = 0"),
+        (["build", "i", "--model", "{m}", "--data", "{d}", "--timesteps", "many"], 2, "'many': give a number"),
+        (["build", "i", "--model", "{m}", "--data", "{d}", "--dim", "0"], 2, "Error: dim = 0"),
+        (["build", "i", "--model", "{d}", "--data", "{d}"], 1, "no model here"),
+        (["build", "{idx}", "--model", "{m}", "--data", "{d}", "--seed", "7"], 2, "seed: 0, now 7"),
+    ],
+)
+def test_errors_are_one_line(
+    built: Path, model: Path, pictures: Path, queries: list[Path], tmp_path: Path,
+    arguments: list[str], status: int, message: str,
+) -> None:  # fmt: skip
+    names = {"idx": built, "m": model, "d": pictures, "q": queries[0]}
+    done = run(*[argument.format(**names) for argument in arguments], cwd=tmp_path)
+    assert done.returncode == status
+    assert message in done.stderr
+    assert done.stdout == ""
+    assert len([line for line in done.stderr.splitlines() if line.startswith("Error")]) == 1
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path, model: Path) -> None:
+    """Interrupted while it works: one line, status 1; the same command finishes the job."""
+    data = make_pictures(tmp_path / "data", 100)
+    command = [sys.executable, "-m", "gradindex.cli", "build", str(tmp_path / "idx"), "--model", str(model)]
+    command += ["--data", str(data), "--timesteps", "30", "--dim", "16"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "idx").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors.strip() == "Error: interrupted; what was committed stays, run the same command again to go on"
+    assert "shards      0 of 1 done" in run("info", tmp_path / "idx").stdout
+    refused = run("query", tmp_path / "idx", data / "p000.png")
+    assert (refused.returncode, "run the same build again" in refused.stderr) == (1, True)
+    subprocess.run(command, check=True, capture_output=True)
+    assert run("query", tmp_path / "idx", data / "p000.png").returncode == 0
+
+
+def test_every_flag_of_build_is_an_argument() -> None:
+    """`build` in Python and on the command line have the same options, and the same defaults."""
+    arguments = dict(inspect.signature(gradindex.build).parameters)
+    columns = {"image_column", "id_column", "label_column"}
+    context = main.commands["build"].make_context("build", ["idx", "--model", "m", "--data", "d"])
+    assert context.params.keys() - columns == arguments.keys() - {"columns"}
+    for name in context.params.keys() - columns - {"index", "model", "data", "checkpoints"}:
+        assert context.params[name] == arguments[name].default, name
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from gradindex.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'faiss', 'zarr', 'diffusers', 'datasets', 'numpy', 'PIL', 'sklearn', 'tqdm'}\n"
+        "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Usage:" in done.stdout
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    code = "import sys, gradindex; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_output_that_is_cut_off_is_no_traceback(built: Path, queries: list[Path]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "gradindex.cli", "info", str(built)]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+# --- what people see ----------------------------------------------------------------------------------------------
+
+RESULTS = [Result("gen.png", [Hit(1, "a<b>.png", 17, 0.42, 0.03), Hit(2, "c.png", 3, 0.4, None)])]
+
+
+def test_json_has_the_documented_shape() -> None:
+    assert json.loads(to_json(RESULTS, "idx", "retrac", 10)) == {
+        "index": "idx",
+        "method": "retrac",
+        "k": 10,
+        "queries": [
+            {
+                "picture": "gen.png",
+                "hits": [
+                    {"rank": 1, "id": "a<b>.png", "row": 17, "score": 0.42, "stderr": 0.03},
+                    {"rank": 2, "id": "c.png", "row": 3, "score": 0.4, "stderr": None},
+                ],
+            }
+        ],
+    }
+
+
+def test_table_and_page_escape_and_survive_missing_pictures() -> None:
+    assert to_table(RESULTS, "retrac").splitlines()[1].split() == ["1", "0.42", "±", "0.03", "a<b>.png"]
+    page = to_html([("retrac", RESULTS)], lambda row: None, [None])
+    assert "a&lt;b&gt;.png" in page
+    assert "a<b>" not in page
+    assert page.count("picture not found") == 3

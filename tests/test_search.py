@@ -1,0 +1,255 @@
+"""A query: FAISS proposes, the store decides, and nothing that does not fit is compared."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_model, make_pictures
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from test_store import RECIPE, fill
+
+import gradindex
+from gradindex import index as index_module
+from gradindex import search as search_module
+from gradindex.errors import CallError, MissingPackage, RecipeMismatch
+from gradindex.index import load_index, search_vectors
+from gradindex.recipe import Recipe
+from gradindex.store import Store
+
+METHODS = ("tracin", "retrac")
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory, model: Path, pictures: Path) -> gradindex.Index:
+    place = tmp_path_factory.mktemp("search") / "idx"
+    return gradindex.build(place, model=model, data=pictures, timesteps=4, dim=32, device="cpu")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("pairing", ["matched", "mean"])
+def test_hits_and_opponents_are_the_ends_of_the_scores(
+    index: gradindex.Index, queries: list[Path], method: str, pairing: str
+) -> None:
+    grid = {"query_timesteps": [10, 900], "query_draws": 1} if pairing == "mean" else {}
+    scores = index.scores(queries, method, pairing=pairing, **grid)
+    results = index.query(queries, 3, method, opponents=True, pairing=pairing, **grid)
+    for row, result in zip(scores, results, strict=True):
+        assert [hit.row for hit in result.hits] == np.argsort(-row)[:3].tolist()
+        assert [hit.row for hit in result.opponents or []] == np.argsort(row)[:3].tolist()
+        assert result.scores == row[[hit.row for hit in result.hits]].tolist()
+        assert [hit.rank for hit in result.hits] == [1, 2, 3]
+        assert result.ids == [index.store.sample_ids[hit.row] for hit in result.hits]
+
+
+def test_a_training_picture_finds_itself_with_cosine_one(index: gradindex.Index, pictures: Path) -> None:
+    """With shared noise and matched timesteps its gradient is its row."""
+    for result in index.query(sorted(pictures.iterdir()), 1):
+        assert result.ids == [Path(result.picture).name]
+        assert result.scores == pytest.approx([1], abs=1e-5)
+
+
+def test_k_beyond_n_returns_every_picture(index: gradindex.Index, queries: list[Path]) -> None:
+    assert [len(result.hits) for result in index.query(queries, 1000)] == [9, 9]
+
+
+def test_paths_pictures_and_tensors_are_the_same_query(index: gradindex.Index, queries: list[Path]) -> None:
+    opened = [Image.open(file) for file in queries]
+    tensors = [torch.from_numpy(np.asarray(picture, np.float32) / 127.5 - 1)[None] for picture in opened]
+    expected = index.scores(queries)
+    for same in (opened, tensors, [str(file) for file in queries]):
+        np.testing.assert_allclose(index.scores(same), expected, rtol=1e-6)
+
+
+def test_queries_do_not_see_each_other(index: gradindex.Index, queries: list[Path]) -> None:
+    together = index.scores(queries)
+    for number, file in enumerate(queries):
+        np.testing.assert_allclose(index.scores([file], batch_size=3)[0], together[number], rtol=1e-4, atol=1e-5)
+
+
+def test_the_standard_error_is_that_of_the_mean_over_timesteps(index: gradindex.Index, queries: list[Path]) -> None:
+    hit = index.query(queries, 1)[0].hits[0]
+    block = index._query_block(queries[:1], "retrac")[0, 0]
+    u = index.store.unnormalized[0, hit.row]
+    cosines = [(u[t] / np.linalg.norm(u[t])) @ block[t] for t in range(4)]
+    assert hit.score == pytest.approx(np.mean(cosines), rel=1e-5)
+    assert hit.stderr == pytest.approx(np.std(cosines, ddof=1) / 2, rel=1e-4)
+
+
+def test_one_timestep_has_no_standard_error(tmp_path: Path, model: Path, pictures: Path, queries: list[Path]) -> None:
+    index = gradindex.build(tmp_path / "i", model=model, data=pictures, timesteps=1, dim=16, device="cpu")
+    assert index.query(queries, 1)[0].hits[0].stderr is None
+
+
+def test_equal_scores_come_in_the_order_of_rows(tmp_path: Path, model: Path, queries: list[Path]) -> None:
+    """The same picture under nine names: same score, rows ascending, for proponents and opponents."""
+    folder = make_pictures(tmp_path / "one", 1)
+    for number in range(1, 9):
+        shutil.copy(folder / "p000.png", folder / f"q{number}.png")
+    index = gradindex.build(tmp_path / "i", model=model, data=folder, timesteps=3, dim=16, device="cpu")
+    for method in METHODS:
+        result = index.query(queries, 9, method, opponents=True)[0]
+        assert len(set(result.scores)) == 1
+        assert [hit.row for hit in result.hits] == [hit.row for hit in result.opponents or []] == list(range(9))
+
+
+def test_own_noise_is_keyed_by_ids(tmp_path: Path, model: Path, pictures: Path, queries: list[Path]) -> None:
+    index = gradindex.build(tmp_path / "i", model=model, data=pictures, timesteps=2, noise="own", device="cpu")
+    np.testing.assert_allclose(index.scores(queries, ids=["a", "b"]), index.scores(queries, ids=["a", "b"]), rtol=1e-6)
+    assert np.abs(index.scores(queries, ids=["a", "b"]) - index.scores(queries, ids=["c", "d"])).max() > 1e-4
+    name = "p003.png"  # under its own id a training picture has its own noise, and finds itself
+    assert index.query([pictures / name], 1, ids=[name])[0].scores == pytest.approx([1], abs=1e-5)
+
+
+# --- search vectors -----------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=20, deadline=None)
+@given(c=st.integers(1, 3), t=st.integers(1, 3), d=st.integers(1, 9), n=st.integers(1, 4))
+def test_narrow_rows_are_laid_side_by_side(c: int, t: int, d: int, n: int) -> None:
+    rows = np.random.default_rng(0).standard_normal((n, c, t, d)).astype(np.float32)
+    np.testing.assert_array_equal(search_vectors(rows, RECIPE), rows.reshape(n, -1))
+
+
+def test_wide_rows_are_folded_without_bias(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folded inner products are right on average over seeds: within 4 standard errors."""
+    monkeypatch.setattr(index_module, "WIDTH", 16)
+    rows = np.random.default_rng(0).standard_normal((3, 2, 5, 12)).astype(np.float32)
+    truth = np.einsum("nctd,mctd->nm", rows, rows)
+    grams = []
+    for seed in range(500):
+        vectors = search_vectors(rows, Recipe.from_json({**RECIPE.to_json(), "seed": seed}))
+        assert vectors.shape == (3, 16)
+        grams.append(vectors @ vectors.T)
+    assert (np.abs(np.mean(grams, 0) - truth) < 4 * np.std(grams, 0) / np.sqrt(500)).all()
+
+
+def test_folded_candidates_are_ranked_again_exactly(
+    tmp_path: Path, model: Path, queries: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FAISS sees 64 of 2 × 512 numbers a picture and proposes 30 of 60 pictures; the scores shown are exact."""
+    monkeypatch.setattr(index_module, "WIDTH", 512)
+    monkeypatch.setattr(search_module, "OVERFETCH", 30)
+    data = make_pictures(tmp_path / "data", 60)
+    index = gradindex.build(tmp_path / "i", model=model, data=data, timesteps=2, dim=512, device="cpu")
+    assert load_index(index.store, "retrac").d == 512
+    for method in METHODS:
+        scores = index.scores(queries, method)
+        for row, result in zip(scores, index.query(queries, 3, method), strict=True):
+            assert [hit.row for hit in result.hits] == np.argsort(-row)[:3].tolist()
+            np.testing.assert_array_equal(result.scores, np.sort(row)[::-1][:3])
+
+
+@pytest.mark.parametrize("damage", ["gone", "flipped", "stale"])
+def test_faiss_files_that_do_not_fit_are_made_anew(tmp_path: Path, damage: str) -> None:
+    store = fill(Store.create(tmp_path / "idx", RECIPE, ["a", "b", "c"]))
+    whole = load_index(store, "tracin")
+    file = tmp_path / "idx/faiss/tracin.faiss"
+    content = bytearray(file.read_bytes())
+    if damage == "gone":
+        file.unlink()
+    elif damage == "flipped":
+        content[-1] ^= 1
+        file.write_bytes(content)
+    else:
+        fill(store, store.shards()[:1], scale=2.0)
+    again = load_index(store, "tracin")
+    vector = search_vectors(np.stack([store.unnormalized[c][:1] for c in range(2)], axis=1), RECIPE)
+    assert again.search(vector, 1)[0][0, 0] == pytest.approx(float((vector**2).sum()), rel=1e-5)
+    assert (again.search(vector, 1)[0] == whole.search(vector, 1)[0]).all() == (damage != "stale")
+
+
+@pytest.mark.parametrize(
+    ("wheels", "message"),
+    [
+        ([], r"FAISS is not installed: pip install 'gradindex\[cpu\]'"),
+        (["faiss-cpu", "faiss-gpu-cu12"], "faiss-cpu and faiss-gpu-cu12 overwrite each other's files"),
+    ],
+)
+def test_both_faiss_wheels_or_none(monkeypatch: pytest.MonkeyPatch, wheels: list[str], message: str) -> None:
+    class Wheel:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+    monkeypatch.setattr(index_module, "distributions", lambda: [Wheel(name) for name in [*wheels, "numpy"]])
+    with pytest.raises(MissingPackage, match=message):
+        index_module._faiss()
+
+
+# --- refusals -----------------------------------------------------------------------------------------------------
+
+
+def test_a_retrained_model_is_refused_and_a_moved_one_is_found(
+    tmp_path: Path, pictures: Path, queries: list[Path]
+) -> None:
+    place = make_model(tmp_path / "m", seed=4)
+    index = gradindex.build(tmp_path / "i", model=place, data=pictures, timesteps=2, dim=16, device="cpu")
+    expected = index.scores(queries)
+    place.rename(tmp_path / "moved")
+    with pytest.raises(CallError, match="m: no such file or folder"):
+        gradindex.open(tmp_path / "i").scores(queries)
+    moved = gradindex.open(tmp_path / "i", model=tmp_path / "moved", device="cpu")
+    np.testing.assert_allclose(moved.scores(queries), expected, rtol=1e-6)
+    make_model(place, seed=5, prediction_type="sample")
+    with pytest.raises(RecipeMismatch, match="is not the one that indexed") as caught:
+        gradindex.open(tmp_path / "i").scores(queries)
+    assert [text.partition(":")[0] for text in caught.value.differences] == ["checkpoints", "prediction_type"]
+
+
+def test_a_store_made_by_other_noise_code_is_refused(
+    tmp_path: Path, index: gradindex.Index, queries: list[Path]
+) -> None:
+    """A store whose noise or projection version is not this package's gives no scores."""
+    place = tmp_path / "copy"
+    shutil.copytree(index.store.path, place)
+    old = Recipe.from_json({**index.store.recipe.to_json(), "projection_version": 0})
+    header = json.loads((place / "zarr.json").read_text())
+    header["attributes"]["gradindex"] |= {"recipe": old.to_json(), "digest": old.digest}
+    (place / "zarr.json").write_text(json.dumps(header))
+    for file in (place / "manifest").iterdir():
+        file.write_text(re.sub('"recipe": "[^"]*"', f'"recipe": "{old.digest}"', file.read_text()))
+    with pytest.raises(RecipeMismatch, match="projection_version: 0, now 1"):
+        gradindex.open(place).scores(queries)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": 0}, "k = 0: give a whole number, 1 or more"),
+        ({"method": "dot"}, "method = 'dot': allowed are 'tracin', 'retrac'"),
+        ({"pairing": "max"}, "pairing = 'max'"),
+        ({"query_timesteps": 5}, "with pairing matched the timesteps and draws are the store's"),
+        ({"query_draws": 5}, "with pairing matched the timesteps and draws are the store's"),
+        ({"pairing": "mean", "query_timesteps": 0}, "timesteps = 0"),
+        ({"pairing": "mean", "query_draws": 0}, "query_draws = 0"),
+        ({"weights": [1, 2]}, "weights = [1, 2]: this index has 1 checkpoints"),
+        ({"class_label": 1}, "the model is not class-conditional"),
+        ({"ids": ["a"]}, "ids: 1 for 2 pictures"),
+        ({"batch_size": 0}, "batch_size = 0"),
+    ],
+)
+def test_wrong_queries(index: gradindex.Index, queries: list[Path], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(CallError) as caught:
+        index.query(queries, **options)
+    assert message in str(caught.value)
+
+
+def test_query_pictures_that_do_not_open(index: gradindex.Index, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no picture")
+    for picture, message in [
+        (tmp_path / "text.png", "text.png: not a picture that opens"),
+        (tmp_path / "absent.png", "absent.png: not a picture that opens"),
+        (np.zeros((3, 8, 8)), r"shape \(3, 8, 8\): give \(1, 8, 8\)"),
+        (np.full((1, 8, 8), 2.0), r"values in \[-1, 1\]"),
+        (np.full((1, 8, 8), np.nan), r"values in \[-1, 1\]"),
+    ]:
+        with pytest.raises(CallError, match=message):
+            index.query([picture])
+    with pytest.raises(CallError, match="pictures: give at least one"):
+        index.query([])
