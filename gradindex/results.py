@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import PurePath
 from typing import Any
 
 from PIL import Image
@@ -86,8 +87,7 @@ def to_html(
     parts = [f"<h1>{html.escape(title)}</h1>", *(f"<p>{html.escape(note)}</p>" for note in notes)]
     for number, shown in enumerate(query_pictures):
         parts.append("<section>")
-        name = sections[0][1][number].picture
-        parts.append(_figure(shown, name, "query"))
+        parts.append(_figure(shown, PurePath(sections[0][1][number].picture).name, "query"))
         parts.append("<div>")
         for method, results in sections:
             for heading, hits in _lists(results[number]):
@@ -115,7 +115,7 @@ def _figure(picture: Image.Image | None, name: str, kind: str, hit: Hit | None =
         picture.save(stream, "PNG")
         content = base64.b64encode(stream.getvalue()).decode()
         shown = f'<img alt="{html.escape(name)}" src="data:image/png;base64,{content}">'
-    score = "" if hit is None else f"<b>{hit.score:.4g}</b>{_plus_minus(hit)}<br>"
+    score = "" if hit is None else f"<span><b>{hit.score:.3g}</b>{_plus_minus(hit)}</span><br>"
     return f"<figure class={kind}>{shown}<figcaption>{score}{html.escape(name)}</figcaption></figure>"
 
 
@@ -130,10 +130,10 @@ _PAGE = re.sub(
     h1 { font-size: 1.4rem } h2 { font-size: .95rem; margin: .2rem 0 } small { font-weight: normal; color: #666 }
     section { display: flex; gap: 1.5rem; border-top: 1px solid #ddd; padding: 1rem 0 }
     .row { display: flex; flex-wrap: wrap; gap: .5rem; margin-bottom: .6rem }
-    figure { margin: 0; width: 6.5rem; text-align: center; font-size: .75rem; overflow-wrap: anywhere }
+    figure { margin: 0; width: 7rem; text-align: center; font-size: .75rem; overflow-wrap: anywhere }
     figure.query { width: 8.5rem; flex: none }
     img { width: 5.5rem; height: 5.5rem; object-fit: contain; image-rendering: pixelated; background: #eee }
-    .query img { width: 8rem; height: 8rem } .gone { height: 5.5rem; background: #eee; color: #666 }
+    figcaption span { white-space: nowrap } .query img { width: 8rem; height: 8rem } .gone { height: 5.5rem; background: #eee; color: #666 }
     </style></head><body>
     {body}
     </body></html>
