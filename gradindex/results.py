@@ -133,7 +133,8 @@ _PAGE = re.sub(
     figure { margin: 0; width: 7rem; text-align: center; font-size: .75rem; overflow-wrap: anywhere }
     figure.query { width: 8.5rem; flex: none }
     img { width: 5.5rem; height: 5.5rem; object-fit: contain; image-rendering: pixelated; background: #eee }
-    figcaption span { white-space: nowrap } .query img { width: 8rem; height: 8rem } .gone { height: 5.5rem; background: #eee; color: #666 }
+    figcaption span { white-space: nowrap }
+    .query img { width: 8rem; height: 8rem } .gone { height: 5.5rem; background: #eee; color: #666 }
     </style></head><body>
     {body}
     </body></html>
