@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gradindex.errors import CallError, ModelError
-from gradindex.gradients.layers import Direct, Factors, rule_of, weight_gradient
+from gradindex.gradients.layers import Direct, Factors, rule_of
 from gradindex.gradients.noise import noise
 from gradindex.gradients.projection import CountSketch, Exact, make_projection
 from gradindex.recipe import Recipe
@@ -77,16 +77,14 @@ class Capture:
     ) -> Tensor:
         x, weight, side_out, inputs = args[0].detach(), names.get("weight"), None, None
         if weight:
-            side_out, side_in = self.projection.sides(weight, *rule.shape(layer), x.device)
+            side_out, side_in = self.projection.sides(weight, *rule.widths(layer), x.device)
             inputs = rule.inputs(layer, x, side_in)
 
         def backward(delta: Tensor) -> None:
-            outputs = rule.outputs(layer, delta)
             if "bias" in names:
-                self._add(path, names["bias"], outputs.sum(-1).flatten(1))
+                self._add(path, names["bias"], rule.bias(delta))
             if weight and inputs is not None:
-                projected = outputs if side_out is None else side_out @ outputs
-                self._add(path, weight, weight_gradient(projected, inputs))
+                self._add(path, weight, rule.weight(layer, inputs, rule.outputs(layer, delta, side_out)).flatten(1))
 
         return _on_backward(output, backward)
 

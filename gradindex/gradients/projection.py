@@ -7,7 +7,6 @@ name) alone. Linear means that a layer called twice, or a parameter shared by tw
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from gradindex.errors import CallError
@@ -28,7 +27,7 @@ class Exact:
         self.slices = {name: slice(end - sizes[name], end) for name, end in zip(sizes, ends, strict=True)}
         self.dim = ends[-1]
 
-    def sides(self, name: str, outs: int, ins: int, device: torch.device) -> Sides:
+    def sides(self, name: str, outs: int, ins: int, size: int, device: torch.device) -> Sides:
         return None, None
 
     def add(self, rows: Tensor, name: str, block: Tensor) -> None:
@@ -36,38 +35,45 @@ class Exact:
 
 
 class CountSketch:
-    """Each parameter's block is added into the row with random signs, from a random place on, around the end.
+    """Each parameter's block is added into the row with random signs, D numbers at a time.
 
-    A count sketch (Charikar, Chen and Farach-Colton 2002) whose buckets go round robin. With a `rank` k, a large
-    weight gradient Δ Aᵀ is first shrunk on both sides to `(P_o Δ)(P_i A)ᵀ`, k × k, by independent sign matrices
-    with `E[PᵀP] = I`.
+    A count sketch (Charikar, Chen and Farach-Colton 2002) whose buckets go round robin; a block of fewer than D
+    numbers starts at a random place. With a `rank` k, a large weight gradient Δ Aᵀ is first shrunk on both sides to
+    `(P_o Δ)(P_i A)ᵀ` by independent sign matrices with `E[PᵀP] = I`.
     """
 
     def __init__(self, dim: int, seed: int, rank: int | None = None) -> None:
         self.dim, self.seed, self.rank = dim, seed, rank
         self._cache: dict[tuple[str, str], Tensor] = {}
+        self._starts: dict[str, int] = {}
 
-    def sides(self, name: str, outs: int, ins: int, device: torch.device) -> Sides:
-        """`(P_o [k, o], P_i [k, i])`, float32; None for a side that is not wider than k, or a small weight."""
-        if self.rank is None or outs * ins <= self.rank**2:
+    def sides(self, name: str, outs: int, ins: int, size: int, device: torch.device) -> Sides:
+        """`(P_o [k, o], P_i [k / 2, i])`, float32; None for a side that is no wider, both for a small weight.
+
+        Half the width serves for inputs: a convolution keeps that many at every kernel position.
+        """
+        if self.rank is None or size <= 4 * self.rank**2:
             return None, None
-        return self._side(name, "out", outs, device), self._side(name, "in", ins, device)
+        return self._side(name, "out", self.rank, outs, device), self._side(name, "in", self.rank // 2, ins, device)
 
     def add(self, rows: Tensor, name: str, block: Tensor) -> None:
         """Add the sketch of `block` [n, m] into `rows` [n, D]."""
-        block = block * self._signs(name, "fold", block.shape[1], block.device)
-        folds = -(-block.shape[1] // self.dim)
-        if folds > 1:
-            block = F.pad(block, (0, folds * self.dim - block.shape[1])).unflatten(1, (folds, self.dim)).sum(1)
-        start = random_offset(self.seed, name, below=self.dim)
-        head = min(block.shape[1], self.dim - start)
-        rows[:, start : start + head] += block[:, :head]
-        rows[:, : block.shape[1] - head] += block[:, head:]
+        size = block.shape[1]
+        signs, start = self._signs(name, "fold", size, block.device), self._start(name, size)
+        for begin in range(0, size, self.dim):
+            part = block[:, begin : begin + self.dim]
+            weights = signs[begin : begin + self.dim].to(block.dtype)
+            rows.narrow(1, start, part.shape[1]).addcmul_(part, weights)
 
-    def _side(self, name: str, side: str, width: int, device: torch.device) -> Tensor | None:
-        if self.rank is None or width <= self.rank:
+    def _start(self, name: str, size: int) -> int:
+        if name not in self._starts:
+            self._starts[name] = random_offset(self.seed, name, below=max(1, self.dim - size + 1))
+        return self._starts[name]
+
+    def _side(self, name: str, side: str, rank: int, width: int, device: torch.device) -> Tensor | None:
+        if width <= rank:
             return None
-        return self._signs(name, side, self.rank * width, device).view(self.rank, width) * self.rank**-0.5
+        return self._signs(name, side, rank * width, device).float().view(rank, width) * rank**-0.5
 
     def _signs(self, name: str, purpose: str, size: int, device: torch.device) -> Tensor:
         if (name, purpose) not in self._cache:
