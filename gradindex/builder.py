@@ -63,9 +63,11 @@ def build(
         dim: width D of a projected row.
         params: regular expression; only parameters in whose name it is found count.
         seed: of noise and projection.
-        batch_size: how many (picture, timestep, draw) at once; changes no result beyond float rounding.
+        batch_size: how many (picture, timestep, draw) at once, 64 for "auto"; changes no result beyond float
+            rounding, and is halved when the device has not the memory.
         skip_bad: leave out pictures that cannot be read, instead of stopping at them.
-        overwrite: replace an index of another recipe or data set.
+        overwrite: replace an index of another recipe or data set, which stays as INDEX.replaced until the new one
+            is whole.
 
     Returns:
         The open index.
@@ -84,6 +86,7 @@ def build(
     batch = BATCH if batch_size == "auto" else int(batch_size)
     require_positive(batch_size=batch)
     _check_target(path)
+    faiss_index.require_faiss()
     dataset = open_dataset(data, columns)
     places, weights = _weights(checkpoints, model)
     denoisers = Checkpoints(places, model, scheduler, device)
@@ -115,8 +118,11 @@ def build(
     }
     store = _open_or_create(path, recipe, dataset, attributes, overwrite)
     _fill(store, dataset, denoisers, batch, skip_bad)
+    if len(store.skipped()) == len(dataset):
+        raise DataError(f"data {dataset.source}: not one of {len(dataset)} pictures can be read")
     for method in faiss_index.ROWS_OF:
         faiss_index.load_index(store, method)
+    shutil.rmtree(_replaced(path), ignore_errors=True)
     return search.open(path, device=device)
 
 
@@ -162,23 +168,42 @@ def _open_or_create(path: Path, recipe: Recipe, dataset: Dataset, attributes: di
         try:
             store = Store(path)
             store.require_recipe(recipe, "built with another recipe (overwrite replaces it)")
-            if store.attributes["data"]["fingerprint"] != dataset.fingerprint:
-                ids = f"{len(store.sample_ids)} pictures, now {len(dataset)}"
-                raise RecipeMismatch(f"{path}: built over another data set (overwrite replaces it)", [f"data: {ids}"])
+            _require_same_pictures(store, dataset)
             store.set_attributes(**attributes)
             return store
         except GradindexError:
             if not overwrite:
                 raise
-        shutil.rmtree(path)
+        if _replaced(path).exists():
+            shutil.rmtree(path)  # never finished: the last whole index is the one kept aside
+        else:
+            path.rename(_replaced(path))
     return Store.create(path, recipe, dataset.sample_ids, **attributes)
+
+
+def _require_same_pictures(store: Store, dataset: Dataset) -> None:
+    """The same ids and labels, and no picture exchanged behind a finished row; a bad one may have been repaired."""
+    message = f"{store.path}: built over another data set (overwrite replaces it)"
+    if store.attributes["data"]["fingerprint"] != dataset.fingerprint or store.sample_ids != dataset.sample_ids:
+        raise RecipeMismatch(
+            message, [f"data: {len(store.sample_ids)} pictures, now {len(dataset)} or with other ids or labels"]
+        )
+    for shard, entry in store.committed():
+        if not entry["skipped"] and entry["pictures"] != dataset.digest(shard.start, shard.stop):
+            raise RecipeMismatch(message, [f"data: rows {shard.start} to {shard.stop - 1}, now other pictures"])
+
+
+def _replaced(path: Path) -> Path:
+    """Where an index that is overwritten stays until its successor is whole."""
+    return path.with_name(f"{path.name}.replaced")
 
 
 def _fill(store: Store, dataset: Dataset, denoisers: Checkpoints, batch_size: int, skip_bad: bool) -> None:
     """Make every shard that is missing, checkpoint by checkpoint."""
-    missing = store.missing()
-    pictures = sum(shard.stop - shard.start for shard in missing)
-    with tqdm(total=pictures, unit="picture", desc="gradients", delay=2, disable=None) as bar:
+    repairable = [] if skip_bad else [shard for shard, entry in store.committed() if entry["skipped"]]
+    missing = store.missing() + repairable
+    events = len(store.recipe.timesteps) * store.recipe.draws * sum(shard.stop - shard.start for shard in missing)
+    with tqdm(total=events, unit="gradient", desc="gradients", delay=2, disable=None) as bar:
         for checkpoint in sorted({shard.checkpoint for shard in missing}):
             denoiser = denoisers[checkpoint]
             with capture_for(denoiser, store.recipe) as capture:
@@ -219,7 +244,8 @@ def _make_shard(
             [dataset.sample_ids[row] for row in part],
             labels,
             batch_size=batch_size,
+            progress=bar.update,
         )
-        bar.update(len(part))
     timestep = np.broadcast_to(np.array(recipe.timesteps, np.float32), rows.shape[:2])
-    store.write(shard, rows, timestep, sorted(set(range(shard.start, shard.stop)) - set(readable)))
+    skipped = sorted(set(range(shard.start, shard.stop)) - set(readable))
+    store.write(shard, rows, timestep, skipped, dataset.digest(shard.start, shard.stop))

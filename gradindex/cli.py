@@ -68,10 +68,11 @@ def _checkpoints(context: click.Context, parameter: click.Parameter, values: Seq
     checkpoints: dict[str, float | None] = {}
     for value in values:
         path, equals, weight = value.rpartition("=")
+        whole = not equals or Path(value).exists()  # an equals sign may be part of the path
         try:
-            checkpoints[path if equals else value] = float(weight) if equals else None
+            checkpoints[value if whole else path] = None if whole else float(weight)
         except ValueError:
-            checkpoints[value] = None  # an equals sign in the path
+            raise click.BadParameter(f"{value!r}: no such path, and {weight!r} is not a weight") from None
     return checkpoints
 
 
@@ -97,7 +98,7 @@ def _checkpoints(context: click.Context, parameter: click.Parameter, values: Seq
     show_default=True,
     callback=_timesteps,
     metavar="N|T,T,…",
-    help="How many timesteps, evenly spaced, or which.",
+    help="How many timesteps, evenly spaced, or which (a single one: `500,`).",
 )
 @click.option("--draws", default=1, show_default=True, help="Noise draws averaged per picture and timestep.")
 @click.option(

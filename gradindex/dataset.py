@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -11,8 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from gradindex.errors import CallError, DataError
+from gradindex.errors import CallError, DataError, first_line
 
+# What Pillow raises for damaged files, and a table without a picture in the cell
+UNREADABLE = (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError)
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
@@ -34,12 +37,14 @@ class Dataset:
         source: the path or hub name that it was opened from.
         sample_ids: N distinct strings: relative paths of a folder, the id column or row numbers of a table.
         labels: N class labels, or None where there are none.
+        sizes: bytes of each encoded picture, which tell a changed picture at no cost.
     """
 
     source: str
     columns: Columns
     sample_ids: list[str]
     labels: list[int] | None
+    sizes: list[int]
     _open: Callable[[int], Image.Image]
 
     def __len__(self) -> int:
@@ -54,7 +59,9 @@ class Dataset:
         try:
             with self._open(row) as picture:
                 return to_array(picture, image)
-        except (OSError, ValueError, SyntaxError) as error:  # Pillow raises all three for damaged files
+        except CallError:
+            raise
+        except UNREADABLE as error:
             raise DataError(f"{self.source}: {self.sample_ids[row]!r} is not a readable picture ({error})") from error
 
     def thumbnail(self, row: int) -> Image.Image:
@@ -66,6 +73,11 @@ class Dataset:
     def fingerprint(self) -> str:
         """SHA-256 over ids and labels in order."""
         return hashlib.sha256(repr((self.sample_ids, self.labels)).encode()).hexdigest()
+
+    def digest(self, start: int, stop: int) -> str:
+        """SHA-256 over ids, labels and sizes of some rows; it changes when a picture is exchanged."""
+        labels = self.labels[start:stop] if self.labels else None
+        return hashlib.sha256(repr((self.sample_ids[start:stop], labels, self.sizes[start:stop])).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
         """What `open_dataset` needs to open it again, and the fingerprint to recognise it by."""
@@ -85,6 +97,8 @@ def to_array(picture: Image.Image, image: tuple[int, int, int]) -> np.ndarray:
         raise CallError(f"the model takes {channels} channels; pictures have 1 (grey) or 3 (colour)")
     if picture.mode.startswith("I;16"):  # Pillow's own conversion clips 16 bits at 255
         picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
+    elif picture.mode in ("I", "F"):
+        raise CallError(f"a picture of mode {picture.mode!r}: give 8 or 16 bits a channel")
     picture = picture.convert("L" if channels == 1 else "RGB")
     if picture.size != (width, height):
         scale = max(width / picture.width, height / picture.height)
@@ -116,11 +130,20 @@ def open_dataset(source: str | Path, columns: Columns | None = None) -> Dataset:
         dataset = _open_table(str(source), path, columns)
     if not len(dataset):
         raise CallError(f"data {source}: no pictures there ({', '.join(sorted(SUFFIXES))})")
+    if odd := [name for name in dataset.sample_ids if not _encodes(name)]:
+        raise DataError(f"data {source}: the name {odd[0]!r} is not UTF-8; rename the file")
     if len(set(dataset.sample_ids)) < len(dataset):
         seen: set[str] = set()
         twice = sorted({name for name in dataset.sample_ids if name in seen or seen.add(name)})  # type: ignore[func-returns-value]
         raise DataError(f"data {source}: {len(twice)} ids stand for several pictures, such as {twice[0]!r}")
     return dataset
+
+
+def _encodes(name: str) -> bool:
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _is_table(path: Path) -> bool:
@@ -141,7 +164,8 @@ def _open_folder(path: Path, columns: Columns) -> Dataset:
     classes = {folder: label for label, folder in enumerate(folders)}
     labels = [classes.get(name.partition("/")[0], -1) for name in sample_ids]
     known = labels if labels and min(labels) >= 0 else None
-    return Dataset(str(path), columns, sample_ids, known, lambda row: Image.open(files[row]))
+    sizes = [file.stat().st_size for file in files]
+    return Dataset(str(path), columns, sample_ids, known, sizes, lambda row: Image.open(files[row]))
 
 
 def _open_table(source: str, path: Path, columns: Columns) -> Dataset:
@@ -154,20 +178,48 @@ def _open_table(source: str, path: Path, columns: Columns) -> Dataset:
         table = _load_table(source, path)
     except Exception as error:  # datasets raises whatever its readers raise
         what = "cannot be read" if path.exists() else "neither a file or folder here nor a data set on the hub"
-        raise CallError(f"data {source}: {what} ({str(error).strip().splitlines()[0]})") from error
+        raise CallError(f"data {source}: {what} ({first_line(error)})") from error
     image = columns.image or _image_column(source, table)
     for name in filter(None, (image, columns.id, columns.label)):
         if name not in table.column_names:
             raise CallError(f"data {source}: no column {name!r}; there are {', '.join(table.column_names)}")
-    table = table.cast_column(image, datasets.Image(decode=False))
-    label = columns.label or ("label" if "label" in table.column_names else None)
-    labels = [int(value) for value in table[label]] if label else None
+    try:
+        table = table.cast_column(image, datasets.Image(decode=False))
+    except Exception as error:  # whatever pyarrow raises
+        raise CallError(f"data {source}: column {image!r} holds no pictures ({first_line(error)})") from error
+    labels = _table_labels(source, table, columns.label)
 
     def open_row(row: int) -> Image.Image:
         cell = table[row][image]
         return Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"])
 
-    return Dataset(source, columns, _table_ids(path, table, image, columns.id), labels, open_row)
+    ids = _table_ids(path, table, image, columns.id)
+    return Dataset(source, columns, ids, labels, _table_sizes(table, image), open_row)
+
+
+def _table_sizes(table: Any, image: str) -> list[int]:
+    """From the offsets alone: no picture is read."""
+    import pyarrow.compute as pc
+
+    sizes: list[int] = []
+    for chunk in table.data.column(image).chunks:
+        lengths, paths = pc.binary_length(chunk.field("bytes")), chunk.field("path")
+        for length, path in zip(lengths, paths, strict=True):
+            place = Path(path.as_py() or "")
+            sizes.append(length.as_py() or (place.stat().st_size if place.is_file() else 0))
+    return sizes
+
+
+def _table_labels(source: str, table: Any, column: str | None) -> list[int] | None:
+    """The label column as whole numbers; a column that nobody named counts only when it holds such."""
+    if column is None and "label" not in table.column_names:
+        return None
+    try:
+        return [int(value) for value in table[column or "label"]]
+    except (ValueError, TypeError) as error:
+        if column is None:
+            return None
+        raise CallError(f"data {source}: label column {column!r} does not hold whole numbers") from error
 
 
 def _load_table(source: str, path: Path) -> Any:
@@ -183,8 +235,7 @@ def _load_table(source: str, path: Path) -> Any:
     if path.is_file():
         raise ValueError("a file, but not a parquet one")
     if path.is_dir():
-        files = sorted(map(str, [*path.glob("*.parquet"), *path.glob("data/*.parquet")]))
-        return datasets.load_dataset("parquet", data_files=files, split="train")
+        return datasets.load_dataset(source, split="train")
     return datasets.load_dataset(source, split="train")
 
 
@@ -202,6 +253,6 @@ def _table_ids(path: Path, table: Any, image: str, id_column: str | None) -> lis
     if id_column:
         return [str(value) for value in table[id_column]]
     if any((path / name).exists() for name in METADATA):
-        root = path.resolve()
-        return [Path(cell["path"]).resolve().relative_to(root).as_posix() for cell in table[image]]
+        root = path.absolute()
+        return [Path(os.path.relpath(cell["path"], root)).as_posix() for cell in table[image]]
     return [str(row) for row in range(len(table))]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradindex.errors import CallError, ModelError
+from gradindex.errors import CallError, ModelError, first_line
 
 MODELS = ("UNet2DModel",)
 SCHEDULE = ("beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
@@ -35,7 +35,10 @@ class Denoiser:
         self.digest = digest
         self.facts = _facts(model, schedule)
         self.num_train_timesteps: int = schedule["num_train_timesteps"]
-        alphas = DDPMScheduler.from_config(schedule).alphas_cumprod.to(device)
+        try:
+            alphas = DDPMScheduler.from_config(schedule).alphas_cumprod.to(device)
+        except (NotImplementedError, ValueError, TypeError) as error:
+            raise ModelError(f"the scheduler's config does not make a noise schedule ({error})") from error
         self._signal, self._noise = alphas.sqrt(), (1 - alphas).sqrt()
 
     def losses(self, x: Tensor, t: Tensor, epsilon: Tensor, labels: Tensor | None, loss: str) -> Tensor:
@@ -81,7 +84,8 @@ def load_denoiser(
     kind = config.get("_class_name")
     if kind not in MODELS:
         raise ModelError(f"{folder}: a model of class {kind!r}; gradindex knows {', '.join(MODELS)}")
-    schedule = _schedule(_scheduler_file(folder, scheduler))
+    _require_pixels(home)
+    schedule = _schedule(_scheduler_file(folder, scheduler, model))
     files = _weight_files(folder) if path.is_dir() else [path]
     network = _load_network(folder, config, files, bare=path.is_file())
     for name, value in network.state_dict().items():
@@ -110,8 +114,15 @@ class Checkpoints:
 
     def facts(self) -> dict[str, Any]:
         """The fields of a Recipe that models and scheduler decide."""
-        digests = tuple(self[number].digest for number in range(len(self)))
-        return {**self[0].facts, "checkpoints": digests}
+        digests, facts = [], {}
+        for number, path in enumerate(self._paths):
+            denoiser = self[number]
+            sizes = {name: denoiser.model.get_parameter(name).shape for name in denoiser.trainable}
+            facts[path] = (denoiser.facts, sizes)
+            if facts[path] != facts[self._paths[0]]:
+                raise ModelError(f"checkpoint {path} is of another model or scheduler than {self._paths[0]}")
+            digests.append(denoiser.digest)
+        return {**facts[self._paths[0]][0], "checkpoints": tuple(digests)}
 
 
 def resolve_device(device: str) -> str:
@@ -138,10 +149,12 @@ def _facts(model: Any, schedule: dict[str, Any]) -> dict[str, Any]:
         raise ModelError(f"prediction_type {schedule['prediction_type']!r}: known are {', '.join(PREDICTIONS)}")
     if config.class_embed_type is not None:
         raise ModelError(f"class_embed_type {config.class_embed_type!r}: only learned class embeddings are known")
+    public = {name: value for name, value in config.items() if not name.startswith("_")}
     height, width = (size, size) if isinstance(size, int) else size
     kept = {name: schedule.get(name) for name in ("num_train_timesteps", *SCHEDULE)}
     return {
         "model": type(model).__name__,
+        "config": hashlib.sha256(json.dumps(public, sort_keys=True).encode()).hexdigest(),
         "scheduler": json.dumps(kept, sort_keys=True),
         "prediction_type": schedule["prediction_type"],
         "image": (config.in_channels, height, width),
@@ -157,12 +170,19 @@ def _model_folder(home: Path) -> Path:
     raise ModelError(f"{home}: no model here (looked for config.json, unet/config.json and unet_ema/config.json)")
 
 
-def _scheduler_file(folder: Path, given: str | Path | None) -> Path:
+def _require_pixels(home: Path) -> None:
+    parts = _read_json(home / "model_index.json") if (home / "model_index.json").is_file() else {}
+    if found := {"vae", "vqvae"} & parts.keys():
+        raise ModelError(f"{home}: a latent pipeline (it has a {found.pop()}); gradindex knows models of pixels so far")
+
+
+def _scheduler_file(folder: Path, given: str | Path | None, model: str | Path | None) -> Path:
     name = "scheduler_config.json"
     if given is not None:
         places = [Path(given), Path(given) / name, Path(given) / "scheduler" / name]
     else:
-        homes = (folder, *list(folder.resolve().parents)[:2])
+        homes = [folder, *list(folder.resolve().parents)[:2]]
+        homes += [Path(model), Path(model).resolve().parent] if model else []  # a checkpoint takes the model's
         places = [place for home in homes for place in (home / name, home / "scheduler" / name)]
     for place in places:
         if place.is_file():
@@ -206,7 +226,7 @@ def _load_network(folder: Path, config: dict[str, Any], files: list[Path], *, ba
             state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
             missing = network.load_state_dict(state, strict=False).missing_keys
     except Exception as error:  # diffusers, safetensors and torch raise a dozen kinds
-        raise ModelError(f"{files[0]}: cannot be loaded ({str(error).strip().splitlines()[0]})") from error
+        raise ModelError(f"{files[0]}: cannot be loaded ({first_line(error)})") from error
     if missing:
         raise ModelError(f"{files[0]}: weights are missing for {', '.join(sorted(missing)[:5])} …")
     return network

@@ -12,6 +12,11 @@ GradindexError           catch this one to catch them all; its text is one line:
 from collections.abc import Iterable
 
 
+def first_line(error: BaseException) -> str:
+    """What a foreign error says, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 class GradindexError(Exception):
     """Base of all errors raised on purpose."""
 

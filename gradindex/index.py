@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from gradindex.errors import MissingPackage
 from gradindex.gradients.noise import random_offset, random_signs
@@ -20,13 +21,14 @@ from gradindex.store import Store, file_digest, publish
 
 ROWS_OF = {"tracin": "unnormalized", "retrac": "normalized"}
 WIDTH = 4096
+FOLD_VERSION = 1  # raised whenever `search_vectors` gives other numbers for the same rows
 
 
 def search_vectors(rows: np.ndarray, recipe: Recipe) -> np.ndarray:
     """Rows [B, C, T, D] → search vectors [B, W] float32, W = C·T·D or at most WIDTH (at least D)."""
     batch, checkpoints, timesteps, dim = rows.shape
     if checkpoints * timesteps * dim <= max(WIDTH, dim):
-        return np.ascontiguousarray(rows.reshape(batch, -1), dtype=np.float32)
+        return np.ascontiguousarray(rows.reshape(batch, checkpoints * timesteps * dim), dtype=np.float32)
     width = max(WIDTH, dim)
     vectors = np.zeros((batch, width), np.float32)
     for c in range(checkpoints):
@@ -42,10 +44,10 @@ def search_vectors(rows: np.ndarray, recipe: Recipe) -> np.ndarray:
 
 def build_index(store: Store, method: str) -> Any:
     """A flat inner-product index over all rows but the skipped ones, saved in the store's `faiss` folder."""
-    faiss = _faiss()
+    faiss = require_faiss()
     skipped = set(store.skipped())
     index = None
-    for block in store.blocks():
+    for block in tqdm(list(store.blocks()), desc=f"{method} index", unit="shard", delay=2, disable=None):
         keep = [row for row in range(block.start, block.stop) if row not in skipped]
         array = ROWS_OF[method]
         rows = np.stack([store.read(array, c, block) for c in range(store.shape[0])], axis=1)
@@ -54,8 +56,8 @@ def build_index(store: Store, method: str) -> Any:
             index = faiss.IndexIDMap2(faiss.IndexFlatIP(vectors.shape[1]))
         index.add_with_ids(vectors, np.array(keep, np.int64))
     file = _file(store, method)
-    publish(file, faiss.serialize_index(index).tobytes())
-    facts = {"sha256": file_digest(file), "recipe": store.recipe.digest, "state": store.state()}
+    publish(file, faiss.serialize_index(index))
+    facts = {"sha256": file_digest(file), **_made_from(store)}
     publish(file.with_suffix(".json"), json.dumps(facts).encode())
     return index
 
@@ -65,24 +67,34 @@ def load_index(store: Store, method: str) -> Any:
     file = _file(store, method)
     try:
         facts = json.loads(file.with_suffix(".json").read_text())
-        if facts["state"] == store.state() and facts["sha256"] == file_digest(file):
-            return _faiss().deserialize_index(np.fromfile(file, np.uint8))
-    except (OSError, ValueError, KeyError):
+        if facts == {"sha256": file_digest(file), **_made_from(store)}:
+            return require_faiss().deserialize_index(np.fromfile(file, np.uint8))
+    except (OSError, ValueError, RuntimeError):
         pass
     return build_index(store, method)
 
 
 def candidates(index: Any, queries: np.ndarray, count: int) -> np.ndarray:
-    """The rows that FAISS ranks best for any of the queries [Q, W]: ascending, distinct, about `count` a query."""
+    """The `count` rows that FAISS ranks best for each of the queries [Q, W], ascending: [Q, min(count, rows)]."""
     _, rows = index.search(queries, min(count, index.ntotal))
-    return np.unique(rows[rows >= 0])
+    return np.sort(rows, axis=1)
+
+
+def _made_from(store: Store) -> dict[str, Any]:
+    """What an index file must agree with: the rows, and how search vectors are made of them."""
+    return {"recipe": store.recipe.digest, "state": store.state(), "fold": FOLD_VERSION, "width": WIDTH}
 
 
 def _file(store: Store, method: str) -> Path:
     return store.path / "faiss" / f"{method}.faiss"
 
 
-def _faiss() -> ModuleType:
+def require_faiss() -> ModuleType:
+    """The faiss module.
+
+    Raises:
+        MissingPackage: no wheel is installed, or two that overwrite each other.
+    """
     wheels = sorted({d.name for d in distributions() if (d.name or "").startswith(("faiss-cpu", "faiss-gpu"))})
     if len(wheels) > 1:
         raise MissingPackage(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
-from gradindex.errors import CallError
+from gradindex.errors import CallError, StoreError
 
 NOISE_VERSION = 1  # raised whenever `noise` gives other numbers for the same key
 PROJECTION_VERSION = 1  # raised whenever a projection of the same name and seed gives other numbers
@@ -24,6 +24,7 @@ class Recipe:
     """
 
     model: str  # class name
+    config: str  # SHA-256 of the model's config, its private fields left out
     checkpoints: tuple[str, ...]  # SHA-256 of the weight files, one per checkpoint
     scheduler: str  # canonical JSON of the noise schedule
     prediction_type: str
@@ -49,6 +50,9 @@ class Recipe:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
         """The inverse of `to_json`."""
+        known = {field.name for field in fields(cls)}
+        if values.keys() != known:
+            raise StoreError(f"a recipe with other fields than this gradindex knows: {sorted(values.keys() ^ known)}")
         return cls(**{name: _frozen(value) for name, value in values.items()})
 
     @property
@@ -72,6 +76,8 @@ def grid(timesteps: int | Sequence[int], num_train_timesteps: int) -> tuple[int,
         if not 1 <= timesteps <= num_train_timesteps:
             raise CallError(f"timesteps = {timesteps}: give 1 to {num_train_timesteps}, as many as the scheduler has")
         return tuple((2 * j + 1) * num_train_timesteps // (2 * timesteps) for j in range(timesteps))
+    if isinstance(timesteps, str):
+        raise CallError(f"timesteps = {timesteps!r}: give a number or a sequence of numbers, not text")
     chosen = tuple(sorted(int(t) for t in timesteps))
     outside = [t for t in chosen if not 0 <= t < num_train_timesteps]
     if not chosen or outside or len(set(chosen)) < len(chosen):

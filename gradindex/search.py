@@ -9,8 +9,9 @@ from typing import Any, TypedDict, Unpack
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
-from gradindex.dataset import Columns, Dataset, open_dataset, to_array
+from gradindex.dataset import UNREADABLE, Columns, Dataset, open_dataset, to_array
 from gradindex.denoiser import Checkpoints, resolve_device
 from gradindex.errors import CallError, GradindexError
 from gradindex.gradients.capture import capture_for, sample_gradients
@@ -24,6 +25,7 @@ Picture = str | Path | Image.Image | Any  # a path, a PIL picture, or a tensor [
 QUERY_TIMESTEPS = 100  # of the mean pairing
 QUERY_DRAWS = 4
 OVERFETCH = 500  # candidates that FAISS proposes at least
+READ_ROWS = 256  # candidates whose rows are in memory at once
 BATCH = 64
 
 
@@ -115,7 +117,8 @@ class Index:
         The arguments are those of `query`.
         """
         block = self._query_block(pictures, method, **options)
-        parts = [self._contributions(block, method, rows).mean(2) for rows in self.store.blocks()]
+        blocks = tqdm(list(self.store.blocks()), desc="scores", unit="shard", delay=2, disable=None)
+        parts = [self._contributions(block, method, rows).mean(2) for rows in blocks]
         scores = np.concatenate(parts, axis=1).astype(np.float32)
         scores[:, self._skipped] = np.nan
         return scores
@@ -184,6 +187,8 @@ class Index:
             own_timesteps = grid(asked, self._checkpoints[0].num_train_timesteps)
             own_draws = QUERY_DRAWS if query_draws is None else query_draws
             require_positive(query_draws=own_draws)
+        count = len(own_timesteps or recipe.timesteps) * (own_draws or recipe.draws) * len(arrays) * len(weights)
+        bar = tqdm(total=count, desc="query", unit="gradient", delay=2, disable=None)
         blocks = []
         for checkpoint, weight in enumerate(weights):
             denoiser = self._checkpoints[checkpoint]
@@ -198,12 +203,14 @@ class Index:
                     timesteps=own_timesteps,
                     draws=own_draws,
                     batch_size=batch_size,
+                    progress=bar.update,
                 )
             if method == "retrac":
                 block = _unit(block)
             if pairing == "mean":
                 block = block.mean(1, keepdims=True).repeat(len(recipe.timesteps), axis=1)
             blocks.append(np.float32(weight) * block)
+        bar.close()
         return np.stack(blocks, axis=1)
 
     def _search(self, block: np.ndarray, k: int, method: str, sign: int) -> list[list[Hit]]:
@@ -211,14 +218,17 @@ class Index:
         if method not in self._faiss:
             self._faiss[method] = load_index(self.store, method)
         vectors = search_vectors(sign * block, self.store.recipe)
-        rows = candidates(self._faiss[method], vectors, max(10 * k, OVERFETCH))
-        contributions = self._contributions(block, method, rows)
+        proposed = candidates(self._faiss[method], vectors, max(10 * k, OVERFETCH))
+        rows = np.unique(proposed)
+        parts = [self._contributions(block, method, rows[i : i + READ_ROWS]) for i in range(0, len(rows), READ_ROWS)]
+        contributions = np.concatenate(parts, axis=1)
         scores = contributions.mean(2).astype(np.float32)
         timesteps = contributions.shape[2]
         stderrs = contributions.std(2, ddof=1) / np.sqrt(timesteps) if timesteps > 1 else None
         results = []
         for query, values in enumerate(scores):
-            best = np.lexsort((rows, -sign * values))[:k]
+            mine = np.searchsorted(rows, proposed[query])  # a query's answer does not depend on the others'
+            best = mine[np.lexsort((proposed[query], -sign * values[mine]))][:k]
             results.append(
                 [
                     Hit(
@@ -259,12 +269,14 @@ def _picture_array(picture: Picture, image: tuple[int, int, int]) -> np.ndarray:
         try:
             with Image.open(picture) as opened:
                 return to_array(opened, image)
-        except (OSError, ValueError, SyntaxError) as error:
-            if isinstance(error, CallError):
-                raise
+        except CallError:
+            raise
+        except UNREADABLE as error:
             raise CallError(f"{picture}: not a picture that opens ({error})") from error
     if isinstance(picture, Image.Image):
         return to_array(picture, image)
+    if hasattr(picture, "detach"):  # a torch tensor of any type, on any device
+        picture = picture.detach().float().cpu()
     array = np.asarray(picture, dtype=np.float32)
     if array.shape != image or not np.isfinite(array).all() or np.abs(array).max() > 1:
         raise CallError(f"a picture tensor of shape {array.shape}: give {image} with values in [-1, 1]")

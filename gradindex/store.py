@@ -58,6 +58,9 @@ class Store:
         if self.recipe.digest != header["digest"]:
             raise StoreError(f"{path}: the recipe in zarr.json was changed by hand (its digest does not match)")
         try:
+            ids = path / "sample_ids" / "c"
+            if not ids.is_dir():
+                raise KeyError("sample_ids")  # zarr would read empty names
             self._group = zarr.open_group(path, mode="r+")
             self.normalized, self.unnormalized, self.norm, self.timestep = (self._group[name] for name in ROW_ARRAYS)
             self.sample_ids: list[str] = self._group["sample_ids"][:].tolist()
@@ -75,6 +78,9 @@ class Store:
             _create_arrays(draft, recipe, sample_ids, attributes)
             (draft / "manifest").mkdir()
             draft.chmod(0o755)
+            for place in draft.rglob("*"):
+                _fsync(place)
+            _fsync(draft)
             draft.rename(path)
         except BaseException:
             shutil.rmtree(draft, ignore_errors=True)
@@ -89,8 +95,12 @@ class Store:
 
     def set_attributes(self, **attributes: Any) -> None:
         """Change attributes that are not part of the recipe."""
+        if all(self.attributes.get(name) == value for name, value in attributes.items()):
+            return
         self.attributes.update(attributes)
-        self._group.attrs["gradindex"] = self.attributes
+        whole = json.loads((self.path / "zarr.json").read_text())
+        whole["attributes"]["gradindex"] = self.attributes
+        publish(self.path / "zarr.json", json.dumps(whole, indent=2).encode())
 
     def shards(self) -> list[Shard]:
         """All units of work, checkpoint by checkpoint."""
@@ -106,13 +116,16 @@ class Store:
         """The shards that are not committed, or whose files are not as they were committed."""
         return [shard for shard in self.shards() if not self._committed(shard)]
 
-    def write(self, shard: Shard, rows: np.ndarray, timestep: np.ndarray, skipped: Sequence[int] = ()) -> None:
+    def write(
+        self, shard: Shard, rows: np.ndarray, timestep: np.ndarray, skipped: Sequence[int] = (), pictures: str = ""
+    ) -> None:
         """Write and commit one shard.
 
         Args:
             rows: unnormalized gradients, [stop − start, T, D] float32.
             timestep: [stop − start, T] float32.
             skipped: row numbers without a picture; their gradients are zero and no query returns them.
+            pictures: a digest of the pictures, kept in the manifest.
 
         Raises:
             StoreError: a row is not finite, or the disk gives back something else than was written.
@@ -142,6 +155,7 @@ class Store:
             "recipe": self.recipe.digest,
             "zero_gradients": int((norm == 0).sum()) - len(skipped) * self.shape[2],
             "skipped": list(skipped),
+            "pictures": pictures,
             "files": {
                 file.relative_to(self.path).as_posix(): {"bytes": file.stat().st_size, "sha256": file_digest(file)}
                 for file in files
@@ -163,6 +177,12 @@ class Store:
             )
         return [json.loads(self._entry_file(shard).read_text()) for shard in self.shards()]
 
+    def committed(self) -> list[tuple[Shard, dict[str, Any]]]:
+        """The finished shards with their manifest entries."""
+        missing = set(self.missing())
+        shards = [shard for shard in self.shards() if shard not in missing]
+        return [(shard, json.loads(self._entry_file(shard).read_text())) for shard in shards]
+
     def skipped(self) -> list[int]:
         """Row numbers without a picture, at any checkpoint."""
         return sorted({row for entry in self.entries() for row in entry["skipped"]})
@@ -181,13 +201,23 @@ class Store:
         try:
             return self._group[name].oindex[checkpoint, rows]
         except (ValueError, OSError) as error:
-            raise StoreError(f"{self.path}: {name} is damaged ({error}); delete that file and build again") from error
+            files = ", ".join(self._changed_files(name)) or "its metadata"
+            raise StoreError(f"{self.path}: {name} is damaged: delete {files} and run the same build again") from error
 
     def blocks(self) -> Iterator[slice]:
         """Slices of rows that are read best together: one shard each."""
         for shard in self.shards():
             if shard.checkpoint == 0:
                 yield slice(shard.start, shard.stop)
+
+    def _changed_files(self, name: str) -> list[str]:
+        """The files of an array that are not as they were committed."""
+        return [
+            file
+            for entry in self.entries()
+            for file, facts in entry["files"].items()
+            if file.startswith(f"{name}/") and file_digest(self.path / file) != facts["sha256"]
+        ]
 
     def _file(self, name: str, shard: Shard) -> Path:
         trailing = "/0" * (self._group[name].ndim - 2)
@@ -212,7 +242,7 @@ def is_store(path: Path) -> bool:
     """Whether a folder holds a gradient store of any version."""
     try:
         return "gradindex" in json.loads((path / "zarr.json").read_text())["attributes"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
@@ -249,6 +279,8 @@ def _read_header(path: Path) -> dict[str, Any]:
         raise StoreError(
             f"{path}: format version {header.get('format')}, this gradindex reads {FORMAT}: update gradindex"
         )
+    if absent := {"recipe", "digest"} - header.keys():
+        raise StoreError(f"{path}: zarr.json lacks {', '.join(sorted(absent))}; build it again with overwrite")
     return header
 
 

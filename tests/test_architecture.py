@@ -38,7 +38,7 @@ HOMES = {
     "sklearn": {"demo"},
     "PIL": {"dataset", "search", "results", "demo"},
     "torch": {"denoiser", "demo", "gradients.capture", "gradients.layers", "gradients.projection"},
-    "tqdm": {"builder", "demo"},
+    "tqdm": {"builder", "demo", "index", "search"},
 }
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,8 +20,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import gradindex
+from gradindex import index as index_module
 from gradindex import store as store_module
+from gradindex.dataset import Dataset
 from gradindex.errors import CallError, DataError, ModelError, RecipeMismatch
+from gradindex.gradients.capture import Capture
 from gradindex.store import Store
 
 Build = Callable[..., gradindex.Index]
@@ -145,6 +149,33 @@ def test_new_weights_of_checkpoints_need_no_new_rows(build: Build, model: Path, 
     np.testing.assert_allclose(two, 2 * one, rtol=1e-5)
 
 
+def test_an_index_that_is_overwritten_stays_until_the_new_one_is_whole(
+    build: Build, tmp_path: Path, bad_pictures: Path
+) -> None:
+    build()
+    for _ in range(2):
+        with pytest.raises(DataError):
+            build(data=bad_pictures, overwrite=True, seed=1)
+    kept = gradindex.open(tmp_path / "idx.replaced")
+    assert kept.store.recipe.seed == 0
+    build(data=bad_pictures, overwrite=True, seed=1, skip_bad=True)
+    assert not (tmp_path / "idx.replaced").exists()
+
+
+def test_lost_names_are_damage(build: Build, tmp_path: Path) -> None:
+    build()
+    shutil.rmtree(tmp_path / "idx/sample_ids/c")
+    with pytest.raises(gradindex.GradindexError, match=r"damaged.*sample_ids"):
+        build()
+
+
+def test_without_faiss_nothing_is_written(build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_module, "distributions", lambda: [])
+    with pytest.raises(gradindex.GradindexError, match="FAISS is not installed"):
+        build()
+    assert not (tmp_path / "idx").exists()
+
+
 def test_a_folder_that_is_something_else_is_left_alone(build: Build, pictures: Path) -> None:
     before = sorted(pictures.iterdir())
     with pytest.raises(CallError, match="exists and is not a gradindex index"):
@@ -178,6 +209,71 @@ def test_skip_bad_leaves_them_out(build: Build, bad_pictures: Path, queries: lis
     for result in index.query(queries, 10, opponents=True):
         assert sorted(hit.row for hit in result.hits) == [0, 2, 3, 5]
         assert sorted(hit.row for hit in result.opponents or []) == [0, 2, 3, 5]
+
+
+@pytest.mark.parametrize("skip_bad", [False, True])
+def test_a_repaired_picture_is_filled_in(build: Build, bad_pictures: Path, skip_bad: bool) -> None:
+    """Stopped at bad pictures or run without them, then repaired: the same build makes the rows that lack."""
+    if skip_bad:
+        assert build(data=bad_pictures, skip_bad=True).store.skipped() == [1, 4]
+    else:
+        with pytest.raises(DataError):
+            build(data=bad_pictures)
+    for name in ("p001.png", "p004.png"):
+        shutil.copy(bad_pictures / "p000.png", bad_pictures / name)
+    index = build(data=bad_pictures)
+    assert index.store.skipped() == []
+    np.testing.assert_allclose(index.store.unnormalized[0, 4], index.store.unnormalized[0, 0], rtol=1e-3, atol=1e-6)
+
+
+def test_pictures_that_changed_are_another_data_set(build: Build, tmp_path: Path, pictures: Path) -> None:
+    """Same names, other contents; and a table without ids under the same row numbers."""
+    data = tmp_path / "mine"
+    shutil.copytree(pictures, data)
+    build(data=data)
+    shutil.copy(data / "p001.png", data / "p000.png")
+    with pytest.raises(RecipeMismatch, match="rows 0 to 8, now other pictures"):
+        build(data=data)
+    files = [str(file) for file in sorted(pictures.iterdir())]
+    for name, some in [("a", files[:4]), ("b", files[4:8])]:
+        table = datasets.Dataset.from_dict({"image": some}).cast_column("image", datasets.Image())
+        table.to_parquet(tmp_path / f"{name}.parquet")
+    build(index=tmp_path / "t", data=tmp_path / "a.parquet")
+    with pytest.raises(RecipeMismatch, match="rows 0 to 3, now other pictures"):
+        build(index=tmp_path / "t", data=tmp_path / "b.parquet")
+
+
+def test_not_one_picture_can_be_read(build: Build, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/a.png").write_text("text")
+    with pytest.raises(DataError, match="not one of 1 pictures can be read"):
+        build(data=tmp_path / "data", skip_bad=True)
+
+
+def test_tables_with_odd_columns(build: Build, tmp_path: Path, pictures: Path) -> None:
+    files = [str(file) for file in sorted(pictures.iterdir())][:3]
+    columns = {"image": files, "number": [1, 2, 3], "label": ["cat", "dog", "cat"]}
+    table = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+    table.to_parquet(tmp_path / "t.parquet")
+    assert build(data=tmp_path / "t.parquet").store.shape[1] == 3  # nobody asked for the label
+    with pytest.raises(CallError, match="column 'number' holds no pictures"):
+        build(data=tmp_path / "t.parquet", columns=gradindex.Columns(image="number"))
+    with pytest.raises(CallError, match="label column 'label' does not hold whole numbers"):
+        build(data=tmp_path / "t.parquet", columns=gradindex.Columns(label="label"))
+    table = datasets.Dataset.from_dict({"image": [files[0], None]}).cast_column("image", datasets.Image())
+    table.to_parquet(tmp_path / "null.parquet")
+    with pytest.raises(DataError, match="'1' is not a readable picture"):
+        build(index=tmp_path / "n", data=tmp_path / "null.parquet")
+    assert build(index=tmp_path / "n", data=tmp_path / "null.parquet", skip_bad=True).store.skipped() == [1]
+
+
+def test_only_the_train_split_of_a_parquet_folder(build: Build, tmp_path: Path, pictures: Path) -> None:
+    files = [str(file) for file in sorted(pictures.iterdir())]
+    (tmp_path / "hub/data").mkdir(parents=True)
+    for split, some in [("train", files[:4]), ("test", files[4:])]:
+        table = datasets.Dataset.from_dict({"image": some}).cast_column("image", datasets.Image())
+        table.to_parquet(tmp_path / f"hub/data/{split}-00000-of-00001.parquet")
+    assert build(data=tmp_path / "hub").store.shape[1] == 4
 
 
 def test_empty_and_missing_folders(build: Build, tmp_path: Path) -> None:
@@ -331,12 +427,59 @@ def test_nan_weights_are_named(build: Build, tmp_path: Path, model: Path) -> Non
     assert not (tmp_path / "idx").exists()
 
 
-def test_gradients_that_overflow_are_named(build: Build, tmp_path: Path, model: Path) -> None:
+def test_a_gradient_that_is_not_finite_is_named(
+    build: Build, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights that overflow are seen before anything is written; one bad row is named and not committed."""
     weights = load_file(model / "unet/diffusion_pytorch_model.safetensors")
     weights["conv_out.weight"] *= 1e30
     save_file(weights, tmp_path / "huge.safetensors")
-    with pytest.raises(ModelError, match=r"not finite|not autograd's"):
+    with pytest.raises(ModelError, match="the model's gradient is not finite"):
         build(checkpoints=[tmp_path / "huge.safetensors"])
+    assert not (tmp_path / "idx").exists()
+    picture = Dataset.picture
+    broken = lambda self, row, image: picture(self, row, image) * (np.inf if row == 4 else 1)  # noqa: E731
+    monkeypatch.setattr(Dataset, "picture", broken)
+    with pytest.raises(ModelError, match=r"gradient of 'p004.png' at timestep 100 is not finite"):
+        build()
+    assert len(Store(tmp_path / "idx").missing()) == 1
+
+
+def test_a_batch_that_does_not_fit_is_halved(build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, gradients, sizes = build(index=tmp_path / "whole"), Capture.gradients, []
+
+    def small_device(self: Capture, losses: Callable[[], torch.Tensor]) -> torch.Tensor:
+        rows = gradients(self, losses)
+        sizes.append(len(rows))
+        if len(rows) > 3:
+            raise torch.OutOfMemoryError("no memory")
+        return rows
+
+    monkeypatch.setattr(Capture, "gradients", small_device)
+    assert_same_rows(build(batch_size=8), whole)
+    assert {8, 4} < set(sizes)
+    monkeypatch.setattr(Capture, "gradients", lambda *args: (_ for _ in ()).throw(torch.OutOfMemoryError("none")))
+    with pytest.raises(ModelError, match="two pictures at one timestep do not fit"):
+        build(index=tmp_path / "never")
+
+
+def test_checkpoints_of_different_models_are_refused(build: Build, tmp_path: Path, model: Path) -> None:
+    other = make_model(tmp_path / "other", prediction_type="sample")
+    with pytest.raises(ModelError, match="is of another model or scheduler than"):
+        build(checkpoints=[model, other])
+
+
+def test_a_latent_pipeline_is_refused(build: Build, tmp_path: Path) -> None:
+    place = make_model(tmp_path / "latent")
+    parts = json.loads((place / "model_index.json").read_text())
+    (place / "model_index.json").write_text(json.dumps({**parts, "vqvae": ["diffusers", "VQModel"]}))
+    with pytest.raises(ModelError, match="a latent pipeline"):
+        build(model=place)
+
+
+def test_a_training_checkpoint_takes_the_models_scheduler(build: Build, tmp_path: Path, model: Path) -> None:
+    shutil.copytree(model / "unet", tmp_path / "far/away/out/checkpoint-500/unet")
+    assert_same_rows(build(checkpoints=[tmp_path / "far/away/out/checkpoint-500"]), build(index=tmp_path / "i"), 1e-6)
 
 
 def test_colour_and_classes(build: Build, tmp_path: Path, queries: list[Path]) -> None:

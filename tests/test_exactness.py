@@ -1,25 +1,17 @@
 """The scores that gradindex shows are the ones that the formulas of docs/method.md give."""
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import oracles
 import pytest
-from conftest import make_model
+from conftest import make_model, make_pictures
 from diffusers import DDPMPipeline
 
 import gradindex
 
-CASES = [
-    # prediction type, loss, noise, pairing
-    ("epsilon", "mse", "shared", "matched"),
-    ("epsilon", "mse", "shared", "mean"),
-    ("epsilon", "l1", "own", "matched"),
-    ("v_prediction", "mse", "own", "mean"),
-    ("sample", "l1", "shared", "matched"),
-    ("v_prediction", "l1", "shared", "matched"),
-    ("sample", "mse", "own", "matched"),
-]
+CASES = list(product(["epsilon", "v_prediction", "sample"], ["mse", "l1"], ["shared", "own"], ["matched", "mean"]))
 
 
 @pytest.mark.parametrize(("prediction_type", "loss", "noise", "pairing"), CASES)
@@ -56,3 +48,18 @@ def test_scores_equal_a_loop_of_autograd(
         for result, row in zip(index.query(queries, 20, method, pairing=pairing, **grid), truth, strict=True):
             assert [hit.row for hit in result.hits] == np.argsort(-row).tolist()
             np.testing.assert_allclose(result.scores, np.sort(row)[::-1], rtol=1e-4)
+
+
+def test_class_conditional_scores_equal_a_loop_of_autograd(tmp_path: Path, queries: list[Path]) -> None:
+    place = make_model(tmp_path / "cond", num_class_embeds=2)
+    data = tmp_path / "classes"
+    for label in ("cat", "dog"):
+        make_pictures(data / label, 3)
+    index = gradindex.build(tmp_path / "i", model=place, data=data, timesteps=[300], projection="none", device="cpu")
+    files = sorted(data.rglob("*.png"))
+    pipeline = DDPMPipeline.from_pretrained(place)
+    training = oracles.rows(pipeline, files, [None] * 6, [300], 1, 0, "mse", [0, 0, 0, 1, 1, 1])
+    asked = oracles.rows(pipeline, queries, [None] * 2, [300], 1, 0, "mse", [1, 0])
+    for method in ("tracin", "retrac"):
+        truth = oracles.score([training], [asked], [1], method, "matched")
+        np.testing.assert_allclose(index.scores(queries, method, class_label=[1, 0]), truth, rtol=1e-4)

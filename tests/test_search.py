@@ -179,7 +179,7 @@ def test_both_faiss_wheels_or_none(monkeypatch: pytest.MonkeyPatch, wheels: list
 
     monkeypatch.setattr(index_module, "distributions", lambda: [Wheel(name) for name in [*wheels, "numpy"]])
     with pytest.raises(MissingPackage, match=message):
-        index_module._faiss()
+        index_module.require_faiss()
 
 
 # --- refusals -----------------------------------------------------------------------------------------------------
@@ -200,6 +200,22 @@ def test_a_retrained_model_is_refused_and_a_moved_one_is_found(
     with pytest.raises(RecipeMismatch, match="is not the one that indexed") as caught:
         gradindex.open(tmp_path / "i").scores(queries)
     assert [text.partition(":")[0] for text in caught.value.differences] == ["checkpoints", "prediction_type"]
+
+
+def test_the_same_weights_under_another_config_are_refused(tmp_path: Path, pictures: Path, queries: list[Path]) -> None:
+    place = make_model(tmp_path / "m")
+    gradindex.build(tmp_path / "i", model=place, data=pictures, timesteps=1, dim=16, device="cpu")
+    config = json.loads((place / "unet/config.json").read_text())
+    (place / "unet/config.json").write_text(json.dumps({**config, "act_fn": "gelu"}))
+    with pytest.raises(RecipeMismatch, match="is not the one that indexed: config:"):
+        gradindex.open(tmp_path / "i").scores(queries)
+
+
+def test_tensors_of_any_kind(index: gradindex.Index, queries: list[Path]) -> None:
+    tensor = torch.zeros(1, 8, 8)
+    expected = index.scores([tensor])
+    np.testing.assert_array_equal(index.scores([tensor.bfloat16()]), expected)
+    np.testing.assert_array_equal(index.scores([tensor.requires_grad_()]), expected)
 
 
 def test_a_store_made_by_other_noise_code_is_refused(

@@ -16,6 +16,7 @@ from gradindex.store import ROW_ARRAYS, Shard, Store, is_store
 
 RECIPE = Recipe(
     model="UNet2DModel",
+    config="c" * 64,
     checkpoints=("a" * 64, "b" * 64),
     scheduler="{}",
     prediction_type="epsilon",
@@ -129,7 +130,7 @@ def test_a_flipped_byte_is_an_error_when_read(tmp_path: Path, name: str) -> None
     content = bytearray(file.read_bytes())
     content[5] ^= 1
     file.write_bytes(content)
-    with pytest.raises(StoreError, match=f"{name} is damaged"):
+    with pytest.raises(StoreError, match=rf"{name} is damaged: delete {name}/c/0/0.* and run the same build again"):
         Store(tmp_path / "idx").read(name, 0, slice(0, 10))
 
 

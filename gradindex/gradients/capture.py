@@ -154,6 +154,7 @@ def sample_gradients(
     timesteps: Sequence[int] | None = None,
     draws: int | None = None,
     batch_size: int,
+    progress: Callable[[int], object] = lambda events: None,
 ) -> np.ndarray:
     """The projected gradient of every picture at every timestep, averaged over draws of the noise.
 
@@ -162,7 +163,9 @@ def sample_gradients(
         sample_ids: B ids; they key the noise where the recipe says that every picture has its own.
         labels: B class labels, or None for an unconditional model.
         timesteps, draws: in place of the recipe's (a query with its own grid).
-        batch_size: how many (picture, timestep, draw) go through the model at once; changes nothing else.
+        batch_size: how many (picture, timestep, draw) go through the model at once; changes nothing else, and is
+            halved when the device has not the memory.
+        progress: called with the number of (picture, timestep, draw) that are done.
 
     Returns:
         [B, T, D] float32.
@@ -184,24 +187,33 @@ def sample_gradients(
             shared[j, m] = noise(recipe.seed, None, timesteps[j], m, recipe.image)
         return shared[j, m]
 
-    for start in range(0, len(events), batch_size):
-        batch = events[start : start + batch_size]
+    done = 0
+    while done < len(events):
+        batch = events[done : done + batch_size]
         i = torch.tensor([event[0] for event in batch], device=device)
         j = torch.tensor([event[1] for event in batch], device=device)
         t = torch.tensor(timesteps, device=device)[j]
         epsilon = torch.from_numpy(np.stack([noise_of(*event) for event in batch])).to(device)
         classes = None if labels is None else torch.tensor(labels, device=device)[i]
-        rows = capture.gradients(partial(denoiser.losses, images[i], t, epsilon, classes, recipe.loss))
+        try:
+            rows = capture.gradients(partial(denoiser.losses, images[i], t, epsilon, classes, recipe.loss))
+        except torch.OutOfMemoryError as error:
+            if batch_size == 1:
+                raise ModelError("one picture at one timestep does not fit into the device's memory") from error
+            batch_size = -(-len(batch) // 2)
+            continue
         finite = rows.isfinite().all(1)
         if not finite.all():
             bad = batch[int(finite.int().argmin())]
             raise ModelError(f"the gradient of {sample_ids[bad[0]]!r} at timestep {timesteps[bad[1]]} is not finite")
         sums.index_add_(0, i * len(timesteps) + j, rows)
+        done += len(batch)
+        progress(len(batch))
     return (sums / draws).view(len(pictures), len(timesteps), -1).cpu().numpy()
 
 
 def check_capture(denoiser: Any, recipe: Recipe) -> None:
-    """Compare the hooks with plain autograd on one event, parameter by parameter.
+    """Compare the hooks on a batch of two events with plain autograd on the first, parameter by parameter.
 
     Guards against what no rule can see: a weight that is used without its layer being called, samples that
     mix, a subclass that computes something else.
@@ -212,21 +224,29 @@ def check_capture(denoiser: Any, recipe: Recipe) -> None:
     names = choose_parameters(denoiser.trainable, recipe.params)
     parameters = {name: denoiser.model.get_parameter(name) for name in names}
     exact = Exact({name: parameter.numel() for name, parameter in parameters.items()})
-    x = torch.from_numpy(noise(recipe.seed, "check", 0, 0, (1, *recipe.image))).to(denoiser.device).clamp(-1, 1)
-    t = torch.tensor(recipe.timesteps[:1], device=denoiser.device)
-    label = None if recipe.classes is None else torch.zeros(1, dtype=torch.long, device=denoiser.device)
-    losses = partial(denoiser.losses, x, t, torch.zeros_like(x), label, recipe.loss)
-    with Capture(denoiser.model, names, exact) as capture:
-        captured = capture.gradients(losses)[0]
-    for parameter in parameters.values():
-        parameter.requires_grad_()
+    x = torch.from_numpy(noise(recipe.seed, "check", 0, 0, (2, *recipe.image))).to(denoiser.device).clamp(-1, 1)
+    t = torch.tensor(recipe.timesteps[:1] * 2, device=denoiser.device)
+    labels = None if recipe.classes is None else torch.zeros(2, dtype=torch.long, device=denoiser.device)
+
+    def losses(count: int) -> Tensor:
+        some = None if labels is None else labels[:count]
+        return denoiser.losses(x[:count], t[:count], torch.zeros_like(x[:count]), some, recipe.loss)
+
     try:
+        with Capture(denoiser.model, names, exact) as capture:
+            captured = capture.gradients(partial(losses, 2))[0]
+        for parameter in parameters.values():
+            parameter.requires_grad_()
         with torch.enable_grad():
-            truth = torch.autograd.grad(losses().sum(), list(parameters.values()), allow_unused=True)
+            truth = torch.autograd.grad(losses(1).sum(), list(parameters.values()), allow_unused=True)
+    except torch.OutOfMemoryError as error:
+        raise ModelError("two pictures at one timestep do not fit into the device's memory") from error
     finally:
         for parameter in parameters.values():
             parameter.requires_grad_(False)
     flat = {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(parameters.items(), truth, strict=True)}
+    if not all(gradient.isfinite().all() for gradient in flat.values()):
+        raise ModelError(f"the model's gradient is not finite, for a random picture at timestep {recipe.timesteps[0]}")
     floor = 1e-5 * float(torch.stack([g.norm() for g in flat.values()]).norm())
     wrong = [
         name

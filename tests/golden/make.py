@@ -14,6 +14,7 @@ from gradindex.store import Store
 
 RECIPE = Recipe(
     model="UNet2DModel",
+    config="c" * 64,
     checkpoints=("0" * 64, "1" * 64),
     scheduler='{"beta_schedule": "linear"}',
     prediction_type="epsilon",
