@@ -19,7 +19,7 @@ from gradindex.recipe import LOSSES, NOISES, Recipe, grid, require, require_posi
 from gradindex.store import Shard, Store, is_store
 
 DIM = 1024
-RANK = 32
+RANK = 32  # of the two-sided projection
 BATCH = 64  # events (picture, timestep, draw) that go through the model at once
 
 

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 import gradindex
 from gradindex import index as index_module
 from gradindex import store as store_module
-from gradindex.dataset import Dataset
+from gradindex.dataset import Dataset, to_array
 from gradindex.errors import CallError, DataError, ModelError, RecipeMismatch
 from gradindex.gradients.capture import Capture
 from gradindex.store import Store
@@ -297,6 +297,21 @@ def test_any_size_and_mode(build: Build, tmp_path: Path) -> None:
     index = build(data=tmp_path / "mixed")
     assert index.store.sample_ids == ["deep/alpha.PNG", "deep/colour.jpeg", "deep/grey.webp", "deep/sixteen.png"]
     assert (index.store.norm[:] > 0).all()
+
+
+def test_resize_crop_and_modes_give_the_expected_numbers() -> None:
+    """A wide picture keeps its middle; 16 bits are scaled, not clipped; colour becomes Pillow's grey."""
+    wide = np.zeros((16, 48), np.uint8)
+    wide[:, 16:32] = 200  # what is left of 48 × 16 after the centre crop to a square
+    np.testing.assert_allclose(to_array(Image.fromarray(wide), (1, 8, 8))[0, :, 1:7], 200 / 127.5 - 1, atol=1e-6)
+    sixteen = Image.fromarray(np.full((8, 8), 200 * 257, np.uint16))
+    np.testing.assert_allclose(to_array(sixteen, (1, 8, 8)), 200 / 127.5 - 1, atol=1e-6)
+    colour = to_array(Image.new("RGB", (8, 8), (10, 200, 30)), (3, 8, 8))
+    np.testing.assert_allclose(colour[:, 0, 0], np.float32([10, 200, 30]) / 127.5 - 1, atol=1e-6)
+    grey = to_array(Image.new("RGB", (8, 8), (10, 200, 30)), (1, 8, 8))
+    np.testing.assert_allclose(grey, 124 / 127.5 - 1, atol=1e-6)
+    with pytest.raises(CallError, match="a picture of mode 'F'"):
+        to_array(Image.new("F", (8, 8)), (1, 8, 8))
 
 
 def test_a_picture_of_the_right_size_keeps_its_pixels(pictures: Path) -> None:

@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -89,6 +90,33 @@ def test_errors_are_one_line(
     assert len([line for line in done.stderr.splitlines() if line.startswith("Error")]) == 1
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_failures_have_status_1(built: Path, model: Path, pictures: Path, queries: list[Path], tmp_path: Path) -> None:
+    """A bad picture among good ones is named and skipped on request; a newer format asks for an update."""
+    shutil.copytree(pictures, tmp_path / "data")
+    (tmp_path / "data/p001.png").write_text("no picture")
+    command = [
+        "build",
+        tmp_path / "i",
+        "--model",
+        model,
+        "--data",
+        tmp_path / "data",
+        "--timesteps",
+        "500,",
+        "--dim",
+        8,
+    ]
+    done = run(*command)
+    assert (done.returncode, "'p001.png' is not a readable picture" in done.stderr) == (1, True)
+    done = run(*command, "--skip-bad")
+    assert (done.returncode, "9 (1 skipped)" in done.stderr) == (0, True)
+    shutil.copytree(built, tmp_path / "newer")
+    header = tmp_path / "newer/zarr.json"
+    header.write_text(header.read_text().replace('"format": 1', '"format": 9'))
+    done = run("query", tmp_path / "newer", queries[0])
+    assert (done.returncode, "format version 9, this gradindex reads 1" in done.stderr) == (1, True)
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path, model: Path) -> None:
