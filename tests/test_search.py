@@ -133,7 +133,7 @@ def test_wide_rows_are_folded_without_bias(monkeypatch: pytest.MonkeyPatch) -> N
 def test_folded_candidates_are_ranked_again_exactly(
     tmp_path: Path, model: Path, queries: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """FAISS sees 512 instead of 2 × 512 numbers a picture and proposes 30 of 60 pictures; the scores shown are exact."""
+    """FAISS sees 512 of 2 × 512 numbers and proposes 30 of 60 pictures; the scores shown are exact."""
     monkeypatch.setattr(index_module, "WIDTH", 512)
     monkeypatch.setattr(search_module, "OVERFETCH", 30)
     data = make_pictures(tmp_path / "data", 60)
