@@ -52,7 +52,8 @@ class Recipe:
         """The inverse of `to_json`."""
         known = {field.name for field in fields(cls)}
         if values.keys() != known:
-            raise StoreError(f"a recipe with other fields than this gradindex knows: {sorted(values.keys() ^ known)}")
+            odd = ", ".join(sorted(values.keys() ^ known))
+            raise StoreError(f"another version of gradindex made this index (it differs in {odd}): build it again")
         return cls(**{name: _frozen(value) for name, value in values.items()})
 
     @property

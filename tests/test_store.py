@@ -150,6 +150,11 @@ def test_a_changed_recipe_is_seen(tmp_path: Path) -> None:
         Store(tmp_path / "idx")
 
 
+def test_a_recipe_with_unknown_fields_is_refused() -> None:
+    with pytest.raises(StoreError, match=r"another version of gradindex made this index \(it differs in output\)"):
+        Recipe.from_json({**RECIPE.to_json(), "output": "loss"})
+
+
 def test_a_folder_that_is_no_index(tmp_path: Path) -> None:
     with pytest.raises(CallError, match="not a gradindex index"):
         Store(tmp_path)
