@@ -114,7 +114,7 @@ class Store:
 
     def missing(self) -> list[Shard]:
         """The shards that are not committed, or whose files are not as they were committed."""
-        return [shard for shard in self.shards() if not self._committed(shard)]
+        return [shard for shard in self.shards() if self._entry(shard) is None]
 
     def write(
         self, shard: Shard, rows: np.ndarray, timestep: np.ndarray, skipped: Sequence[int] = (), pictures: str = ""
@@ -161,7 +161,7 @@ class Store:
                 for file in files
             },
         }
-        publish(self.path / "manifest" / f"{shard.name}.json", json.dumps(entry, indent=1).encode())
+        publish(self._entry_file(shard), json.dumps(entry, indent=1).encode())
 
     def entries(self) -> list[dict[str, Any]]:
         """The manifest entry of every shard.
@@ -169,19 +169,19 @@ class Store:
         Raises:
             StoreError: a shard is missing or damaged.
         """
-        if missing := self.missing():
-            total = len(self.shards())
+        shards, committed = self.shards(), self.committed()
+        if len(committed) < len(shards):
+            done = {shard for shard, _ in committed}
+            first = next(shard for shard in shards if shard not in done)
             raise StoreError(
-                f"{self.path}: {len(missing)} of {total} shards are missing or damaged ({missing[0].name} first);"
-                " run the same build again, it makes only those"
+                f"{self.path}: {len(shards) - len(done)} of {len(shards)} shards are missing or damaged"
+                f" ({first.name} first); run the same build again, it makes only those"
             )
-        return [json.loads(self._entry_file(shard).read_text()) for shard in self.shards()]
+        return [entry for _, entry in committed]
 
     def committed(self) -> list[tuple[Shard, dict[str, Any]]]:
         """The finished shards with their manifest entries."""
-        missing = set(self.missing())
-        shards = [shard for shard in self.shards() if shard not in missing]
-        return [(shard, json.loads(self._entry_file(shard).read_text())) for shard in shards]
+        return [(shard, entry) for shard in self.shards() if (entry := self._entry(shard)) is not None]
 
     def skipped(self) -> list[int]:
         """Row numbers without a picture, at any checkpoint."""
@@ -229,13 +229,15 @@ class Store:
     def _ids_digest(self, shard: Shard) -> str:
         return hashlib.sha256("\n".join(self.sample_ids[shard.start : shard.stop]).encode()).hexdigest()
 
-    def _committed(self, shard: Shard) -> bool:
+    def _entry(self, shard: Shard) -> dict[str, Any] | None:
+        """A shard's manifest entry; None unless it is there and its files have the sizes that it says."""
         try:
             entry = json.loads(self._entry_file(shard).read_text())
             sizes = all((self.path / name).stat().st_size == facts["bytes"] for name, facts in entry["files"].items())
+            same = entry["recipe"] == self.recipe.digest and entry["sample_ids"] == self._ids_digest(shard)
         except (OSError, ValueError, KeyError):
-            return False
-        return sizes and entry["recipe"] == self.recipe.digest and entry["sample_ids"] == self._ids_digest(shard)
+            return None
+        return entry if sizes and same else None
 
 
 def is_store(path: Path) -> bool:

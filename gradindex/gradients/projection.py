@@ -14,7 +14,6 @@ from gradindex.gradients.noise import random_offset, random_signs
 
 NAMES = ("auto", "sketch", "none")  # what a caller may ask for
 TWO_SIDED = "two-sided"  # what `auto` stands for
-RANK = 32
 
 Sides = tuple[Tensor | None, Tensor | None]
 
