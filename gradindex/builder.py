@@ -1,9 +1,13 @@
 """Walk a training set once: data set × checkpoints → gradient store → FAISS files. Stopped and rerun, it goes on."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -11,16 +15,25 @@ from tqdm import tqdm
 from gradindex import index as faiss_index
 from gradindex import search
 from gradindex.dataset import Columns, Dataset, open_dataset
-from gradindex.denoiser import Checkpoints, Denoiser, resolve_device
+from gradindex.denoiser import DTYPES, Checkpoints, Denoiser, resolve_device
 from gradindex.errors import CallError, DataError, GradindexError, RecipeMismatch
-from gradindex.gradients.capture import Capture, capture_for, check_capture, choose_parameters, sample_gradients
 from gradindex.gradients.projection import NAMES, TWO_SIDED
+from gradindex.gradients.rows import (
+    capture_for,
+    check_capture,
+    choose_parameters,
+    choose_whole,
+    fitting_batch,
+    sample_gradients,
+)
 from gradindex.recipe import LOSSES, NOISES, Recipe, grid, require, require_positive
 from gradindex.store import Shard, Store, is_store
 
 DIM = 1024
-RANK = 32  # of the two-sided projection
-BATCH = 64  # events (picture, timestep, draw) that go through the model at once
+RANK = 16  # of the two-sided projection
+LOOKED_AT = 8  # pictures whose gradients tell which weights it must leave whole
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 def build(
@@ -39,6 +52,7 @@ def build(
     dim: int = DIM,
     params: str | None = None,
     seed: int = 0,
+    dtype: str = "float32",
     device: str = "auto",
     batch_size: int | str = "auto",
     skip_bad: bool = False,
@@ -59,12 +73,14 @@ def build(
         draws: noise draws averaged per picture and timestep.
         noise: "shared" by all pictures and queries, or each picture its "own".
         loss: "mse" or "l1".
-        projection: "auto", "sketch" (exact per-sample weight gradients, sketched) or "none" (exact, small models).
+        projection: "auto" (two-sided, then sketched), "sketch" (exact per-sample weight gradients, sketched),
+            "rademacher" (dense, slow: a baseline) or "none" (exact, small models).
         dim: width D of a projected row.
         params: regular expression; only parameters in whose name it is found count.
         seed: of noise and projection.
-        batch_size: how many (picture, timestep, draw) at once, 64 for "auto"; changes no result beyond float
-            rounding, and is halved when the device has not the memory.
+        dtype: "float32", "bfloat16" or "float16", of the weights while gradients are taken; rows are float32.
+        batch_size: how many (picture, timestep, draw) at once, as many as fit for "auto"; changes no result beyond
+            float rounding, and is halved when the device has not the memory.
         skip_bad: leave out pictures that cannot be read, instead of stopping at them.
         overwrite: replace an index of another recipe or data set, which stays as INDEX.replaced until the new one
             is whole.
@@ -82,14 +98,15 @@ def build(
     require("noise", noise, NOISES)
     require("loss", loss, LOSSES)
     require("projection", projection, NAMES)
+    require("dtype", dtype, tuple(DTYPES))
     require_positive(dim=dim, draws=draws)
-    batch = BATCH if batch_size == "auto" else int(batch_size)
-    require_positive(batch_size=batch)
+    if batch_size != "auto":
+        require_positive(batch_size=batch_size)  # type: ignore[arg-type]
     _check_target(path)
     faiss_index.require_faiss()
     dataset = open_dataset(data, columns)
     places, weights = _weights(checkpoints, model)
-    denoisers = Checkpoints(places, model, scheduler, device)
+    denoisers = Checkpoints(places, model, scheduler, device, dtype)
     facts = denoisers.facts()
     first = denoisers[0]
     names = choose_parameters(first.trainable, params)
@@ -105,10 +122,12 @@ def build(
         loss=loss,
         projection=TWO_SIDED if projection == "auto" else projection,
         rank=RANK if projection == "auto" else None,
+        whole=(),
         dim=parameter_count if projection == "none" else dim,
     )
     _check_data(dataset, recipe)
     check_capture(first, recipe)  # a layer without a rule is an error before anything is written
+    batch = fitting_batch(first, recipe) if batch_size == "auto" else int(batch_size)
     attributes = {
         "model": str(Path(model).resolve()),
         "scheduler": None if scheduler is None else str(Path(scheduler).resolve()),
@@ -116,7 +135,12 @@ def build(
         "weights": weights,
         "data": dataset.to_json(),
     }
-    store = _open_or_create(path, recipe, dataset, attributes, overwrite)
+    store = _existing(path, recipe, dataset, overwrite)
+    if store is None:
+        if recipe.projection == TWO_SIDED:
+            recipe = replace(recipe, whole=_whole(first, recipe, dataset, batch, skip_bad))
+        store = Store.create(path, recipe, dataset.sample_ids, **attributes)
+    store.set_attributes(**attributes)
     _fill(store, dataset, denoisers, batch, skip_bad)
     if len(store.skipped()) == len(dataset):
         raise DataError(f"data {dataset.source}: not one of {len(dataset)} pictures can be read")
@@ -162,23 +186,24 @@ def _check_data(dataset: Dataset, recipe: Recipe) -> None:
         )
 
 
-def _open_or_create(path: Path, recipe: Recipe, dataset: Dataset, attributes: dict[str, Any], overwrite: bool) -> Store:
-    """The store at `path` when it is the same build's, else a new one."""
-    if is_store(path):
-        try:
-            store = Store(path)
-            store.require_recipe(recipe, "built with another recipe (overwrite replaces it)")
-            _require_same_pictures(store, dataset)
-            store.set_attributes(**attributes)
-            return store
-        except GradindexError:
-            if not overwrite:
-                raise
-        if _replaced(path).exists():
-            shutil.rmtree(path)  # never finished: the last whole index is the one kept aside
-        else:
-            path.rename(_replaced(path))
-    return Store.create(path, recipe, dataset.sample_ids, **attributes)
+def _existing(path: Path, recipe: Recipe, dataset: Dataset, overwrite: bool) -> Store | None:
+    """The store at `path` when it is the same build's; else, with `overwrite`, it is put aside."""
+    if not is_store(path):
+        return None
+    try:
+        store = Store(path)
+        whole = store.recipe.whole  # found by that build; another machine's rounding may find others
+        store.require_recipe(replace(recipe, whole=whole), "built with another recipe (overwrite replaces it)")
+        _require_same_pictures(store, dataset)
+        return store
+    except GradindexError:
+        if not overwrite:
+            raise
+    if _replaced(path).exists():
+        shutil.rmtree(path)  # never finished: the last whole index is the one kept aside
+    else:
+        path.rename(_replaced(path))
+    return None
 
 
 def _require_same_pictures(store: Store, dataset: Dataset) -> None:
@@ -198,54 +223,83 @@ def _replaced(path: Path) -> Path:
     return path.with_name(f"{path.name}.replaced")
 
 
+def _whole(denoiser: Denoiser, recipe: Recipe, dataset: Dataset, batch_size: int, skip_bad: bool) -> tuple[str, ...]:
+    """The weights that the projection leaves whole, from the gradients of a few pictures."""
+    rows = sorted({int(row) for row in np.linspace(0, len(dataset) - 1, LOOKED_AT)})
+    rows, pictures = _read(dataset, recipe, rows, skip_bad)
+    if not rows:
+        raise DataError(f"data {dataset.source}: not one of {LOOKED_AT} pictures tried can be read")
+    return choose_whole(denoiser, recipe, pictures, *_keys(dataset, recipe, rows), batch_size)
+
+
 def _fill(store: Store, dataset: Dataset, denoisers: Checkpoints, batch_size: int, skip_bad: bool) -> None:
-    """Make every shard that is missing, checkpoint by checkpoint."""
-    repairable = [] if skip_bad else [shard for shard, entry in store.committed() if entry["skipped"]]
-    missing = store.missing() + repairable
-    events = len(store.recipe.timesteps) * store.recipe.draws * sum(shard.stop - shard.start for shard in missing)
-    with tqdm(total=events, unit="gradient", desc="gradients", delay=2, disable=None) as bar:
-        for checkpoint in sorted({shard.checkpoint for shard in missing}):
-            denoiser = denoisers[checkpoint]
-            with capture_for(denoiser, store.recipe) as capture:
-                for shard in (shard for shard in missing if shard.checkpoint == checkpoint):
-                    _make_shard(store, shard, dataset, denoiser, capture, batch_size, skip_bad, bar)
-
-
-def _make_shard(
-    store: Store,
-    shard: Shard,
-    dataset: Dataset,
-    denoiser: Denoiser,
-    capture: Capture,
-    batch_size: int,
-    skip_bad: bool,
-    bar: Any,
-) -> None:
+    """Make every shard that is missing, checkpoint by checkpoint; the next is read and the last written meanwhile."""
     recipe = store.recipe
-    rows = np.zeros((shard.stop - shard.start, len(recipe.timesteps), recipe.dim), np.float32)
-    readable: list[int] = []
-    pictures: list[np.ndarray] = []
-    for row in range(shard.start, shard.stop):
+    repairable = [] if skip_bad else [shard for shard, entry in store.committed() if entry["skipped"]]
+    missing = sorted(store.missing() + repairable)
+    events = len(recipe.timesteps) * recipe.draws * sum(shard.stop - shard.start for shard in missing)
+    written: Future[None] | None = None
+
+    def read(shard: Shard) -> tuple[Shard, list[int], np.ndarray]:
+        return shard, *_read(dataset, recipe, range(shard.start, shard.stop), skip_bad)
+
+    with (
+        tqdm(total=events, unit="gradient", desc="gradients", delay=2, disable=None) as bar,
+        ThreadPoolExecutor(1) as writer,
+    ):
+        for checkpoint, shards in groupby(missing, key=lambda shard: shard.checkpoint):
+            denoiser = denoisers[checkpoint]
+            with capture_for(denoiser, recipe) as capture:
+                for shard, readable, pictures in _ahead(read, shards):
+                    rows = np.zeros((shard.stop - shard.start, len(recipe.timesteps), recipe.dim), np.float32)
+                    if readable:
+                        rows[[row - shard.start for row in readable]] = sample_gradients(
+                            denoiser,
+                            capture,
+                            recipe,
+                            pictures,
+                            *_keys(dataset, recipe, readable),
+                            batch_size=batch_size,
+                            progress=bar.update,
+                        )
+                    if written:
+                        written.result()
+                    written = writer.submit(_write, store, shard, rows, readable, dataset)
+        if written:
+            written.result()
+
+
+def _ahead(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """`work(item)` for one item after the other, the next one being worked on in a thread meanwhile."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting: deque[Future[Result]] = deque()
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > 1:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _read(dataset: Dataset, recipe: Recipe, rows: Iterable[int], skip_bad: bool) -> tuple[list[int], np.ndarray]:
+    """The rows that can be read, and their pictures [B, channels, height, width]."""
+    pictures = {}
+    for row in rows:
         try:
-            pictures.append(dataset.picture(row, recipe.image))
-            readable.append(row)
+            pictures[row] = dataset.picture(row, recipe.image)
         except DataError as error:
             if not skip_bad:
                 raise DataError(f"{error}; skip_bad leaves such pictures out") from error
-    group = max(1, batch_size // (len(recipe.timesteps) * recipe.draws))
-    for start in range(0, len(readable), group):
-        part = readable[start : start + group]
-        labels = [dataset.labels[row] for row in part] if recipe.classes is not None and dataset.labels else None
-        rows[[row - shard.start for row in part]] = sample_gradients(
-            denoiser,
-            capture,
-            recipe,
-            np.stack(pictures[start : start + group]),
-            [dataset.sample_ids[row] for row in part],
-            labels,
-            batch_size=batch_size,
-            progress=bar.update,
-        )
-    timestep = np.broadcast_to(np.array(recipe.timesteps, np.float32), rows.shape[:2])
+    return list(pictures), np.stack(list(pictures.values())) if pictures else np.empty((0, *recipe.image), np.float32)
+
+
+def _keys(dataset: Dataset, recipe: Recipe, rows: Sequence[int]) -> tuple[list[str], list[int] | None]:
+    """Ids and, for a class-conditional model, labels of some rows."""
+    labels = [dataset.labels[row] for row in rows] if recipe.classes is not None and dataset.labels else None
+    return [dataset.sample_ids[row] for row in rows], labels
+
+
+def _write(store: Store, shard: Shard, rows: np.ndarray, readable: list[int], dataset: Dataset) -> None:
+    timestep = np.broadcast_to(np.array(store.recipe.timesteps, np.float32), rows.shape[:2])
     skipped = sorted(set(range(shard.start, shard.stop)) - set(readable))
     store.write(shard, rows, timestep, skipped, dataset.digest(shard.start, shard.stop))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from gradindex.errors import CallError, ModelError, first_line
 
 MODELS = ("UNet2DModel",)
 SCHEDULE = ("beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
@@ -26,20 +28,27 @@ class Denoiser:
         facts: the fields of a Recipe that the model and its scheduler decide.
     """
 
-    def __init__(self, model: Any, schedule: dict[str, Any], digest: str, device: str) -> None:
+    def __init__(self, model: Any, schedule: dict[str, Any], digest: str, device: str, dtype: str) -> None:
         from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
         self.trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-        self.model = model.eval().requires_grad_(False).to(device)
+        self.model = model.eval().requires_grad_(False).to(device, DTYPES[dtype])
         self.device = torch.device(device)
         self.digest = digest
-        self.facts = _facts(model, schedule)
+        self.facts = {**_facts(model, schedule), "dtype": dtype}
         self.num_train_timesteps: int = schedule["num_train_timesteps"]
         try:
             alphas = DDPMScheduler.from_config(schedule).alphas_cumprod.to(device)
         except (NotImplementedError, ValueError, TypeError) as error:
             raise ModelError(f"the scheduler's config does not make a noise schedule ({error})") from error
         self._signal, self._noise = alphas.sqrt(), (1 - alphas).sqrt()
+
+    @property
+    def memory(self) -> int:
+        """Bytes of memory that the device has."""
+        if self.device.type == "cuda":
+            return int(torch.cuda.get_device_properties(self.device).total_memory)
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
     def losses(self, x: Tensor, t: Tensor, epsilon: Tensor, labels: Tensor | None, loss: str) -> Tensor:
         """The denoising loss of each sample, never reduced over the batch.
@@ -52,7 +61,8 @@ class Denoiser:
         """
         signal, sigma = self._signal[t].view(-1, 1, 1, 1), self._noise[t].view(-1, 1, 1, 1)
         keywords = {} if labels is None else {"class_labels": labels}
-        output = self.model(signal * x + sigma * epsilon, t, return_dict=False, **keywords)[0].float()
+        noisy = (signal * x + sigma * epsilon).to(self.model.dtype)
+        output = self.model(noisy, t, return_dict=False, **keywords)[0].float()
         if self.facts["prediction_type"] == "epsilon":
             target = epsilon
         elif self.facts["prediction_type"] == "sample":
@@ -64,13 +74,19 @@ class Denoiser:
 
 
 def load_denoiser(
-    path: str | Path, *, model: str | Path | None = None, scheduler: str | Path | None = None, device: str = "cpu"
+    path: str | Path,
+    *,
+    model: str | Path | None = None,
+    scheduler: str | Path | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
 ) -> Denoiser:
     """Load a checkpoint: a pipeline folder, a model folder, a training checkpoint, or a weights file.
 
     Args:
         path: where the weights are. model: where the configuration is, when `path` is a bare weights file.
         scheduler: a scheduler folder or its JSON file; found beside the model when not given.
+        dtype: float32, bfloat16 or float16, of the weights while gradients are taken.
 
     Raises:
         CallError: a path does not exist. ModelError: what is there cannot be used.
@@ -91,16 +107,17 @@ def load_denoiser(
     for name, value in network.state_dict().items():
         if not value.isfinite().all():
             raise ModelError(f"{path}: weights {name!r} hold NaN or infinity")
-    return Denoiser(network, schedule, _digest(files), device)
+    return Denoiser(network, schedule, _digest(files), device, dtype)
 
 
 class Checkpoints:
     """The checkpoints of one run, loaded when asked for, one of them in memory at a time."""
 
     def __init__(
-        self, paths: Sequence[str | Path], model: str | Path, scheduler: str | Path | None, device: str
+        self, paths: Sequence[str | Path], model: str | Path, scheduler: str | Path | None, device: str, dtype: str
     ) -> None:
-        self._paths, self._places = list(paths), {"model": model, "scheduler": scheduler, "device": device}
+        self._paths = list(paths)
+        self._places = {"model": model, "scheduler": scheduler, "device": device, "dtype": dtype}
         self._held: tuple[int, Denoiser] | None = None
 
     def __len__(self) -> int:

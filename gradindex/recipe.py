@@ -9,7 +9,7 @@ from typing import Any, Self
 from gradindex.errors import CallError, StoreError
 
 NOISE_VERSION = 1  # raised whenever `noise` gives other numbers for the same key
-PROJECTION_VERSION = 1  # raised whenever a projection of the same name and seed gives other numbers
+PROJECTION_VERSION = 2  # raised whenever a projection of the same name and seed gives other numbers
 
 LOSSES = ("mse", "l1")
 NOISES = ("shared", "own")
@@ -32,13 +32,15 @@ class Recipe:
     classes: int | None  # class labels are 0 … classes - 1; None: unconditional
     params: str | None  # regular expression that picks parameters by name; None: all trainable ones
     parameter_count: int
+    dtype: str  # of the weights while gradients are taken
     timesteps: tuple[int, ...]
     draws: int
     noise: str
     seed: int
     loss: str
     projection: str
-    rank: int | None  # width of each side of a two-sided projection
+    rank: int | None  # width of the outer side of a two-sided projection, twice that of the inner one
+    whole: tuple[str, ...]  # weights whose gradient it does not shrink
     dim: int
     noise_version: int = NOISE_VERSION
     projection_version: int = PROJECTION_VERSION

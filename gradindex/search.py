@@ -14,7 +14,7 @@ from tqdm import tqdm
 from gradindex.dataset import UNREADABLE, Columns, Dataset, open_dataset, to_array
 from gradindex.denoiser import Checkpoints, resolve_device
 from gradindex.errors import CallError, GradindexError
-from gradindex.gradients.capture import capture_for, sample_gradients
+from gradindex.gradients.rows import capture_for, sample_gradients
 from gradindex.index import ROWS_OF, candidates, load_index, search_vectors
 from gradindex.recipe import NOISE_VERSION, PROJECTION_VERSION, grid, require, require_positive
 from gradindex.results import Hit, Result
@@ -146,7 +146,7 @@ class Index:
                 raise CallError(f"model = {str(self._model)!r}: this index has {len(paths)} checkpoints")
             paths = [str(self._model)]
         model = self._model or header["model"]
-        checkpoints = Checkpoints(paths, model, header["scheduler"], self._device)
+        checkpoints = Checkpoints(paths, model, header["scheduler"], self._device, self.store.recipe.dtype)
         facts = {"noise_version": NOISE_VERSION, "projection_version": PROJECTION_VERSION, **checkpoints.facts()}
         now = replace(self.store.recipe, **facts)
         self.store.require_recipe(now, f"model {model} or this gradindex is not the one that indexed")

@@ -16,7 +16,9 @@ FLOORS = [
     "results",
     "index",
     "store",
+    "gradients.rows",
     "gradients.capture",
+    "gradients.bare",
     "gradients.layers",
     "gradients.projection",
     "gradients.noise",
@@ -37,7 +39,11 @@ HOMES = {
     "faiss": {"index"},
     "sklearn": {"demo"},
     "PIL": {"dataset", "search", "results", "demo"},
-    "torch": {"denoiser", "demo", "gradients.capture", "gradients.layers", "gradients.projection"},
+    "torch": {
+        "denoiser",
+        "demo",
+        *(f"gradients.{room}" for room in ("rows", "capture", "bare", "layers", "projection")),
+    },
     "tqdm": {"builder", "demo", "index", "search"},
 }
 

@@ -72,5 +72,5 @@ def test_noise_depends_on_each_part_of_its_key() -> None:
 
 
 def test_an_unknown_projection_is_refused() -> None:
-    with pytest.raises(CallError, match="projection = 'fjlt': allowed are auto, sketch, none"):
-        make_projection("fjlt", 8, 0, None, {"w": 3})
+    with pytest.raises(CallError, match="projection = 'fjlt': allowed are auto, rademacher, sketch, none"):
+        make_projection("fjlt", 8, 0, None, (), {"w": 3})

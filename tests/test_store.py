@@ -24,6 +24,7 @@ RECIPE = Recipe(
     classes=None,
     params=None,
     parameter_count=1000,
+    dtype="float32",
     timesteps=(50, 500, 950),
     draws=1,
     noise="shared",
@@ -31,6 +32,7 @@ RECIPE = Recipe(
     loss="mse",
     projection="sketch",
     rank=None,
+    whole=(),
     dim=16,
 )
 IDS = [f"folder/é{number}.png" for number in range(10)]

@@ -4,32 +4,20 @@ The weights stay frozen, so autograd skips the weight gradients, a third of a tr
 projected already in the forward pass, which keeps less memory than training does.
 """
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradindex.errors import CallError, ModelError
-from gradindex.gradients.layers import Direct, Factors, rule_of
-from gradindex.gradients.noise import noise
-from gradindex.gradients.projection import CountSketch, Exact, make_projection
-from gradindex.recipe import Recipe
+from gradindex.errors import ModelError
+from gradindex.gradients.bare import BareParameter, Watch
+from gradindex.gradients.layers import Direct, Factors, mixes_samples, rule_of
+from gradindex.gradients.projection import Projection
 
-
-def choose_parameters(names: Sequence[str], params: str | None) -> list[str]:
-    """The names in which the regular expression `params` is found; all of them for None."""
-    try:
-        chosen = [name for name in names if params is None or re.search(params, name)]
-    except re.error as error:
-        raise CallError(f"params = {params!r}: not a regular expression ({error})") from error
-    if not chosen:
-        raise CallError(f"params = {params!r}: matches none of the {len(names)} parameters, such as {names[0]!r}")
-    return chosen
+PIECE = 2**20  # numbers of a layer's input or output that a rule gets at once on a CPU
 
 
 class Capture:
@@ -39,92 +27,145 @@ class Capture:
     ...     rows = capture.gradients(lambda: loss_of_each_sample(model, x))  # [n, D]
 
     Args:
-        model: a module whose parameters all have `requires_grad=False`.
+        model: a module whose parameters all have `requires_grad=False`, called with the samples first.
         names: the parameters to capture, as `model.named_parameters()` calls them.
         projection: adds one parameter's block [n, m] into the rows [n, D].
 
     Raises:
-        ModelError: a chosen parameter lies in a layer kind without a rule; all such layers are listed.
+        ModelError: samples have no gradient of their own in this model, or not with these settings.
     """
 
-    def __init__(self, model: nn.Module, names: Sequence[str], projection: Exact | CountSketch) -> None:
-        self.projection = projection
+    def __init__(self, model: nn.Module, names: Sequence[str], projection: Projection) -> None:
+        self.model, self.projection = model, projection
         self._layers = list(_layers(model, set(names)))
         self._handles: list[Any] = []
         self._rows: Tensor | None = None
+        self._samples = 0
+        self._unknown: dict[str, None] = {}  # an ordered set
+        if mixing := [path for path, module in model.named_modules() if mixes_samples(module)]:
+            raise ModelError(
+                f"batch norm in training mode mixes the samples of a batch ({mixing[0]}): call model.eval()"
+            )
+        if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+            raise ModelError("gradient checkpointing is on: call model.disable_gradient_checkpointing()")
 
     def __enter__(self) -> Self:
+        self._handles.append(self.model.register_forward_pre_hook(self._count, with_kwargs=True))
         for path, layer, rule, names in self._layers:
-            hook: Any = self._factors_forward if isinstance(rule, Factors) else self._direct_forward
-            self._handles.append(layer.register_forward_hook(partial(hook, path, rule, names)))
+            if rule is None:
+                for local, name in names.items():
+                    layer._parameters[local] = self._bare(path, layer, local, name)  # type: ignore[assignment]
+            else:
+                hook: Any = self._factors_forward if isinstance(rule, Factors) else self._direct_forward
+                self._handles.append(layer.register_forward_hook(partial(hook, path, rule, names)))
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         while self._handles:
             self._handles.pop().remove()
+        for _, layer, rule, names in self._layers:
+            for local in names if rule is None else ():
+                layer._parameters[local] = layer._parameters[local].parameter  # type: ignore[union-attr]
 
-    def gradients(self, losses: Callable[[], Tensor]) -> Tensor:
-        """The projected gradient of every sample: `losses()` runs the model and gives [n]; returns [n, D] float32."""
+    def gradients(self, losses: Callable[[], Tensor], scale: float = 1) -> Tensor:
+        """The projected gradient of every sample, [n, D] float32; `losses()` runs the model and gives [n].
+
+        Args:
+            scale: the backward pass runs on losses this much larger, against underflow in float16.
+        """
         with torch.enable_grad():
             loss = losses()
+            if self._unknown:
+                raise ModelError(f"no gradient rule for: {'; '.join(self._unknown)}; leave them out with params")
             self._rows = rows = torch.zeros(len(loss), self.projection.dim, device=loss.device)
-            loss.sum().backward()
+            if loss.requires_grad:  # not when no chosen parameter was used
+                (loss.sum() * scale).backward()
         self._rows = None
-        return rows
+        return rows if scale == 1 else rows / scale
+
+    def _count(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._samples = len(next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)))
+
+    def _bare(self, path: str, layer: nn.Module, local: str, name: str) -> BareParameter:
+        def unknown(operation: str) -> None:
+            self._unknown[f"{type(layer).__name__} ({path or 'the model itself'}: {local}, used by {operation})"] = None
+
+        def caught(gradients: Tensor) -> None:
+            self._check(path, gradients)
+            self._add(name, gradients.reshape(len(gradients), -1))
+
+        parameter = layer.get_parameter(local)
+        watched = BareParameter.follow(
+            parameter, parameter.detach(), lambda root: root, Watch(lambda: self._samples, caught, unknown)
+        )
+        watched.parameter = parameter
+        return watched
 
     def _factors_forward(
         self, path: str, rule: Factors, names: dict[str, str], layer: Any, args: tuple[Tensor], output: Tensor
     ) -> Tensor:
         x, weight, side_out, inputs = args[0].detach(), names.get("weight"), None, None
+        piece = _piece(x, output)
         if weight:
-            side_out, side_in = self.projection.sides(weight, *rule.widths(layer), x.device)
-            inputs = rule.inputs(layer, x, side_in)
+            sides = self.projection.sides(weight, *rule.widths(layer), layer.weight.numel(), x)
+            side_out, inputs = sides[0], rule.inputs(layer, x, sides[1])
 
         def backward(delta: Tensor) -> None:
-            if "bias" in names:
-                self._add(path, names["bias"], rule.bias(delta))
-            if weight and inputs is not None:
-                self._add(path, weight, rule.weight(layer, inputs, rule.outputs(layer, delta, side_out)).flatten(1))
+            for some in self._parts(path, delta, piece):
+                if "bias" in names:
+                    self._add(names["bias"], rule.bias(delta[some]), some)
+                if weight and inputs is not None:
+                    block = rule.weight(layer, inputs[some], rule.outputs(layer, delta[some], side_out))
+                    self._add(weight, block, some)
 
         return _on_backward(output, backward)
 
     def _direct_forward(
         self, path: str, rule: Direct, names: dict[str, str], layer: Any, args: tuple[Tensor], output: Tensor
     ) -> Tensor:
-        x = args[0].detach()
+        x, piece = args[0].detach(), _piece(args[0], output)
 
         def backward(delta: Tensor) -> None:
-            for local, gradient in rule(layer, x, delta).items():
-                if local in names:
-                    self._add(path, names[local], gradient.flatten(1))
+            for some in self._parts(path, delta, piece):
+                for local, gradient in rule(layer, x[some], delta[some]).items():
+                    if local in names:
+                        self._add(names[local], gradient, some)
 
         return _on_backward(output, backward)
 
-    def _add(self, path: str, name: str, block: Tensor) -> None:
-        assert self._rows is not None
-        if len(block) != len(self._rows):
+    def _parts(self, path: str, delta: Tensor, piece: int) -> Iterator[slice]:
+        self._check(path, delta)
+        return (slice(start, start + piece) for start in range(0, len(delta), piece))
+
+    def _check(self, path: str, gradients: Tensor) -> None:
+        if self._rows is None or len(gradients) != len(self._rows):
             raise ModelError(
-                f"layer {path} sees a batch of {len(block)} where {len(self._rows)} samples came in:"
+                f"layer {path} sees a batch of {len(gradients)} where {self._samples} samples came in:"
                 " its gradient cannot be told apart by sample"
             )
-        self.projection.add(self._rows, name, block)
+
+    def _add(self, name: str, block: Tensor, some: slice = slice(None)) -> None:
+        assert self._rows is not None
+        self.projection.add(self._rows[some], name, block.flatten(1).float())
 
 
-def _layers(model: nn.Module, chosen: set[str]) -> list[tuple[str, nn.Module, Factors | Direct, dict[str, str]]]:
+def _layers(
+    model: nn.Module, chosen: set[str]
+) -> Iterator[tuple[str, nn.Module, Factors | Direct | None, dict[str, str]]]:
     """Every module with chosen parameters of its own: (path, module, rule, {its name: the model's name})."""
     canonical = {id(parameter): name for name, parameter in model.named_parameters()}
-    layers, without_rule = [], []
     for path, module in model.named_modules():
         own = {local: canonical[id(parameter)] for local, parameter in module.named_parameters(recurse=False)}
         own = {local: name for local, name in own.items() if name in chosen}
-        rule = rule_of(module)
-        if own and rule is not None and own.keys() <= {"weight", "bias"}:
-            layers.append((path, module, rule, own))
-        elif own:
-            without_rule.append(f"{type(module).__name__} ({path or 'the model itself'}: {', '.join(own)})")
-    if without_rule:
-        raise ModelError(f"no gradient rule for: {'; '.join(without_rule)}; leave them out with params")
-    return layers
+        if own:
+            rule = rule_of(module) if own.keys() <= {"weight", "bias"} else None
+            yield path, module, rule, own
+
+
+def _piece(x: Tensor, output: Tensor) -> int:
+    """How many samples a rule gets at once: a CPU is faster on pieces that its caches hold, in memory not new to it."""
+    largest = max(x.numel(), output.numel()) // len(output)
+    return max(1, PIECE // largest) if output.device.type == "cpu" else len(output)
 
 
 def _on_backward(output: Tensor, hook: Callable[[Tensor], None]) -> Tensor:
@@ -133,125 +174,3 @@ def _on_backward(output: Tensor, hook: Callable[[Tensor], None]) -> Tensor:
         output = output.detach().requires_grad_().clone()  # a clone, since code may add to a layer's output in place
     output.register_hook(hook)
     return output
-
-
-def capture_for(denoiser: Any, recipe: Recipe) -> Capture:
-    """The capture of a recipe's parameters and projection on a denoiser's model."""
-    names = choose_parameters(denoiser.trainable, recipe.params)
-    sizes = {name: denoiser.model.get_parameter(name).numel() for name in names}
-    projection = make_projection(recipe.projection, recipe.dim, recipe.seed, recipe.rank, sizes)
-    return Capture(denoiser.model, names, projection)
-
-
-def sample_gradients(
-    denoiser: Any,
-    capture: Capture,
-    recipe: Recipe,
-    pictures: np.ndarray,
-    sample_ids: Sequence[str],
-    labels: Sequence[int] | None,
-    *,
-    timesteps: Sequence[int] | None = None,
-    draws: int | None = None,
-    batch_size: int,
-    progress: Callable[[int], object] = lambda events: None,
-) -> np.ndarray:
-    """The projected gradient of every picture at every timestep, averaged over draws of the noise.
-
-    Args:
-        pictures: [B, channels, height, width] float32 in [−1, 1].
-        sample_ids: B ids; they key the noise where the recipe says that every picture has its own.
-        labels: B class labels, or None for an unconditional model.
-        timesteps, draws: in place of the recipe's (a query with its own grid).
-        batch_size: how many (picture, timestep, draw) go through the model at once; changes nothing else, and is
-            halved when the device has not the memory.
-        progress: called with the number of (picture, timestep, draw) that are done.
-
-    Returns:
-        [B, T, D] float32.
-
-    Raises:
-        ModelError: a loss or gradient is not finite; picture and timestep are named.
-    """
-    timesteps, draws = timesteps or recipe.timesteps, draws or recipe.draws
-    device = denoiser.device
-    images = torch.from_numpy(pictures).to(device)
-    sums = torch.zeros(len(pictures) * len(timesteps), capture.projection.dim, device=device)
-    events = [(i, j, m) for i in range(len(pictures)) for j in range(len(timesteps)) for m in range(draws)]
-    shared: dict[tuple[int, int], np.ndarray] = {}
-
-    def noise_of(i: int, j: int, m: int) -> np.ndarray:
-        if recipe.noise == "own":
-            return noise(recipe.seed, sample_ids[i], timesteps[j], m, recipe.image)
-        if (j, m) not in shared:
-            shared[j, m] = noise(recipe.seed, None, timesteps[j], m, recipe.image)
-        return shared[j, m]
-
-    done = 0
-    while done < len(events):
-        batch = events[done : done + batch_size]
-        i = torch.tensor([event[0] for event in batch], device=device)
-        j = torch.tensor([event[1] for event in batch], device=device)
-        t = torch.tensor(timesteps, device=device)[j]
-        epsilon = torch.from_numpy(np.stack([noise_of(*event) for event in batch])).to(device)
-        classes = None if labels is None else torch.tensor(labels, device=device)[i]
-        try:
-            rows = capture.gradients(partial(denoiser.losses, images[i], t, epsilon, classes, recipe.loss))
-        except torch.OutOfMemoryError as error:
-            if batch_size == 1:
-                raise ModelError("one picture at one timestep does not fit into the device's memory") from error
-            batch_size = -(-len(batch) // 2)
-            continue
-        finite = rows.isfinite().all(1)
-        if not finite.all():
-            bad = batch[int(finite.int().argmin())]
-            raise ModelError(f"the gradient of {sample_ids[bad[0]]!r} at timestep {timesteps[bad[1]]} is not finite")
-        sums.index_add_(0, i * len(timesteps) + j, rows)
-        done += len(batch)
-        progress(len(batch))
-    return (sums / draws).view(len(pictures), len(timesteps), -1).cpu().numpy()
-
-
-def check_capture(denoiser: Any, recipe: Recipe) -> None:
-    """Compare the hooks on a batch of two events with plain autograd on the first, parameter by parameter.
-
-    Guards against what no rule can see: a weight that is used without its layer being called, samples that
-    mix, a subclass that computes something else.
-
-    Raises:
-        ModelError: some parameter's captured gradient is not the gradient.
-    """
-    names = choose_parameters(denoiser.trainable, recipe.params)
-    parameters = {name: denoiser.model.get_parameter(name) for name in names}
-    exact = Exact({name: parameter.numel() for name, parameter in parameters.items()})
-    x = torch.from_numpy(noise(recipe.seed, "check", 0, 0, (2, *recipe.image))).to(denoiser.device).clamp(-1, 1)
-    t = torch.tensor(recipe.timesteps[:1] * 2, device=denoiser.device)
-    labels = None if recipe.classes is None else torch.zeros(2, dtype=torch.long, device=denoiser.device)
-
-    def losses(count: int) -> Tensor:
-        some = None if labels is None else labels[:count]
-        return denoiser.losses(x[:count], t[:count], torch.zeros_like(x[:count]), some, recipe.loss)
-
-    try:
-        with Capture(denoiser.model, names, exact) as capture:
-            captured = capture.gradients(partial(losses, 2))[0]
-        for parameter in parameters.values():
-            parameter.requires_grad_()
-        with torch.enable_grad():
-            truth = torch.autograd.grad(losses(1).sum(), list(parameters.values()), allow_unused=True)
-    except torch.OutOfMemoryError as error:
-        raise ModelError("two pictures at one timestep do not fit into the device's memory") from error
-    finally:
-        for parameter in parameters.values():
-            parameter.requires_grad_(False)
-    flat = {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(parameters.items(), truth, strict=True)}
-    if not all(gradient.isfinite().all() for gradient in flat.values()):
-        raise ModelError(f"the model's gradient is not finite, for a random picture at timestep {recipe.timesteps[0]}")
-    floor = 1e-5 * float(torch.stack([g.norm() for g in flat.values()]).norm())
-    wrong = [
-        name
-        for name, gradient in flat.items()
-        if not (captured[exact.slices[name]] - gradient.flatten()).norm() <= 1e-2 * gradient.norm() + floor
-    ]
-    if wrong:
-        raise ModelError(f"the captured gradient is not autograd's for: {', '.join(wrong)}; leave them out with params")

@@ -7,11 +7,11 @@ sample axis first. Two kinds of rule cover every layer:
   factor can be projected to fewer channels before they meet.
 - **direct**: a function gives the few numbers themselves.
 
-In the shapes: n sample, g group, i channels in, o channels out, h w and s positions.
+In the shapes: n sample, g group, i channels in, o channels out, s positions, … the axes of a picture or a kernel.
 """
 
+import math
 from collections.abc import Callable
-from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -26,10 +26,7 @@ class Factors(NamedTuple):
     outputs: Callable[[Any, Tensor, Tensor | None], Tensor]  # (layer, delta, P [k, o] or None) → Δ
     weight: Callable[[Any, Tensor, Tensor], Tensor]  # (layer, A, Δ) → [n, …], unprojected in the weight's order
     bias: Callable[[Tensor], Tensor]  # delta → [n, o]
-
-    def widths(self, layer: Any) -> tuple[int, int, int]:
-        """(o, i, all numbers of the weight): the channels out and in of one group."""
-        return layer.weight.shape[0] // getattr(layer, "groups", 1), layer.weight.shape[1], layer.weight.numel()
+    widths: Callable[[Any], tuple[int, int]]  # layer → (o, i) of one group
 
 
 Direct = Callable[[Any, Tensor, Tensor], dict[str, Tensor]]  # (layer, x, delta) → {parameter: [n, *shape]}
@@ -49,61 +46,89 @@ def linear_bias(delta: Tensor) -> Tensor:
     return delta.reshape(delta.shape[0], -1, delta.shape[-1]).sum(1)
 
 
-def conv2d_inputs(layer: nn.Conv2d, x: Tensor, projection: Tensor | None) -> Tensor:
-    """The padded input, its channels projected, [n·g, k, h, w]. Kernel positions stay apart: nothing mixes them."""
+def linear_widths(layer: nn.Linear) -> tuple[int, int]:
+    return layer.out_features, layer.in_features
+
+
+def conv_side(layer: Any, x: Tensor, projection: Tensor | None) -> Tensor:
+    """Either factor, [n, g·k, …]: channels projected, the same in every group; positions stay apart."""
+    if projection is None:
+        return x
+    flat = x.reshape(len(x) * layer.groups, projection.shape[1], -1)
+    return torch.bmm(projection.expand(len(flat), -1, -1), flat).view(len(x), -1, *x.shape[2:])
+
+
+def conv_weight(layer: Any, inputs: Tensor, outputs: Tensor) -> Tensor:
+    """[n, g·o·i·kernel]."""
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    return F.pad(_by_group(x, projection, layer.groups), layer._reversed_padding_repeated_twice, mode=mode)
+    return _correlate(layer, outputs, F.pad(inputs, layer._reversed_padding_repeated_twice, mode=mode))
 
 
-def conv2d_outputs(layer: nn.Conv2d, delta: Tensor, projection: Tensor | None) -> Tensor:
-    return _by_group(delta, projection, layer.groups)
+def conv_transpose_weight(layer: Any, inputs: Tensor, outputs: Tensor) -> Tensor:
+    """[n, g·i·o·kernel]: a convolution's, with input and output in each other's place."""
+    return _correlate(layer, inputs, F.pad(outputs, layer._reversed_padding_repeated_twice))
 
 
-def conv2d_weight(layer: nn.Conv2d, inputs: Tensor, outputs: Tensor) -> Tensor:
-    """One matrix product per kernel position, [n, g·o·i·kernel].
-
-    With stride 1 and the output widened by zeros to the input's width, moving the kernel is moving the start in the
-    flattened input: no patches are copied.
-    """
-    (down, right), (dilate_down, dilate_right) = layer.stride, layer.dilation
-    height, width = outputs.shape[2:]
-    kernel = [(y * dilate_down, x * dilate_right) for y, x in product(*map(range, layer.kernel_size))]
-    if (down, right) == (1, 1):
-        row = inputs.shape[3]
-        span = (height - 1) * row + width
-        flat = F.pad(outputs, (0, row - width)).flatten(2)[:, :, :span]
-        source = inputs.flatten(2).mT
-        taps = [torch.bmm(flat, source.narrow(1, y * row + x, span)) for y, x in kernel]
-    else:
-        flat = outputs.flatten(2)
-        moved = (inputs[:, :, y:, x:][:, :, ::down, ::right][:, :, :height, :width] for y, x in kernel)
-        taps = [torch.bmm(flat, part.flatten(2).mT) for part in moved]
-    return torch.stack(taps, dim=-1).reshape(len(outputs) // layer.groups, -1)
-
-
-def conv2d_bias(delta: Tensor) -> Tensor:
+def conv_bias(delta: Tensor) -> Tensor:
     return delta.flatten(2).sum(2)
 
 
+def conv_widths(layer: Any) -> tuple[int, int]:
+    return layer.out_channels // layer.groups, layer.in_channels // layer.groups
+
+
 def group_norm(layer: nn.GroupNorm, x: Tensor, delta: Tensor) -> dict[str, Tensor]:
-    normalized = F.group_norm(x, layer.num_groups, eps=layer.eps).flatten(2)
-    delta = delta.flatten(2)
-    return {"weight": torch.linalg.vecdot(delta, normalized), "bias": delta.sum(2)}
+    """torch's own sums over a batch are sums over one sample when all samples are groups of one."""
+    n, i = x.shape[:2]
+    x, delta = (part.reshape(1, n * i, -1).float().contiguous() for part in (x, delta))
+    sizes = 1, n * i, x.shape[2], n * layer.num_groups
+    _, mean, scale = torch.ops.aten.native_group_norm(x, None, None, *sizes, layer.eps)
+    ones, wanted = torch.ones(n * i, device=x.device), (False, True, True)
+    _, weight, bias = torch.ops.aten.native_group_norm_backward(delta, x, mean, scale, ones, *sizes, wanted)
+    return {"weight": weight.view(n, i), "bias": bias.view(n, i)}
+
+
+def instance_norm(layer: Any, x: Tensor, delta: Tensor) -> dict[str, Tensor]:
+    return _per_channel(F.instance_norm(x, eps=layer.eps), delta)
+
+
+def batch_norm(layer: Any, x: Tensor, delta: Tensor) -> dict[str, Tensor]:
+    """In eval mode, where the statistics are constants."""
+    return _per_channel(F.batch_norm(x, layer.running_mean, layer.running_var, eps=layer.eps), delta)
+
+
+def layer_norm(layer: nn.LayerNorm, x: Tensor, delta: Tensor) -> dict[str, Tensor]:
+    return _per_place(F.layer_norm(x, layer.normalized_shape, eps=layer.eps), delta, layer.normalized_shape)
+
+
+def rms_norm(layer: nn.RMSNorm, x: Tensor, delta: Tensor) -> dict[str, Tensor]:
+    return _per_place(F.rms_norm(x, layer.normalized_shape, eps=layer.eps), delta, layer.normalized_shape)
 
 
 def embedding(layer: nn.Embedding, x: Tensor, delta: Tensor) -> dict[str, Tensor]:
     index = x.reshape(x.shape[0], -1, 1).expand(-1, -1, layer.embedding_dim)
-    rows = delta.new_zeros(x.shape[0], *layer.weight.shape)
-    rows.scatter_add_(1, index, delta.reshape(index.shape))
+    rows = torch.zeros(x.shape[0], *layer.weight.shape, device=delta.device)
+    rows.scatter_add_(1, index, delta.reshape(index.shape).float())
     if layer.padding_idx is not None:
         rows[:, layer.padding_idx] = 0
     return {"weight": rows}
 
 
+PATCHES = 3 * 2**19  # numbers at once
+
+LINEAR = Factors(linear_side, linear_side, linear_weight, linear_bias, linear_widths)
+CONV = Factors(conv_side, conv_side, conv_weight, conv_bias, conv_widths)
+CONV_TRANSPOSE = CONV._replace(weight=conv_transpose_weight)
+
 RULES: dict[type[nn.Module], Factors | Direct] = {
-    nn.Linear: Factors(linear_side, linear_side, linear_weight, linear_bias),
-    nn.Conv2d: Factors(conv2d_inputs, conv2d_outputs, conv2d_weight, conv2d_bias),
+    nn.Linear: LINEAR,
+    **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), CONV),
+    **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), CONV_TRANSPOSE),
     nn.GroupNorm: group_norm,
+    **dict.fromkeys((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), instance_norm),
+    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), batch_norm),
+    nn.LayerNorm: layer_norm,
+    nn.RMSNorm: rms_norm,
     nn.Embedding: embedding,
 }
 
@@ -113,9 +138,37 @@ def rule_of(layer: nn.Module) -> Factors | Direct | None:
     return next((RULES[kind] for kind in type(layer).__mro__ if kind in RULES), None)
 
 
-def _by_group(x: Tensor, projection: Tensor | None, groups: int) -> Tensor:
-    """[n, g·c, h, w] → [n·g, k, h, w], the same projection [k, c] in every group; k = c without one."""
-    x = x.reshape(x.shape[0] * groups, -1, *x.shape[2:])
-    if projection is None:
-        return x
-    return torch.bmm(projection.expand(len(x), -1, -1), x.flatten(2)).unflatten(2, x.shape[2:])
+def mixes_samples(layer: nn.Module) -> bool:
+    """Whether a batch norm takes its statistics from the batch: then no sample has a gradient of its own."""
+    return isinstance(layer, nn.modules.batchnorm._BatchNorm) and (layer.training or layer.running_mean is None)
+
+
+def _correlate(layer: Any, inner: Tensor, outer: Tensor) -> Tensor:
+    """`Σ_p inner[a, p] · outer[b, stride·p + dilation·kernel]`, [n, g·a, …] × [n, g·b, …] → [n, g·a·b·kernel].
+
+    Patches are copied out for some samples at a time: on a CPU, pieces that stay in its caches.
+    """
+    count = len(inner)
+    inner, outer = (x.reshape(count * layer.groups, -1, *x.shape[2:]).contiguous() for x in (inner, outer))
+    steps = outer.stride()[2:]
+    moves = [step * dilation for step, dilation in zip(steps, layer.dilation, strict=True)]
+    places = [step * stride for step, stride in zip(steps, layer.stride, strict=True)]
+    sizes = *outer.shape[1:2], *layer.kernel_size, *inner.shape[2:]
+    some = max(1, PATCHES // math.prod(sizes)) if outer.device.type == "cpu" else len(outer)
+    blocks = []
+    for left, right in zip(inner.flatten(2).split(some), outer.split(some), strict=True):
+        patches = right.as_strided((len(right), *sizes), (*outer.stride()[:2], *moves, *places))
+        blocks.append(torch.bmm(left, patches.reshape(len(right), -1, left.shape[2]).mT))
+    return (torch.cat(blocks) if len(blocks) > 1 else blocks[0]).view(count, -1)
+
+
+def _per_channel(normalized: Tensor, delta: Tensor) -> dict[str, Tensor]:
+    """Scale and shift of the channels, axis 1; [n, i] each."""
+    delta, normalized = (part.reshape(*part.shape[:2], -1).float() for part in (delta, normalized))
+    return {"weight": torch.linalg.vecdot(delta, normalized), "bias": delta.sum(2)}
+
+
+def _per_place(normalized: Tensor, delta: Tensor, shape: tuple[int, ...]) -> dict[str, Tensor]:
+    """Scale and shift of the last axes; [n, *shape] each."""
+    delta, normalized = (part.reshape(len(part), -1, *shape).float() for part in (delta, normalized))
+    return {"weight": (delta * normalized).sum(1), "bias": delta.sum(1)}

@@ -22,13 +22,15 @@ RECIPE = Recipe(
     classes=None,
     params=None,
     parameter_count=1234,
+    dtype="float32",
     timesteps=(250, 750),
     draws=1,
     noise="shared",
     seed=0,
     loss="mse",
     projection="two-sided",
-    rank=32,
+    rank=16,
+    whole=("conv_out.weight",),
     dim=4,
 )
 IDS = ["a.png", "b/ü.png", "b/c.png"]

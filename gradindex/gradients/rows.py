@@ -1,0 +1,214 @@
+"""Pictures → rows of the store: which parameters, which projection, which batch, every gradient averaged over draws."""
+
+import re
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradindex.errors import CallError, ModelError
+from gradindex.gradients.capture import Capture
+from gradindex.gradients.noise import noise
+from gradindex.gradients.projection import Energies, Exact, make_projection
+from gradindex.recipe import Recipe
+
+RESIDUAL = 0.002  # relative variance that shrinking may add to an inner product
+LARGEST_BATCH = {"cpu": 64, "cuda": 1024}
+MEMORY_SHARE = {"cpu": 1 / 8, "cuda": 1 / 2}  # of the device's memory, for what autograd keeps
+
+
+def choose_parameters(names: Sequence[str], params: str | None) -> list[str]:
+    """The names in which the regular expression `params` is found; all of them for None."""
+    try:
+        chosen = [name for name in names if params is None or re.search(params, name)]
+    except re.error as error:
+        raise CallError(f"params = {params!r}: not a regular expression ({error})") from error
+    if not chosen:
+        raise CallError(f"params = {params!r}: matches none of the {len(names)} parameters, such as {names[0]!r}")
+    return chosen
+
+
+def capture_for(denoiser: Any, recipe: Recipe) -> Capture:
+    """The capture of a recipe's parameters and projection on a denoiser's model."""
+    names = choose_parameters(denoiser.trainable, recipe.params)
+    sizes = {name: denoiser.model.get_parameter(name).numel() for name in names}
+    projection = make_projection(recipe.projection, recipe.dim, recipe.seed, recipe.rank, recipe.whole, sizes)
+    return Capture(denoiser.model, names, projection)
+
+
+def sample_gradients(
+    denoiser: Any,
+    capture: Capture,
+    recipe: Recipe,
+    pictures: np.ndarray,
+    sample_ids: Sequence[str],
+    labels: Sequence[int] | None,
+    *,
+    timesteps: Sequence[int] | None = None,
+    draws: int | None = None,
+    batch_size: int,
+    progress: Callable[[int], object] = lambda events: None,
+) -> np.ndarray:
+    """The projected gradient of every picture at every timestep, averaged over draws of the noise.
+
+    Args:
+        pictures: [B, channels, height, width] float32 in [−1, 1].
+        sample_ids: B ids; they key the noise where the recipe says that every picture has its own.
+        labels: B class labels, or None for an unconditional model.
+        timesteps, draws: in place of the recipe's (a query with its own grid).
+        batch_size: how many (picture, timestep, draw) go through the model at once; changes nothing else, and is
+            halved when the device has not the memory.
+        progress: called with the number of (picture, timestep, draw) that are done.
+
+    Returns:
+        [B, T, D] float32.
+
+    Raises:
+        ModelError: a loss or gradient is not finite; picture and timestep are named.
+    """
+    timesteps, draws = timesteps or recipe.timesteps, draws or recipe.draws
+    device = denoiser.device
+    # Backward passes in float16 run on a loss summed over the picture's numbers: its mean would underflow.
+    scale = float(np.prod(recipe.image)) if recipe.dtype == "float16" else 1.0
+    sums = torch.zeros(len(pictures) * len(timesteps), capture.projection.dim, device=device)
+    events = [(i, j, m) for i in range(len(pictures)) for j in range(len(timesteps)) for m in range(draws)]
+    shared = lru_cache(4096)(lambda j, m: noise(recipe.seed, None, timesteps[j], m, recipe.image))
+
+    def noise_of(i: int, j: int, m: int) -> np.ndarray:
+        if recipe.noise == "own":
+            return noise(recipe.seed, sample_ids[i], timesteps[j], m, recipe.image)
+        return shared(j, m)
+
+    done = 0
+    while done < len(events):
+        batch = events[done : done + batch_size]
+        i, j, _ = np.array(batch).T
+        x = torch.from_numpy(pictures[i]).to(device)
+        t = torch.tensor(timesteps)[j].to(device)
+        epsilon = torch.from_numpy(np.stack([noise_of(*event) for event in batch])).to(device)
+        classes = None if labels is None else torch.tensor(labels)[i].to(device)
+        try:
+            rows = capture.gradients(partial(denoiser.losses, x, t, epsilon, classes, recipe.loss), scale)
+        except torch.OutOfMemoryError as error:
+            if batch_size == 1:
+                raise ModelError("one picture at one timestep does not fit into the device's memory") from error
+            batch_size = -(-len(batch) // 2)
+            continue
+        finite = rows.isfinite().all(1)
+        if not finite.all():
+            bad = batch[int(finite.int().argmin())]
+            raise ModelError(f"the gradient of {sample_ids[bad[0]]!r} at timestep {timesteps[bad[1]]} is not finite")
+        sums.index_add_(0, torch.from_numpy(i * len(timesteps) + j).to(device), rows)
+        done += len(batch)
+        progress(len(batch))
+    return (sums / draws).view(len(pictures), len(timesteps), -1).cpu().numpy()
+
+
+def choose_whole(
+    denoiser: Any,
+    recipe: Recipe,
+    pictures: np.ndarray,
+    sample_ids: Sequence[str],
+    labels: Sequence[int] | None,
+    batch_size: int,
+) -> tuple[str, ...]:
+    """The weights that a two-sided projection leaves whole, since shrinking them would cost too much fidelity.
+
+    Shrinking to k of the outputs and k / 2 of the inputs adds a relative variance of up to `(1/k + 2/k) e²` to an
+    inner product, e being the weight's share of the gradient's squared norm. A few weights near the output hold
+    most of it. The largest are left whole, until less than `RESIDUAL` is added by the others.
+
+    Args:
+        pictures, sample_ids, labels: some of the data set's, as for `sample_gradients`.
+    """
+    assert recipe.rank is not None
+    names = choose_parameters(denoiser.trainable, recipe.params)
+    energies = Energies(names, recipe.rank)
+    timesteps = recipe.timesteps[:: -(-len(recipe.timesteps) // 10)]
+    with Capture(denoiser.model, names, energies) as capture:
+        rows = sample_gradients(
+            denoiser, capture, recipe, pictures, sample_ids, labels, timesteps=timesteps, draws=1, batch_size=batch_size
+        )
+    shares = (rows / rows.sum(-1, keepdims=True).clip(min=1e-30)).mean((0, 1))
+    added = {name: 3 / recipe.rank * e**2 for name, e in zip(names, shares, strict=True) if name in energies.shrinkable}
+    largest = sorted(added, key=lambda name: -added[name])
+    left = np.cumsum([added[name] for name in reversed(largest)])[::-1]
+    return tuple(sorted(name for name, rest in zip(largest, left, strict=True) if rest > RESIDUAL))
+
+
+def fitting_batch(denoiser: Any, recipe: Recipe) -> int:
+    """How many events go through the model at once, a power of two: as many as fit into a share of the memory.
+
+    What autograd keeps of one event is counted, not timed, so that the same machine always finds the same batch.
+    """
+    kept: dict[int, int] = {}
+    weights = {parameter.untyped_storage().data_ptr() for parameter in denoiser.model.parameters()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    x, t, labels = _random_events(denoiser, recipe, 1)
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        capture_for(denoiser, recipe) as capture,
+    ):
+        capture.gradients(partial(denoiser.losses, x, t, torch.zeros_like(x), labels, recipe.loss))
+    fits = denoiser.memory * MEMORY_SHARE[denoiser.device.type] / sum(kept.values())
+    return int(2 ** np.floor(np.log2(np.clip(fits, 1, LARGEST_BATCH[denoiser.device.type]))))
+
+
+def check_capture(denoiser: Any, recipe: Recipe) -> None:
+    """Compare the hooks on a batch of two events with plain autograd on the first, parameter by parameter.
+
+    Guards against what no rule can see: a weight that is used without its layer being called, samples that
+    mix, a subclass that computes something else. Weights in half precision are widened for it.
+
+    Raises:
+        ModelError: some parameter's captured gradient is not the gradient, or a parameter has no rule.
+    """
+    names = choose_parameters(denoiser.trainable, recipe.params)
+    dtype = denoiser.model.dtype
+    denoiser.model.float()
+    parameters = {name: denoiser.model.get_parameter(name) for name in names}
+    exact = Exact({name: parameter.numel() for name, parameter in parameters.items()})
+    x, t, labels = _random_events(denoiser, recipe, 2)
+
+    def losses(count: int) -> Tensor:
+        some = None if labels is None else labels[:count]
+        return denoiser.losses(x[:count], t[:count], torch.zeros_like(x[:count]), some, recipe.loss)
+
+    try:
+        with Capture(denoiser.model, names, exact) as capture:
+            captured = capture.gradients(partial(losses, 2))[0]
+        for parameter in parameters.values():
+            parameter.requires_grad_()
+        with torch.enable_grad():
+            truth = torch.autograd.grad(losses(1).sum(), list(parameters.values()), allow_unused=True)
+    except torch.OutOfMemoryError as error:
+        raise ModelError("two pictures at one timestep do not fit into the device's memory") from error
+    finally:
+        denoiser.model.requires_grad_(False).to(dtype)
+    flat = {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(parameters.items(), truth, strict=True)}
+    if not all(gradient.isfinite().all() for gradient in flat.values()):
+        raise ModelError(f"the model's gradient is not finite, for a random picture at timestep {recipe.timesteps[0]}")
+    floor = 1e-5 * float(torch.stack([g.norm() for g in flat.values()]).norm())
+    wrong = [
+        name
+        for name, gradient in flat.items()
+        if not (captured[exact.slices[name]] - gradient.flatten()).norm() <= 1e-2 * gradient.norm() + floor
+    ]
+    if wrong:
+        raise ModelError(f"the captured gradient is not autograd's for: {', '.join(wrong)}; leave them out with params")
+
+
+def _random_events(denoiser: Any, recipe: Recipe, count: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Random pictures at the first timestep, and labels if the model takes any."""
+    x = torch.from_numpy(noise(recipe.seed, "check", 0, 0, (count, *recipe.image))).to(denoiser.device).clamp(-1, 1)
+    t = torch.tensor(recipe.timesteps[:1] * count, device=denoiser.device)
+    return x, t, None if recipe.classes is None else torch.zeros(count, dtype=torch.long, device=denoiser.device)
