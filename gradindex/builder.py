@@ -22,7 +22,7 @@ from gradindex.gradients.rows import (
     capture_for,
     check_capture,
     choose_parameters,
-    choose_whole,
+    choose_strong,
     fitting_batch,
     sample_gradients,
 )
@@ -31,9 +31,10 @@ from gradindex.store import Shard, Store, is_store
 
 DIM = 1024
 RANK = 16  # of the two-sided projection
-LOOKED_AT = 8  # pictures whose gradients tell which weights it must leave whole
+LOOKED_AT = 8  # pictures whose gradients tell which weights are strong
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Done = TypeVar("Done")
 
 
 def build(
@@ -122,7 +123,7 @@ def build(
         loss=loss,
         projection=TWO_SIDED if projection == "auto" else projection,
         rank=RANK if projection == "auto" else None,
-        whole=(),
+        strong=(),
         dim=parameter_count if projection == "none" else dim,
     )
     _check_data(dataset, recipe)
@@ -138,7 +139,7 @@ def build(
     store = _existing(path, recipe, dataset, overwrite)
     if store is None:
         if recipe.projection == TWO_SIDED:
-            recipe = replace(recipe, whole=_whole(first, recipe, dataset, batch, skip_bad))
+            recipe = replace(recipe, strong=_strong(first, recipe, dataset, batch, skip_bad))
         store = Store.create(path, recipe, dataset.sample_ids, **attributes)
     store.set_attributes(**attributes)
     _fill(store, dataset, denoisers, batch, skip_bad)
@@ -192,8 +193,8 @@ def _existing(path: Path, recipe: Recipe, dataset: Dataset, overwrite: bool) -> 
         return None
     try:
         store = Store(path)
-        whole = store.recipe.whole  # found by that build; another machine's rounding may find others
-        store.require_recipe(replace(recipe, whole=whole), "built with another recipe (overwrite replaces it)")
+        strong = store.recipe.strong  # found by that build; another machine's rounding may find others
+        store.require_recipe(replace(recipe, strong=strong), "built with another recipe (overwrite replaces it)")
         _require_same_pictures(store, dataset)
         return store
     except GradindexError:
@@ -223,20 +224,20 @@ def _replaced(path: Path) -> Path:
     return path.with_name(f"{path.name}.replaced")
 
 
-def _whole(denoiser: Denoiser, recipe: Recipe, dataset: Dataset, batch_size: int, skip_bad: bool) -> tuple[str, ...]:
-    """The weights that the projection leaves whole, from the gradients of a few pictures."""
-    rows = sorted({int(row) for row in np.linspace(0, len(dataset) - 1, LOOKED_AT)})
-    rows, pictures = _read(dataset, recipe, rows, skip_bad)
+def _strong(denoiser: Denoiser, recipe: Recipe, dataset: Dataset, batch_size: int, skip_bad: bool) -> tuple[str, ...]:
+    """The weights that the projection must shrink less, from the gradients of a few pictures."""
+    some = sorted({int(row) for row in np.linspace(0, len(dataset) - 1, LOOKED_AT)})
+    rows, pictures = _read(dataset, recipe, some, skip_bad)
     if not rows:
-        raise DataError(f"data {dataset.source}: not one of {LOOKED_AT} pictures tried can be read")
-    return choose_whole(denoiser, recipe, pictures, *_keys(dataset, recipe, rows), batch_size)
+        raise DataError(f"data {dataset.source}: not one of {len(some)} pictures tried can be read")
+    return choose_strong(denoiser, recipe, pictures, *_keys(dataset, recipe, rows), batch_size)
 
 
 def _fill(store: Store, dataset: Dataset, denoisers: Checkpoints, batch_size: int, skip_bad: bool) -> None:
     """Make every shard that is missing, checkpoint by checkpoint; the next is read and the last written meanwhile."""
     recipe = store.recipe
     repairable = [] if skip_bad else [shard for shard, entry in store.committed() if entry["skipped"]]
-    missing = sorted(store.missing() + repairable)
+    missing = sorted(store.missing() + repairable, key=lambda shard: (shard.checkpoint, shard.start))
     events = len(recipe.timesteps) * recipe.draws * sum(shard.stop - shard.start for shard in missing)
     written: Future[None] | None = None
 
@@ -269,10 +270,10 @@ def _fill(store: Store, dataset: Dataset, denoisers: Checkpoints, batch_size: in
             written.result()
 
 
-def _ahead(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+def _ahead(work: Callable[[Item], Done], items: Iterable[Item]) -> Iterator[Done]:
     """`work(item)` for one item after the other, the next one being worked on in a thread meanwhile."""
     with ThreadPoolExecutor(1) as pool:
-        waiting: deque[Future[Result]] = deque()
+        waiting: deque[Future[Done]] = deque()
         for item in items:
             waiting.append(pool.submit(work, item))
             if len(waiting) > 1:

@@ -109,10 +109,23 @@ def _checkpoints(context: click.Context, parameter: click.Parameter, values: Seq
     help="One noise for all pictures and queries, or each picture its own.",
 )
 @click.option("--loss", type=click.Choice(["mse", "l1"]), default="mse", show_default=True)
-@click.option("--projection", type=click.Choice(["auto", "sketch", "none"]), default="auto", show_default=True)
+@click.option(
+    "--projection",
+    type=click.Choice(["auto", "rademacher", "sketch", "none"]),
+    default="auto",
+    show_default=True,
+    help="Two-sided and sketched, dense, sketched only, or no projection at all.",
+)
 @click.option("--dim", default=1024, show_default=True, help="Width of a projected gradient.")
 @click.option("--params", metavar="REGEX", help="Only parameters in whose name this is found.")
 @click.option("--seed", default=0, show_default=True, help="Of noise and projection.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Of the weights while gradients are taken.",
+)
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda")
 @click.option("--batch-size", default="auto", show_default=True, callback=_batch_size, metavar="auto|B")
 @click.option("--skip-bad", is_flag=True, help="Leave out pictures that cannot be read.")
@@ -151,6 +164,7 @@ def query(
 
     opened = search.open(index, model=model, device=device)
     results = opened.query(pictures, k, method, **options)
+    _say(f"gradients {opened.seconds['gradients']:.2f} s, search {opened.seconds['search']:.2f} s")
     if style == "json":
         text = r.to_json(results, index, method, k)
     elif style == "table":
@@ -204,7 +218,7 @@ def _describe(store: Any) -> str:
         "pictures": rows if missing else f"{rows} ({len(store.skipped())} skipped)",
         "rows": f"{checkpoints} checkpoints × {rows} pictures × {timesteps} timesteps × {dim} numbers",
         "shards": f"{shards - missing} of {shards} done",
-        "model": f"{recipe.model}, {recipe.prediction_type}, {recipe.parameter_count:,} parameters captured",
+        "model": f"{recipe.model}, {recipe.prediction_type}, {recipe.parameter_count:,} parameters in {recipe.dtype}",
         "timesteps": ", ".join(map(str, recipe.timesteps)),
         "noise": f"{recipe.noise}, {recipe.draws} draws, seed {recipe.seed}",
         "projection": recipe.projection,

@@ -40,7 +40,7 @@ class Recipe:
     loss: str
     projection: str
     rank: int | None  # width of the outer side of a two-sided projection, twice that of the inner one
-    whole: tuple[str, ...]  # weights whose gradient it does not shrink
+    strong: tuple[str, ...]  # weights that it shrinks to four times that
     dim: int
     noise_version: int = NOISE_VERSION
     projection_version: int = PROJECTION_VERSION

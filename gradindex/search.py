@@ -1,6 +1,7 @@
 """A picture → its gradient → candidates from FAISS → exact scores from the store."""
 
 import hashlib
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -71,12 +72,14 @@ class Index:
 
     Attributes:
         store: the gradient store; `store.unnormalized`, `store.normalized` are zarr arrays [C, N, T, D].
+        seconds: how long the last query took, `{"gradients": …, "search": …}`; loading the model is in neither.
     """
 
     def __init__(self, store: Store, model: str | Path | None, device: str) -> None:
         self.store, self._model, self._device = store, model, device
         self._skipped = store.skipped()  # raises when a shard is missing
         self._faiss: dict[str, Any] = {}
+        self.seconds: dict[str, float] = {}
 
     def query(
         self,
@@ -104,9 +107,11 @@ class Index:
         """
         require_positive(k=k)
         block = self._query_block(pictures, method, **options)
+        began = time.perf_counter()
         names = [picture_name(picture, number) for number, picture in enumerate(pictures)]
         best = self._search(block, k, method, sign=1)
         worst = self._search(block, k, method, sign=-1) if opponents else [None] * len(names)
+        self.seconds["search"] = time.perf_counter() - began
         return [Result(*row) for row in zip(names, best, worst, strict=True)]
 
     def scores(
@@ -189,9 +194,10 @@ class Index:
             require_positive(query_draws=own_draws)
         count = len(own_timesteps or recipe.timesteps) * (own_draws or recipe.draws) * len(arrays) * len(weights)
         bar = tqdm(total=count, desc="query", unit="gradient", delay=2, disable=None)
-        blocks = []
+        blocks, self.seconds = [], {"gradients": 0.0}
         for checkpoint, weight in enumerate(weights):
             denoiser = self._checkpoints[checkpoint]
+            began = time.perf_counter()
             with capture_for(denoiser, recipe) as capture:
                 block = sample_gradients(
                     denoiser,
@@ -205,6 +211,7 @@ class Index:
                     batch_size=batch_size,
                     progress=bar.update,
                 )
+            self.seconds["gradients"] += time.perf_counter() - began
             if method == "retrac":
                 block = _unit(block)
             if pairing == "mean":

@@ -38,6 +38,11 @@ def assert_equals_autograd(layer: nn.Module, *inputs: Tensor) -> None:
     torch.testing.assert_close(rows.double(), torch.stack(expected), rtol=1e-5, atol=1e-6)
 
 
+class Transpose(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mT
+
+
 def randomized(layer: nn.Module) -> nn.Module:
     """A norm whose scale is not one and whose shift is not zero."""
     with torch.no_grad():
@@ -115,6 +120,12 @@ def test_conv2d_with_named_padding(padding: str) -> None:
 def test_group_norm(n: int, groups: int, width: int, inner: list[int]) -> None:
     layer = nn.GroupNorm(groups, groups * width)
     assert_equals_autograd(randomized(layer), torch.randn(n, groups * width, *inner).double())
+
+
+def test_group_norm_of_a_transposed_input() -> None:
+    """As in an attention block of diffusers, which moves the channels for it."""
+    layer = nn.Sequential(Transpose(), randomized(nn.GroupNorm(2, 4)), Transpose())
+    assert_equals_autograd(layer, torch.randn(3, 6, 4).double())
 
 
 @fast

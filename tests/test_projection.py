@@ -1,5 +1,7 @@
 """A projection keeps inner products, and its numbers depend on seed and name alone."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -11,17 +13,25 @@ from gradindex import noise
 from gradindex.errors import CallError
 from gradindex.gradients.capture import Capture
 from gradindex.gradients.noise import random_offset, random_signs
-from gradindex.gradients.projection import CountSketch, Exact, make_projection
+from gradindex.gradients.projection import CountSketch, Exact, Projection, Rademacher, make_projection
 
 
-def capture_rows(model: nn.Module, x: Tensor, projection: Exact | CountSketch) -> Tensor:
+def capture_rows(model: nn.Module, x: Tensor, projection: Projection) -> Tensor:
     names = [name for name, _ in model.named_parameters()]
     with Capture(model.requires_grad_(False), names, projection) as capture:
         return capture.gradients(lambda: model(x).flatten(1).square().sum(1))
 
 
-@pytest.mark.parametrize("rank", [None, 4], ids=["sketch", "two-sided"])
-def test_inner_products_are_right_on_average_over_seeds(rank: int | None) -> None:
+MADE = {
+    "sketch": lambda seed: CountSketch(64, seed),
+    "two-sided": lambda seed: CountSketch(64, seed, 2),
+    "two-sided, one weight strong": lambda seed: CountSketch(64, seed, 2, ["0.weight"]),
+    "rademacher": lambda seed: Rademacher(64, seed),
+}
+
+
+@pytest.mark.parametrize("make", MADE.values(), ids=MADE)
+def test_inner_products_are_right_on_average_over_seeds(make: Callable[[int], Projection]) -> None:
     """⟨Px, Py⟩ → ⟨x, y⟩: the mean over 400 seeds lies within 4 standard errors of the truth."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(2, 6, 3, padding=1), nn.GroupNorm(2, 6), nn.Tanh(), nn.Flatten(), nn.Linear(96, 8))
@@ -31,11 +41,42 @@ def test_inner_products_are_right_on_average_over_seeds(rank: int | None) -> Non
     truth = (exact @ exact.T).numpy()
     grams = []
     for seed in range(400):
-        rows = capture_rows(model, x, CountSketch(64, seed, rank))
+        rows = capture_rows(model, x, make(seed))
         grams.append((rows @ rows.T).numpy())
     error = np.abs(np.mean(grams, axis=0) - truth)
     assert (error < 4 * np.std(grams, axis=0) / np.sqrt(len(grams))).all()
     assert np.std(grams, axis=0).max() > 0
+
+
+def test_strong_weights_are_shrunk_to_four_times_the_rank() -> None:
+    like = torch.zeros(1)
+    sides = CountSketch(64, 0, 2, ["strong"]).sides("weak", 20, 20, 400, like)
+    assert [side.shape for side in sides if side is not None] == [(2, 20), (1, 20)]
+    sides = CountSketch(64, 0, 2, ["strong"]).sides("strong", 20, 20, 400, like)
+    assert [side.shape for side in sides if side is not None] == [(8, 20), (4, 20)]
+    assert CountSketch(64, 0, 2, ["strong"]).sides("strong", 20, 3, 64, like) == (None, None)
+
+
+def test_a_dense_projection_is_a_matrix_of_signs() -> None:
+    """The obvious twin: rows = block · S / √D, S cut into chunks of the same signs whatever the batch."""
+    block, rows = torch.randn(3, 10), torch.ones(3, 5)
+    dense = Rademacher(5, 7)
+    dense.CHUNK = 20  # four of the block's numbers at a time
+    dense.add(rows, "w", block)
+    signs = [random_signs(7, "w", "dense", number, size=size * 5) for number, size in enumerate((4, 4, 2))]
+    matrix = torch.from_numpy(np.concatenate(signs)).view(10, 5)
+    torch.testing.assert_close(rows, 1 + block @ matrix.float() / 5**0.5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("make", MADE.values(), ids=MADE)
+def test_rows_are_the_same_on_cpu_and_cuda(make: Callable[[int], Projection]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 6, 3, padding=1), nn.GroupNorm(2, 6), nn.Tanh(), nn.Flatten(), nn.Linear(96, 8))
+    x = torch.randn(3, 2, 4, 4)
+    here = capture_rows(model, x, make(0))
+    there = capture_rows(model.cuda(), x.cuda(), make(0)).cpu()
+    torch.testing.assert_close(there, here, rtol=1e-3, atol=1e-4)
 
 
 @settings(max_examples=30, deadline=None)

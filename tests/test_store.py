@@ -32,7 +32,7 @@ RECIPE = Recipe(
     loss="mse",
     projection="sketch",
     rank=None,
-    whole=(),
+    strong=(),
     dim=16,
 )
 IDS = [f"folder/é{number}.png" for number in range(10)]

@@ -14,6 +14,7 @@ from gradindex.gradients.noise import random_offset, random_signs
 
 NAMES = ("auto", "rademacher", "sketch", "none")  # what a caller may ask for
 TWO_SIDED = "two-sided"  # what `auto` stands for
+STRONG = 4  # times the rank serves for weights that hold much of the gradient
 
 Sides = tuple[Tensor | None, Tensor | None]
 
@@ -79,24 +80,26 @@ class CountSketch:
 
     A count sketch (Charikar, Chen and Farach-Colton 2002) whose buckets go round robin; a block of fewer than D
     numbers starts at a random place. With a `rank` k, a large weight gradient Δ Aᵀ is first shrunk on both sides to
-    `(P_o Δ)(P_i A)ᵀ` by independent sign matrices with `E[PᵀP] = I`, unless its name is in `whole`.
+    `(P_o Δ)(P_i A)ᵀ` by independent sign matrices with `E[PᵀP] = I`: to k outputs and k / 2 inputs, or four times
+    as many of each if the weight's name is in `strong`.
     """
 
-    def __init__(self, dim: int, seed: int, rank: int | None = None, whole: Collection[str] = ()) -> None:
-        self.dim, self.seed, self.rank, self.whole = dim, seed, rank, frozenset(whole)
+    def __init__(self, dim: int, seed: int, rank: int | None = None, strong: Collection[str] = ()) -> None:
+        self.dim, self.seed, self.rank, self.strong = dim, seed, rank, frozenset(strong)
         self._cache: dict[tuple[str, str], Tensor] = {}
         self._starts: dict[str, int] = {}
         self._scales: dict[str, float] = {}
 
     def sides(self, name: str, outs: int, ins: int, size: int, like: Tensor) -> Sides:
-        """Signs [k, outs] and [k / 2, ins]; None for a side that is no wider, both for a small or whole weight.
+        """Signs [k, outs] and [k / 2, ins]; None for a side that is no wider, both for a small weight.
 
         Half the width serves for inputs: a convolution keeps that many at every kernel position. Their scale is
         applied in `add`, in float32.
         """
-        if self.rank is None or size <= small_size(self.rank) or name in self.whole:
+        if self.rank is None or size <= small_size(self.rank):
             return None, None
-        ranks = {"out": (self.rank, outs), "in": (self.rank // 2, ins)}
+        rank = self.rank * (STRONG if name in self.strong else 1)
+        ranks = {"out": (rank, outs), "in": (rank // 2, ins)}
         scale = 1.0
         for rank, width in ranks.values():
             scale *= rank**-0.5 if rank < width else 1
@@ -139,7 +142,7 @@ def small_size(rank: int) -> int:
 
 
 def make_projection(
-    name: str, dim: int, seed: int, rank: int | None, whole: Collection[str], sizes: Mapping[str, int]
+    name: str, dim: int, seed: int, rank: int | None, strong: Collection[str], sizes: Mapping[str, int]
 ) -> Projection:
     """The projection of a recipe for the parameters `sizes` {name: how many numbers}."""
     if name == "none":
@@ -147,5 +150,5 @@ def make_projection(
     if name == "rademacher":
         return Rademacher(dim, seed)
     if name in ("sketch", TWO_SIDED):
-        return CountSketch(dim, seed, rank, whole)
+        return CountSketch(dim, seed, rank, strong)
     raise CallError(f"projection = {name!r}: allowed are {', '.join(NAMES)}")

@@ -35,7 +35,7 @@ def capture_for(denoiser: Any, recipe: Recipe) -> Capture:
     """The capture of a recipe's parameters and projection on a denoiser's model."""
     names = choose_parameters(denoiser.trainable, recipe.params)
     sizes = {name: denoiser.model.get_parameter(name).numel() for name in names}
-    projection = make_projection(recipe.projection, recipe.dim, recipe.seed, recipe.rank, recipe.whole, sizes)
+    projection = make_projection(recipe.projection, recipe.dim, recipe.seed, recipe.rank, recipe.strong, sizes)
     return Capture(denoiser.model, names, projection)
 
 
@@ -107,7 +107,7 @@ def sample_gradients(
     return (sums / draws).view(len(pictures), len(timesteps), -1).cpu().numpy()
 
 
-def choose_whole(
+def choose_strong(
     denoiser: Any,
     recipe: Recipe,
     pictures: np.ndarray,
@@ -115,11 +115,11 @@ def choose_whole(
     labels: Sequence[int] | None,
     batch_size: int,
 ) -> tuple[str, ...]:
-    """The weights that a two-sided projection leaves whole, since shrinking them would cost too much fidelity.
+    """The weights that a two-sided projection must shrink less, or too much fidelity would be lost.
 
-    Shrinking to k of the outputs and k / 2 of the inputs adds a relative variance of up to `(1/k + 2/k) e²` to an
-    inner product, e being the weight's share of the gradient's squared norm. A few weights near the output hold
-    most of it. The largest are left whole, until less than `RESIDUAL` is added by the others.
+    Shrinking to k outputs and k / 2 inputs adds a relative variance of up to `(1/k + 2/k) e²` to an inner product,
+    e being the weight's share of the gradient's squared norm. A few weights near the output hold most of it: the
+    largest are strong, until less than `RESIDUAL` is added by the others.
 
     Args:
         pictures, sample_ids, labels: some of the data set's, as for `sample_gradients`.

@@ -30,7 +30,7 @@ RECIPE = Recipe(
     loss="mse",
     projection="two-sided",
     rank=16,
-    whole=("conv_out.weight",),
+    strong=("conv_out.weight",),
     dim=4,
 )
 IDS = ["a.png", "b/ü.png", "b/c.png"]

@@ -1,0 +1,113 @@
+"""Choosing the batch and the strong weights, and gradients in half precision."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import gradindex
+from gradindex.denoiser import DTYPES, Denoiser, load_denoiser
+from gradindex.gradients import rows
+from gradindex.gradients.capture import Capture
+from gradindex.gradients.projection import Exact
+from gradindex.gradients.rows import check_capture, choose_strong, fitting_batch, sample_gradients
+from gradindex.recipe import Recipe
+from tests.conftest import make_model
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, model: Path, pictures: Path) -> gradindex.Index:
+    return gradindex.build(tmp_path_factory.mktemp("rows") / "idx", model=model, data=pictures, timesteps=2, dim=64)
+
+
+@pytest.fixture
+def denoiser(model: Path) -> Denoiser:
+    return load_denoiser(model)
+
+
+@pytest.fixture
+def recipe(store: gradindex.Index) -> Recipe:
+    return store.store.recipe
+
+
+def random_pictures(count: int) -> np.ndarray:
+    return np.random.default_rng(0).uniform(-1, 1, (count, 1, 8, 8)).astype(np.float32)
+
+
+def test_strong_weights_hold_most_of_the_gradient(
+    denoiser: Denoiser, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The obvious twin: exact gradients, the shares of their squared norm, the largest until little is left."""
+    pictures, ids = random_pictures(4), list("abcd")
+    exact = replace(recipe, projection="none", rank=None, strong=(), dim=recipe.parameter_count)
+    sizes = {name: parameter.numel() for name, parameter in denoiser.model.named_parameters()}
+    with Capture(denoiser.model, list(sizes), Exact(sizes)) as capture:
+        gradients = sample_gradients(denoiser, capture, exact, pictures, ids, None, batch_size=8)
+    parts = np.split(np.square(gradients), np.cumsum(list(sizes.values()))[:-1], axis=2)
+    shares = np.mean([part.sum(2) for part in parts] / np.square(gradients).sum(2), axis=(1, 2))
+    large = {name: share for name, share in zip(sizes, shares, strict=True) if sizes[name] > 16 * 2**2}
+    large = {name: share for name, share in large.items() if denoiser.model.get_parameter(name).dim() > 1}
+    for residual in (0.3, 0.02, 1e-9):
+        monkeypatch.setattr(rows, "RESIDUAL", residual)
+        strong = choose_strong(denoiser, replace(recipe, rank=2), pictures, ids, None, 8)
+        weak = [share for name, share in large.items() if name not in strong]
+        assert sum(3 / 2 * np.square(weak)) <= residual
+        if strong:
+            least = min(large[name] for name in strong)
+            assert all(share <= least * (1 + 1e-4) for share in weak)
+            assert sum(3 / 2 * np.square([*weak, least])) > residual
+    assert len(strong) > 5
+
+
+def test_the_fitting_batch_depends_on_memory_and_model(
+    denoiser: Denoiser, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert fitting_batch(denoiser, recipe) == rows.LARGEST_BATCH["cpu"]
+    monkeypatch.setattr(Denoiser, "memory", 8 * 2**20)
+    small = fitting_batch(denoiser, recipe)
+    monkeypatch.setattr(Denoiser, "memory", 16 * 2**20)
+    assert 1 <= small < rows.LARGEST_BATCH["cpu"]
+    assert fitting_batch(denoiser, recipe) == 2 * small
+    monkeypatch.setattr(Denoiser, "memory", 1)
+    assert fitting_batch(denoiser, recipe) == 1
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_gives_nearly_the_same_rows(model: Path, recipe: Recipe, denoiser: Denoiser, dtype: str) -> None:
+    """Rows are float32, finite, and point where the float32 model's do; the hooks are checked in float32."""
+    pictures, ids = random_pictures(3), list("abc")
+    half, half_recipe = load_denoiser(model, dtype=dtype), replace(recipe, dtype=dtype)
+    check_capture(half, half_recipe)
+    assert half.model.dtype == DTYPES[dtype]
+    found = []
+    for each, its_recipe in ((denoiser, recipe), (half, half_recipe)):
+        with rows.capture_for(each, its_recipe) as capture:
+            found.append(sample_gradients(each, capture, its_recipe, pictures, ids, None, batch_size=8))
+    assert found[1].dtype == np.float32
+    cosine = (found[0] * found[1]).sum(-1) / np.linalg.norm(found[0], axis=-1) / np.linalg.norm(found[1], axis=-1)
+    assert cosine.min() > 0.99
+    assert np.linalg.norm(found[1], axis=-1) == pytest.approx(np.linalg.norm(found[0], axis=-1), rel=0.05)
+
+
+def test_float16_does_not_underflow(tmp_path: Path, recipe: Recipe) -> None:
+    """A model whose gradients are far below float16's smallest number still has all of them."""
+    place = make_model(tmp_path / "model")
+    half, half_recipe = load_denoiser(place, dtype="float16"), replace(recipe, dtype="float16")
+    with torch.no_grad():
+        half.model.conv_out.weight.mul_(2.0**-6)
+    with rows.capture_for(half, half_recipe) as capture:
+        found = sample_gradients(half, capture, half_recipe, random_pictures(2), list("ab"), None, batch_size=4)
+    half.model.float()
+    full_recipe = replace(recipe, dtype="float32")
+    with rows.capture_for(half, full_recipe) as capture:
+        truth = sample_gradients(half, capture, full_recipe, random_pictures(2), list("ab"), None, batch_size=4)
+    cosine = (found * truth).sum(-1) / np.linalg.norm(found, axis=-1) / np.linalg.norm(truth, axis=-1)
+    assert cosine.min() > 0.99
+
+
+def test_an_index_in_half_precision(tmp_path: Path, model: Path, pictures: Path, queries: list[Path]) -> None:
+    index = gradindex.build(tmp_path / "idx", model=model, data=pictures, timesteps=2, dim=64, dtype="bfloat16")
+    assert index.store.recipe.dtype == "bfloat16"
+    assert index.query([queries[0]], k=1)[0].hits[0].score > 0
