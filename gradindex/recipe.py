@@ -9,7 +9,7 @@ from typing import Any, Self
 from gradindex.errors import CallError, StoreError
 
 NOISE_VERSION = 1  # raised whenever `noise` gives other numbers for the same key
-PROJECTION_VERSION = 2  # raised whenever a projection of the same name and seed gives other numbers
+PROJECTION_VERSION = 3  # raised whenever a projection of the same name and seed gives other numbers
 
 LOSSES = ("mse", "l1")
 NOISES = ("shared", "own")
@@ -39,8 +39,8 @@ class Recipe:
     seed: int
     loss: str
     projection: str
-    rank: int | None  # width of the outer side of a two-sided projection, twice that of the inner one
-    strong: tuple[str, ...]  # weights that it shrinks to four times that
+    rank: int | None  # to how many inputs and outputs a two-sided projection shrinks a weight's gradient
+    strong: tuple[str, ...]  # weights that it shrinks to four times as many
     dim: int
     noise_version: int = NOISE_VERSION
     projection_version: int = PROJECTION_VERSION

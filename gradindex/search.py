@@ -15,7 +15,7 @@ from tqdm import tqdm
 from gradindex.dataset import UNREADABLE, Columns, Dataset, open_dataset, to_array
 from gradindex.denoiser import Checkpoints, resolve_device
 from gradindex.errors import CallError, GradindexError
-from gradindex.gradients.rows import capture_for, sample_gradients
+from gradindex.gradients.rows import capture_for, fitting_batch, sample_gradients
 from gradindex.index import ROWS_OF, candidates, load_index, search_vectors
 from gradindex.recipe import NOISE_VERSION, PROJECTION_VERSION, grid, require, require_positive
 from gradindex.results import Hit, Result
@@ -27,7 +27,6 @@ QUERY_TIMESTEPS = 100  # of the mean pairing
 QUERY_DRAWS = 4
 OVERFETCH = 500  # candidates that FAISS proposes at least
 READ_ROWS = 256  # candidates whose rows are in memory at once
-BATCH = 64
 
 
 def open(path: str | Path, *, model: str | Path | None = None, device: str = "auto") -> "Index":
@@ -55,7 +54,8 @@ class QueryOptions(TypedDict, total=False):
     weights: one per checkpoint, in place of the build's.
     class_label: of the pictures, for a class-conditional model; one for all, or one each.
     ids: what keys a query's own noise; by default the SHA-256 hex of its float32 tensor.
-    batch_size: how many (picture, timestep, draw) go through the model at once; changes nothing else.
+    batch_size: how many (picture, timestep, draw) go through the model at once, as many as fit for "auto" (default);
+        changes nothing else.
     """
 
     pairing: str
@@ -64,7 +64,7 @@ class QueryOptions(TypedDict, total=False):
     weights: Sequence[float] | None
     class_label: int | Sequence[int] | None
     ids: Sequence[str] | None
-    batch_size: int
+    batch_size: int | str
 
 
 class Index:
@@ -157,6 +157,10 @@ class Index:
         self.store.require_recipe(now, f"model {model} or this gradindex is not the one that indexed")
         return checkpoints
 
+    @cached_property
+    def _fitting_batch(self) -> int:
+        return fitting_batch(self._checkpoints[0], self.store.recipe)
+
     def _query_block(
         self,
         pictures: Sequence[Picture],
@@ -168,12 +172,13 @@ class Index:
         weights: Sequence[float] | None = None,
         class_label: int | Sequence[int] | None = None,
         ids: Sequence[str] | None = None,
-        batch_size: int = BATCH,
+        batch_size: int | str = "auto",
     ) -> np.ndarray:
         """What each row [c, i, t] is multiplied with: weighted query gradients, [Q, C, T, D] float32."""
         require("method", method, tuple(ROWS_OF))
         require("pairing", pairing, ("matched", "mean"))
-        require_positive(batch_size=batch_size)
+        if batch_size != "auto":
+            require_positive(batch_size=batch_size)  # type: ignore[arg-type]
         recipe, weights = self.store.recipe, self.store.attributes["weights"] if weights is None else weights
         if len(weights) != len(recipe.checkpoints):
             raise CallError(f"weights = {list(weights)}: this index has {len(recipe.checkpoints)} checkpoints")
@@ -197,6 +202,7 @@ class Index:
         blocks, self.seconds = [], {"gradients": 0.0}
         for checkpoint, weight in enumerate(weights):
             denoiser = self._checkpoints[checkpoint]
+            batch = self._fitting_batch if batch_size == "auto" else int(batch_size)
             began = time.perf_counter()
             with capture_for(denoiser, recipe) as capture:
                 block = sample_gradients(
@@ -208,7 +214,7 @@ class Index:
                     labels,
                     timesteps=own_timesteps,
                     draws=own_draws,
-                    batch_size=batch_size,
+                    batch_size=batch,
                     progress=bar.update,
                 )
             self.seconds["gradients"] += time.perf_counter() - began

@@ -547,5 +547,7 @@ def test_params_pick_parameters(build: Build, tmp_path: Path, queries: list[Path
     assert width == 8 * 9 + 8
     names = dict(whole._checkpoints[0].model.named_parameters())
     start = sum(p.numel() for p in list(names.values())[: list(names).index("conv_in.weight")])
-    expected = whole.store.unnormalized[0, :, :, start : start + width]
-    np.testing.assert_allclose(part.store.unnormalized[0], expected, rtol=1e-4, atol=1e-7)
+    error = part.store.unnormalized[0] - whole.store.unnormalized[0, :, :, start : start + width]
+    assert (
+        np.linalg.norm(error, axis=-1) < 1e-5 * part.store.norm[0]
+    ).all()  # norms that are not chosen round otherwise

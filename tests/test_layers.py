@@ -1,5 +1,6 @@
 """Each layer's captured gradient equals autograd's, one sample at a time."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 from gradindex.errors import ModelError
+from gradindex.gradients import layers
 from gradindex.gradients.capture import Capture
 from gradindex.gradients.projection import CountSketch, Exact
 
@@ -93,21 +95,69 @@ def convolution(draw: st.DrawFn, *, transposed: bool) -> tuple[nn.Module, Tensor
     return layer, torch.randn(draw(st.integers(1, 3)), groups * ins, *SIZES[:axes]).double()
 
 
+@pytest.fixture(scope="module", params=[{"cpu"}, set()], ids=["grouped convolution", "patches, as on a GPU"])
+def both_ways(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Either way to convolve, on this CPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layers, "GROUPED", request.param)
+        yield
+
+
+@pytest.mark.usefixtures("both_ways")
 @settings(max_examples=100, deadline=None)
 @given(convolution(transposed=False))
 def test_convolution(case: tuple[nn.Module, Tensor]) -> None:
     assert_equals_autograd(*case)
 
 
+@pytest.mark.usefixtures("both_ways")
 @settings(max_examples=100, deadline=None)
 @given(convolution(transposed=True))
 def test_transposed_convolution(case: tuple[nn.Module, Tensor]) -> None:
     assert_equals_autograd(*case)
 
 
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("padding", ["same", "valid"])
 def test_conv2d_with_named_padding(padding: str) -> None:
-    assert_equals_autograd(nn.Conv2d(2, 3, (3, 1), padding=padding), torch.randn(2, 2, 5, 4).double())
+    assert_equals_autograd(nn.Conv2d(2, 3, (3, 5), padding=padding), torch.randn(2, 2, 5, 6).double())
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "circular", "replicate"])
+def test_layers_below_get_their_gradient_though_inputs_are_let_go(mode: str) -> None:
+    """What autograd holds of a layer's input is its shape alone; the values matter to nobody but us."""
+    layers = [nn.Conv2d(2, 3, 3, padding=1, padding_mode=mode), nn.SiLU(), nn.Conv2d(3, 3, 3, padding=1, groups=3,
+              padding_mode=mode), nn.SiLU(), nn.ConvTranspose2d(3, 2, 2, 2), nn.SiLU(), nn.Linear(8, 4), nn.SiLU(),
+              nn.Linear(4, 2)]  # fmt: skip
+    assert_equals_autograd(nn.Sequential(*layers), torch.randn(3, 2, 4, 4).double())
+
+
+def test_inputs_of_layers_are_let_go() -> None:
+    """Only what another operation needs, and what was projected, is kept."""
+    model = nn.Sequential(nn.Conv2d(4, 64, 1), nn.Tanh(), nn.Conv2d(64, 64, 3, padding=1)).requires_grad_(False)
+    kept: list[tuple[int, ...]] = []
+    with Capture(model, ["0.weight", "2.weight"], CountSketch(8, 0, 4)) as capture:
+        capture.watch = lambda tensor: kept.append(tuple(tensor.shape))
+        capture.gradients(lambda: model(torch.randn(2, 4, 8, 8)).flatten(1).sum(1))
+    pictures = [shape for shape in kept if shape[0] == 2]
+    assert sorted(pictures) == [(2, 4, 8, 8), (2, 4, 8, 8), (2, 64, 8, 8)]  # to project, projected, the tanh's output
+
+
+class ScaledNorm(nn.GroupNorm):
+    """A group norm that computes something else."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def test_a_group_norm_with_a_forward_of_its_own_is_refused() -> None:
+    model = ScaledNorm(1, 2).requires_grad_(False)
+    message = r"no gradient rule for: ScaledNorm \(the model itself: weight, used by group_norm\)"
+    with (
+        Capture(model, ["weight"], CountSketch(8, 0)) as capture,
+        pytest.raises(ModelError, match=message),
+    ):
+        capture.gradients(lambda: model(torch.randn(3, 2, 4)).flatten(1).sum(1))
 
 
 @fast
@@ -116,9 +166,12 @@ def test_conv2d_with_named_padding(padding: str) -> None:
     groups=st.integers(1, 3),
     width=st.integers(1, 2),
     inner=st.lists(st.integers(2, 4), min_size=1, max_size=3),
+    bias=st.booleans(),
 )
-def test_group_norm(n: int, groups: int, width: int, inner: list[int]) -> None:
+def test_group_norm(n: int, groups: int, width: int, inner: list[int], bias: bool) -> None:
     layer = nn.GroupNorm(groups, groups * width)
+    if not bias:
+        layer.register_parameter("bias", None)
     assert_equals_autograd(randomized(layer), torch.randn(n, groups * width, *inner).double())
 
 
@@ -329,3 +382,10 @@ def test_the_hooks_are_gone_after_the_block() -> None:
     with Capture(model, ["weight"], CountSketch(8, 0)):
         assert model._forward_hooks
     assert not model._forward_hooks
+
+
+def test_a_norm_has_its_own_forward_again_after_the_block() -> None:
+    model = nn.GroupNorm(1, 2).requires_grad_(False)
+    with Capture(model, ["weight", "bias"], CountSketch(8, 0)):
+        assert "forward" in vars(model)
+    assert "forward" not in vars(model)

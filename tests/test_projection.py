@@ -13,7 +13,15 @@ from gradindex import noise
 from gradindex.errors import CallError
 from gradindex.gradients.capture import Capture
 from gradindex.gradients.noise import random_offset, random_signs
-from gradindex.gradients.projection import CountSketch, Exact, Projection, Rademacher, make_projection
+from gradindex.gradients.projection import (
+    CountSketch,
+    Exact,
+    Projection,
+    Rademacher,
+    make_projection,
+    shrunk,
+    variance,
+)
 
 
 def capture_rows(model: nn.Module, x: Tensor, projection: Projection) -> Tensor:
@@ -48,13 +56,42 @@ def test_inner_products_are_right_on_average_over_seeds(make: Callable[[int], Pr
     assert np.std(grams, axis=0).max() > 0
 
 
-def test_strong_weights_are_shrunk_to_four_times_the_rank() -> None:
-    like = torch.zeros(1)
-    sides = CountSketch(64, 0, 2, ["strong"]).sides("weak", 20, 20, 400, like)
-    assert [side.shape for side in sides if side is not None] == [(2, 20), (1, 20)]
-    sides = CountSketch(64, 0, 2, ["strong"]).sides("strong", 20, 20, 400, like)
-    assert [side.shape for side in sides if side is not None] == [(8, 20), (4, 20)]
-    assert CountSketch(64, 0, 2, ["strong"]).sides("strong", 20, 3, 64, like) == (None, None)
+def test_wide_sides_are_shrunk_to_the_rank_and_those_of_strong_weights_to_four_times() -> None:
+    sketch, like = CountSketch(64, 0, 2, ["strong", "strong, half narrow"]), torch.zeros(1)
+    shapes = {
+        name: [None if side is None else tuple(side.shape) for side in sketch.sides(name, outs, ins, outs * ins, like)]
+        for name, outs, ins in (
+            ("weak", 20, 20),
+            ("narrow", 4, 20),
+            ("strong", 20, 17),
+            ("strong, half narrow", 16, 20),
+        )
+    }
+    assert shapes == {
+        "weak": [(2, 20), (2, 20)],
+        "narrow": [None, (2, 20)],
+        "strong": [(8, 20), (8, 17)],
+        "strong, half narrow": [None, (8, 20)],
+    }
+    assert CountSketch(64, 0, 2).sides("of little numbers", 5, 5, 64, like) == (None, None)
+
+
+def test_the_variance_that_shrinking_adds() -> None:
+    """Measured over seeds, for two gradients of rank one, where it is largest: x = y, and nothing cancels."""
+    delta, a = torch.randn(1, 20), torch.randn(1, 30)
+    scores = []
+    for seed in range(2000):
+        sketch = CountSketch(10_000, seed, 4)
+        out, into = sketch.sides("w", 20, 30, 600, delta)
+        assert out is not None
+        assert into is not None
+        rows = torch.zeros(1, 10_000)
+        sketch.add(rows, "w", torch.outer(out @ delta[0], into @ a[0]).flatten()[None])
+        scores.append(float(rows.square().sum()))
+    truth = float(delta.square().sum() * a.square().sum())
+    bound = variance(shrunk(4, 20, 30, 600, strong=False), 20, 30)
+    assert np.mean(scores) == pytest.approx(truth, rel=0.1)
+    assert 0.5 * bound < np.var(scores) / truth**2 < 1.1 * bound
 
 
 def test_a_dense_projection_is_a_matrix_of_signs() -> None:

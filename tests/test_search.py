@@ -230,7 +230,7 @@ def test_a_store_made_by_other_noise_code_is_refused(
     (place / "zarr.json").write_text(json.dumps(header))
     for file in (place / "manifest").iterdir():
         file.write_text(re.sub('"recipe": "[^"]*"', f'"recipe": "{old.digest}"', file.read_text()))
-    with pytest.raises(RecipeMismatch, match="projection_version: 0, now 2"):
+    with pytest.raises(RecipeMismatch, match="projection_version: 0, now 3"):
         gradindex.open(place).scores(queries)
 
 

@@ -4,7 +4,8 @@ Every projection `P` is linear and unbiased, `E[⟨Px, Py⟩] = ⟨x, y⟩`, and
 name) alone. Linear means that a layer called twice, or a parameter shared by two layers, just adds its parts up.
 """
 
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from gradindex.gradients.noise import random_offset, random_signs
 NAMES = ("auto", "rademacher", "sketch", "none")  # what a caller may ask for
 TWO_SIDED = "two-sided"  # what `auto` stands for
 STRONG = 4  # times the rank serves for weights that hold much of the gradient
+WIDE = 2**20  # signs that are kept in a byte each
 
 Sides = tuple[Tensor | None, Tensor | None]
 
@@ -40,16 +42,15 @@ class Energies(Exact):
     """Of every parameter only the squared norm of its gradient, [n, parameters].
 
     Attributes:
-        shrinkable: the weights that a two-sided projection of this rank would shrink.
+        added: {weight: the relative variance of its inner products under a two-sided projection of this rank}.
     """
 
     def __init__(self, names: Collection[str], rank: int) -> None:
         super().__init__(dict.fromkeys(names, 1))
-        self.rank, self.shrinkable = rank, set[str]()
+        self.rank, self.added = rank, dict[str, float]()
 
     def sides(self, name: str, outs: int, ins: int, size: int, like: Tensor) -> Sides:
-        if size > small_size(self.rank):
-            self.shrinkable.add(name)
+        self.added[name] = variance(shrunk(self.rank, outs, ins, size, strong=False), outs, ins)
         return None, None
 
     def add(self, rows: Tensor, name: str, block: Tensor) -> None:
@@ -79,66 +80,69 @@ class CountSketch:
     """Each parameter's block is added into the row with random signs, D numbers at a time.
 
     A count sketch (Charikar, Chen and Farach-Colton 2002) whose buckets go round robin; a block of fewer than D
-    numbers starts at a random place. With a `rank` k, a large weight gradient Δ Aᵀ is first shrunk on both sides to
-    `(P_o Δ)(P_i A)ᵀ` by independent sign matrices with `E[PᵀP] = I`: to k outputs and k / 2 inputs, or four times
-    as many of each if the weight's name is in `strong`.
+    numbers starts at a random place. With a `rank`, a large weight gradient Δ Aᵀ is first shrunk on both sides to
+    `(P_o Δ)(P_i A)ᵀ` by independent sign matrices with `E[PᵀP] = I` of `shrunk` widths.
     """
 
     def __init__(self, dim: int, seed: int, rank: int | None = None, strong: Collection[str] = ()) -> None:
         self.dim, self.seed, self.rank, self.strong = dim, seed, rank, frozenset(strong)
-        self._cache: dict[tuple[str, str], Tensor] = {}
-        self._starts: dict[str, int] = {}
+        self._sides: dict[str, Sides] = {}
         self._scales: dict[str, float] = {}
+        self._folds: dict[str, list[tuple[int, int, Tensor]]] = {}
 
     def sides(self, name: str, outs: int, ins: int, size: int, like: Tensor) -> Sides:
-        """Signs [k, outs] and [k / 2, ins]; None for a side that is no wider, both for a small weight.
-
-        Half the width serves for inputs: a convolution keeps that many at every kernel position. Their scale is
-        applied in `add`, in float32.
-        """
-        if self.rank is None or size <= small_size(self.rank):
-            return None, None
-        rank = self.rank * (STRONG if name in self.strong else 1)
-        ranks = {"out": (rank, outs), "in": (rank // 2, ins)}
-        scale = 1.0
-        for rank, width in ranks.values():
-            scale *= rank**-0.5 if rank < width else 1
-        self._scales[name] = scale
-        out, into = (
-            self._signs(name, side, rank * width, like.device).to(like.dtype).view(rank, width)
-            if rank < width
-            else None
-            for side, (rank, width) in ranks.items()
-        )
-        return out, into
+        """Signs [k, outs] and [k, ins], None for a side that stays whole; `add` scales them, in float32."""
+        if name not in self._sides:
+            widths = shrunk(self.rank, outs, ins, size, name in self.strong)
+            pairs = list(zip(widths, (outs, ins), strict=True))
+            self._scales[name] = math.prod(k**-0.5 for k, width in pairs if k < width)
+            out, into = (
+                self._signs(name, side, k * width).to(like).view(k, width) if k < width else None
+                for side, (k, width) in zip(("out", "in"), pairs, strict=True)
+            )
+            self._sides[name] = out, into
+        return self._sides[name]
 
     def add(self, rows: Tensor, name: str, block: Tensor) -> None:
         """Add the sketch of `block` [n, m] into `rows` [n, D]."""
-        size, scale = block.shape[1], self._scales.get(name, 1)
-        signs, start = self._signs(name, "fold", size, block.device), self._start(name, size)
-        for begin in range(0, size, self.dim):
-            part = block[:, begin : begin + self.dim]
-            weights = signs[begin : begin + self.dim].to(block.dtype)
-            rows.narrow(1, start, part.shape[1]).addcmul_(part, weights, value=scale)
+        if name not in self._folds:
+            self._folds[name] = list(self._fold(name, block.shape[1], block.device))
+        scale = self._scales.get(name, 1.0)
+        for begin, start, signs in self._folds[name]:
+            width = signs.shape[0]
+            part = block if width == block.shape[1] else block.narrow(1, begin, width)
+            rows.narrow(1, start, width).addcmul_(part, signs.float(), value=scale)
 
-    def _start(self, name: str, size: int) -> int:
-        if name not in self._starts:
-            self._starts[name] = random_offset(self.seed, name, below=max(1, self.dim - size + 1))
-        return self._starts[name]
+    def _fold(self, name: str, size: int, device: torch.device) -> Iterator[tuple[int, int, Tensor]]:
+        """Which numbers of a block go where, D at a time: (from, to, signs)."""
+        start = random_offset(self.seed, name, below=max(1, self.dim - size + 1))
+        signs = self._signs(name, "fold", size).to(device, torch.float32 if size < WIDE else torch.int8)
+        for number, part in enumerate(signs.split(self.dim)):
+            yield number * self.dim, start, part
 
-    def _signs(self, name: str, purpose: str, size: int, device: torch.device) -> Tensor:
-        if (name, purpose) not in self._cache:
-            signs = torch.from_numpy(random_signs(self.seed, name, purpose, size=size))
-            self._cache[name, purpose] = signs.to(device, torch.float32 if size < 2**20 else torch.int8)
-        return self._cache[name, purpose]
+    def _signs(self, name: str, purpose: str, size: int) -> Tensor:
+        return torch.from_numpy(random_signs(self.seed, name, purpose, size=size))
 
 
 Projection = Exact | CountSketch | Rademacher
 
 
-def small_size(rank: int) -> int:
-    """Up to how many numbers a weight's gradient is not worth shrinking."""
-    return 16 * rank**2
+def shrunk(rank: int | None, outs: int, ins: int, size: int, strong: bool) -> tuple[int, int]:
+    """To how many outputs and inputs a weight gradient of `size` numbers is shrunk.
+
+    `rank` of each, or four times as many if it is strong; a side of at most twice that stays whole, and so does a
+    weight that is not worth the work.
+    """
+    if rank is None or size <= 16 * rank**2:
+        return outs, ins
+    rank *= STRONG if strong else 1
+    return (rank if outs > 2 * rank else outs), (rank if ins > 2 * rank else ins)
+
+
+def variance(widths: tuple[int, int], outs: int, ins: int) -> float:
+    """The relative variance that shrinking adds, at most, to an inner product of two gradients of this weight."""
+    kept = [1 + 2 / k for k, width in zip(widths, (outs, ins), strict=True) if k < width]
+    return math.prod(kept) - 1
 
 
 def make_projection(

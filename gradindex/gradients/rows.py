@@ -15,7 +15,7 @@ from gradindex.gradients.noise import noise
 from gradindex.gradients.projection import Energies, Exact, make_projection
 from gradindex.recipe import Recipe
 
-RESIDUAL = 0.002  # relative variance that shrinking may add to an inner product
+RESIDUAL = 0.001  # relative variance that shrinking may add to an inner product
 LARGEST_BATCH = {"cpu": 64, "cuda": 1024}
 MEMORY_SHARE = {"cpu": 1 / 8, "cuda": 1 / 2}  # of the device's memory, for what autograd keeps
 
@@ -117,9 +117,9 @@ def choose_strong(
 ) -> tuple[str, ...]:
     """The weights that a two-sided projection must shrink less, or too much fidelity would be lost.
 
-    Shrinking to k outputs and k / 2 inputs adds a relative variance of up to `(1/k + 2/k) e²` to an inner product,
-    e being the weight's share of the gradient's squared norm. A few weights near the output hold most of it: the
-    largest are strong, until less than `RESIDUAL` is added by the others.
+    What shrinking adds to the relative variance of an inner product is at most `variance(…) e²`, e being the weight's
+    share of the gradient's squared norm. A few weights near the output hold most of it: those that add the most are
+    strong, until less than `RESIDUAL` is added by all others.
 
     Args:
         pictures, sample_ids, labels: some of the data set's, as for `sample_gradients`.
@@ -133,7 +133,8 @@ def choose_strong(
             denoiser, capture, recipe, pictures, sample_ids, labels, timesteps=timesteps, draws=1, batch_size=batch_size
         )
     shares = (rows / rows.sum(-1, keepdims=True).clip(min=1e-30)).mean((0, 1))
-    added = {name: 3 / recipe.rank * e**2 for name, e in zip(names, shares, strict=True) if name in energies.shrinkable}
+    share = dict(zip(names, shares, strict=True))
+    added = {name: variance * share[name] ** 2 for name, variance in energies.added.items()}
     largest = sorted(added, key=lambda name: -added[name])
     left = np.cumsum([added[name] for name in reversed(largest)])[::-1]
     return tuple(sorted(name for name, rest in zip(largest, left, strict=True) if rest > RESIDUAL))
@@ -142,22 +143,19 @@ def choose_strong(
 def fitting_batch(denoiser: Any, recipe: Recipe) -> int:
     """How many events go through the model at once, a power of two: as many as fit into a share of the memory.
 
-    What autograd keeps of one event is counted, not timed, so that the same machine always finds the same batch.
+    What is kept of one event for the backward pass is counted, not timed: the same machine always finds the same batch.
     """
     kept: dict[int, int] = {}
     weights = {parameter.untyped_storage().data_ptr() for parameter in denoiser.model.parameters()}
 
-    def keep(tensor: Tensor) -> Tensor:
+    def keep(tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
 
     x, t, labels = _random_events(denoiser, recipe, 1)
-    with (
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-        capture_for(denoiser, recipe) as capture,
-    ):
+    with capture_for(denoiser, recipe) as capture:
+        capture.watch = keep
         capture.gradients(partial(denoiser.losses, x, t, torch.zeros_like(x), labels, recipe.loss))
     fits = denoiser.memory * MEMORY_SHARE[denoiser.device.type] / sum(kept.values())
     return int(2 ** np.floor(np.log2(np.clip(fits, 1, LARGEST_BATCH[denoiser.device.type]))))

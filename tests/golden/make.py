@@ -32,6 +32,8 @@ RECIPE = Recipe(
     rank=16,
     strong=("conv_out.weight",),
     dim=4,
+    noise_version=1,
+    projection_version=2,
 )
 IDS = ["a.png", "b/ü.png", "b/c.png"]
 

@@ -42,7 +42,7 @@ CIFAR10 = {  # Ho et al. 2020, 35.7 M parameters; emoji in place of CIFAR-10
     "norm_num_groups": 32,
 }
 CONFIGS = {"small": SMALL, "cifar10": CIFAR10}
-STEPS = {"small": 500, "cifar10": 300}
+STEPS = {"small": 2000, "cifar10": 600}
 
 
 def fashion_mnist(work: Path) -> np.ndarray:

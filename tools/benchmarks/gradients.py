@@ -1,0 +1,210 @@
+"""What a projected gradient costs and how faithful it is: `tools/bench gradients`.
+
+Costs are times in units of a training step on the same batch, in one process, the ways taking turns; their medians over
+rounds. Fidelity is agreement with exact full gradients on trained models.
+"""
+
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import record
+import torch
+import ways
+from fidelity import GRID, QUERIES, TRAINING, Subject, agreement, scores_of
+from subjects import CONFIGS, subject
+from torch import Tensor
+
+from gradindex.gradients.projection import CountSketch, Rademacher
+
+BATCH = {"small": 64, "cifar10": 16}
+ROUNDS = {"small": 15, "cifar10": 7}
+RANKS = (8, 16, 32)
+RANK, DIM = 16, 1024  # of `build`
+WIDTHS = (256, 1024, 4096, 8192)
+SEEDS = {"small": (0, 1, 2), "cifar10": (0,)}
+ONE = 250  # the single timestep at which every way is compared
+COLUMNS = {"small": ways.DENSE, "cifar10": 16}  # of a dense matrix that are made; its time is in proportion
+TITLES = {"small": "UNet2DModel (32, 64, 128), 1.1 M parameters, Fashion-MNIST",
+          "cifar10": "DDPM CIFAR-10 architecture, 35.7 M parameters, emoji"}  # fmt: skip
+
+
+def run(work: Path, device: str, only: list[str]) -> None:
+    """Measure, print, and write docs/benchmarks/gradients.json and .md."""
+    sys.path.insert(0, str(work / ways.PEERS))
+    models = {name: Subject(*subject(name, work), device) for name in only or CONFIGS}
+    results: dict[str, Any] = {}
+    for name, model in models.items():  # first what needs a quiet machine
+        strong = {rank: model.strong(rank) for rank in RANKS}
+        cost = costs(name, device, strong)
+        results[name] = {"title": TITLES[name], "batch": BATCH[name], "strong": strong,
+                         "cost": cost | peer_costs(name, device, cost),
+                         "memory": memories(name, device, strong[RANK])}  # fmt: skip
+        print(results[name])
+    for name, model in models.items():
+        results[name]["fidelity"] = fidelities(name, model, work / f"exact-{name}", results[name]["strong"])
+        if name == "small":
+            results["dense"] = dense_fidelity(model)
+            half = Subject(*subject(name, work), device, "bfloat16")
+            results["half"] = half_precision(half, model, results[name]["strong"][RANK])
+    text = page(results)
+    print(text)
+    if not only:
+        record.save("gradients", device, "tools/bench gradients", results, text)
+
+
+def costs(name: str, device: str, strong: Mapping[int, tuple[str, ...]]) -> dict[str, float]:
+    """{way: time in training steps}."""
+    batch = ways.make_batch(name, BATCH[name], device)
+    all_ways: dict[str, Callable[[], object]] = {
+        way: partial(ways.WAYS[way], batch) for way in ("training step", "floor", "loop", "vmap")
+    }
+    for rank in RANKS:
+        all_ways[f"auto, rank {rank}"] = ways.ours(batch, CountSketch(8 * DIM, 0, rank, strong[rank]))
+    all_ways[f"auto, rank {RANK}, D = {DIM}"] = ways.ours(batch, CountSketch(DIM, 0, RANK, strong[RANK]))
+    all_ways["sketch"] = ways.ours(batch, CountSketch(8 * DIM, 0))
+    times = ways.seconds(all_ways, ROUNDS[name], device)
+    return {way: ways.ratio(times, way, "training step") for way in all_ways}
+
+
+def peer_costs(name: str, device: str, cost: Mapping[str, float]) -> dict[str, float]:
+    """{way: time in training steps} of dense projections, too slow for many rounds: one, beside a training step."""
+    batch = ways.make_batch(name, 16, device)
+    parameters, columns = sum(p.numel() for p in batch.model.parameters()), COLUMNS[name]
+    gradients = torch.cat([gradient.flatten(1) for gradient in ways.vmap_gradients(batch).values()], 1)
+    found = {}
+    for peer, make in (("TRAK", ways.trak), ("dattri", ways.dattri)):
+        project = make(parameters, columns, device)
+        some = {"training step": partial(ways.training_step, batch), "projection": partial(project, gradients)}
+        times = ways.seconds(some, 1, device)
+        found[peer] = cost["vmap"] + ways.ratio(times, "projection", "training step") * ways.DENSE / columns
+    if name == "small":
+        some = {"training step": partial(ways.training_step, batch),
+                "dense": ways.ours(batch, Rademacher(ways.DENSE, 0))}  # fmt: skip
+        found["rademacher"] = ways.ratio(ways.seconds(some, 1, device), "dense", "training step")
+    return found
+
+
+def memories(name: str, device: str, strong: tuple[str, ...]) -> dict[str, float]:
+    """{way: peak memory beyond the model, in training steps'}."""
+    measure = partial(ways.peak_memory, name, BATCH[name], device)
+    peaks = {way: measure(way) for way in ("training step", "floor", "loop", "vmap")}
+    peaks[f"auto, rank {RANK}"] = measure("ours", 8 * DIM, RANK, strong)
+    peaks["sketch"] = measure("ours", 8 * DIM, None, ())
+    return {way: peak / peaks["training step"] for way, peak in peaks.items()}
+
+
+def fidelities(name: str, model: Subject, cache: Path, strong: Mapping[int, tuple[str, ...]]) -> list[dict[str, Any]]:
+    """Agreement with exact scores of every rank and width: one timestep, each of the grid, the grid's mean."""
+    truth = model.exact(GRID, cache)
+    found = []
+    for rank in (*RANKS, None):
+        grid = GRID if name == "small" or rank == RANK else (ONE,)
+        places, one = [GRID.index(t) for t in grid], [grid.index(ONE)]
+        matching = {method: scores[places] for method, scores in truth.items()}
+        runs = [model.scores(grid, WIDTHS, seed, rank, strong[rank] if rank else ()) for seed in SEEDS[name]]
+        for width in WIDTHS:
+            row: dict[str, Any] = {"rank": rank, "dim": width, "seeds": len(runs)}
+            each = [run[width] for run in runs]
+            row["one timestep"] = _mean([agreement(scores, matching, over=one) for scores in each])
+            if len(grid) > 1:
+                row["each timestep"] = _mean([agreement(scores, matching) for scores in each])
+                row["by timestep"] = {
+                    t: _mean([agreement(scores, matching, over=[j]) for scores in each]) for j, t in enumerate(grid)
+                }
+                row["grid"] = _mean([agreement(scores, matching, over=range(len(grid))) for scores in each])
+            found.append(row)
+    return found
+
+
+def dense_fidelity(model: Subject) -> dict[str, dict[str, float]]:
+    """Agreement of dense projections of exact gradients to as many numbers as the peers', at one timestep."""
+    exact = model.exact_gradients(ONE, range(TRAINING + QUERIES))
+    truth = scores_of(exact[None].cpu().numpy())
+    device = str(exact.device.type)
+    rows = {
+        "TRAK": ways.trak(exact.shape[1], ways.DENSE, device)(exact),
+        "dattri": ways.dattri(exact.shape[1], ways.DENSE, device)(exact),
+        "rademacher": _rademacher(exact),
+    }
+    return {way: agreement(scores_of(part[None].cpu().numpy()), truth) for way, part in rows.items()}
+
+
+def half_precision(half: Subject, full: Subject, strong: tuple[str, ...]) -> dict[str, float]:
+    """Agreement of the default's scores from bfloat16 weights with those from float32 weights."""
+    scores = (model.scores(GRID, [DIM], 0, RANK, strong)[DIM] for model in (half, full))
+    return agreement(*scores, over=range(len(GRID)))
+
+
+def page(results: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    parts = ["# What a projected gradient costs, and how faithful it is\n",
+             "Cost and memory are in units of a plain training step (forward and backward) on the same batch. Fidelity"
+             f" is agreement with exact full gradients on a trained model: {TRAINING} training pictures, {QUERIES}"
+             " queries that it never saw, shared noise; Spearman's ρ and recall of the ten best, means over queries:"
+             " TracIn / ReTrac."]  # fmt: skip
+    for name in (name for name in CONFIGS if name in results):
+        found = results[name]
+        rows = {(row["rank"], row["dim"]): row["one timestep"] for row in found["fidelity"]}
+        parts.append(f"\n## {found['title']}\n\nBatch {found['batch']}; the figures of fidelity at t = {ONE}.\n")
+        lines = []
+        for way, cost in found["cost"].items():
+            settings = OURS.get(way)
+            near = rows[settings] if settings else results["dense"].get(way) if name == "small" else None
+            dim = settings[1] if settings else ways.DENSE if way in DENSE_WAYS else None
+            exact = "1 / 1" if way in ("loop", "vmap") else None
+            lines.append({"way": NAMES.get(way, way), "D": dim, "cost": cost, "memory": found["memory"].get(way),
+                          "ρ": exact or _pair(near, "spearman"),
+                          "recall@10": exact or _pair(near, "recall@10")})  # fmt: skip
+        parts.append(record.table(lines))
+        parts.append(f"\n`auto` is rank {RANK}; strong weights: {', '.join(found['strong'][RANK]) or 'none'}.\n")
+        parts.append("The frontier. One picture takes 6 bytes × D × timesteps in the store (float32 and float16).\n")
+        parts.append(record.table([_frontier(row, found["cost"]) for row in found["fidelity"]]))
+        default = next(row for row in found["fidelity"] if row["rank"] == RANK and row["dim"] == 8 * DIM)
+        parts.append(f"\nRank {RANK}, D = {8 * DIM}, timestep by timestep:\n")
+        parts.append(record.table([{"t": str(t), "ρ": _pair(near, "spearman"), "recall@10": _pair(near, "recall@10")}
+                                   for t, near in default["by timestep"].items()]))  # fmt: skip
+    if near := results.get("half"):
+        parts.append(f"\nWeights in bfloat16, `auto`, D = {DIM}, 10 timesteps, small model, against float32:"
+                     f" ρ {_pair(near, 'spearman')}, recall@10 {_pair(near, 'recall@10')}.")  # fmt: skip
+    return "\n".join(parts)
+
+
+NAMES = {"floor": "forward + input gradients (the floor)", "loop": "one picture at a time (the paper's code)",
+         "vmap": "`torch.func` vmap, no projection", "TRAK": "TRAK: vmap, dense projection",
+         "dattri": "dattri: vmap, dense projection", "rademacher": "`rademacher`: hooks, dense projection",
+         "sketch": "`sketch`"}  # fmt: skip
+OURS = {"sketch": (None, 8 * DIM), f"auto, rank {RANK}, D = {DIM}": (RANK, DIM),
+        **{f"auto, rank {rank}": (rank, 8 * DIM) for rank in RANKS}}  # fmt: skip
+DENSE_WAYS = ("TRAK", "dattri", "rademacher")
+
+
+def _frontier(row: dict[str, Any], cost: Mapping[str, float]) -> dict[str, Any]:
+    way = "sketch" if row["rank"] is None else f"auto, rank {row['rank']}"
+    line: dict[str, Any] = {
+        "projection": f"`{way}`" if row["rank"] is None else way,
+        "D": row["dim"],
+        "cost": cost[way],
+    }
+    for title, key in ((f"t = {ONE}", "one timestep"), ("each of 10", "each timestep"), ("10 averaged", "grid")):
+        line[f"ρ, {title}"] = _pair(row.get(key), "spearman")
+        line[f"recall, {title}"] = _pair(row.get(key), "recall@10")
+    return {**line, "bytes, 10 timesteps": 60 * row["dim"]}
+
+
+def _pair(near: dict[str, float] | None, figure: str) -> str:
+    digits = 4 if figure == "spearman" else 3
+    return "–" if near is None else f"{near[f'tracin {figure}']:.{digits}f} / {near[f'retrac {figure}']:.{digits}f}"
+
+
+def _mean(figures: list[dict[str, float]]) -> dict[str, float]:
+    return {key: float(np.mean([each[key] for each in figures])) for key in figures[0]}
+
+
+def _rademacher(exact: Tensor) -> Tensor:
+    rows = torch.zeros(len(exact), ways.DENSE, device=exact.device)
+    Rademacher(ways.DENSE, 0).add(rows, "all parameters", exact)
+    return rows

@@ -1,0 +1,66 @@
+"""A published figure is a JSON with the machine, the versions and the commit that it was measured with."""
+
+import json
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "docs" / "benchmarks"
+
+
+def save(name: str, device: str, command: str, results: dict[str, Any], page: str) -> None:
+    """Write docs/benchmarks/NAME.json, and the page made of it beside it; a GPU's have its kind in their names."""
+    name = name if device == "cpu" else f"{name}-{device}"
+    facts = {"command": command, "date": datetime.now(UTC).date().isoformat(), **_commit(), "machine": _machine(device)}
+    versions = {package: version(package) for package in ("gradindex", "torch", "diffusers", "numpy")}
+    whole = {**facts, "versions": versions, **results}
+    FOLDER.mkdir(exist_ok=True)
+    (FOLDER / f"{name}.json").write_text(json.dumps(whole, indent=1) + "\n")
+    machine = ", ".join(str(value) for value in whole["machine"].values())
+    source = f"`{command}`, {facts['date']}, commit {facts['commit']}; {machine}; torch {versions['torch']}."
+    (FOLDER / f"{name}.md").write_text(f"{page}\n\nMade by {source} Data: [{name}.json]({name}.json).\n")
+    print(f"wrote {FOLDER / name}.json and .md")
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Rows with the same keys as a Markdown table."""
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *[[_text(value) for value in row.values()] for row in rows]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.0f}" if value >= 100 else f"{value:.2f}" if value >= 1 else f"{value:.4f}".rstrip("0")
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _commit() -> dict[str, Any]:
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+
+    return {"commit": git("rev-parse", "--short=12", "HEAD"), "uncommitted": bool(git("status", "--porcelain", "-uno"))}
+
+
+def _machine(device: str) -> dict[str, Any]:
+    if device == "cuda":
+        return {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
+    names = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {
+        "processor": names[0] if names else platform.machine(),
+        "threads": f"{torch.get_num_threads()} threads",
+        "memory": f"{memory:.0f} GiB",
+    }
+
+
+def _lines(file: str) -> list[str]:
+    return Path(file).read_text().splitlines() if Path(file).exists() else []
