@@ -1,10 +1,9 @@
 """Ways to get the gradient of every sample of a batch: a training step for comparison, the peers', ours."""
 
-import gc
-import multiprocessing
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +12,7 @@ from subjects import names, untrained
 from torch import Tensor
 
 from gradindex.gradients.capture import Capture
-from gradindex.gradients.projection import CountSketch, Projection
+from gradindex.gradients.projection import Projection
 
 PEERS = "peers"  # the folder in the work folder where tools/bench installs them
 DENSE = 4096  # numbers that a dense projection gives
@@ -124,37 +123,18 @@ def ratio(times: Mapping[str, list[float]], way: str, to: str) -> float:
     return float(np.median(np.array(times[way]) / np.array(times[to])))
 
 
-def peak_memory(name: str, size: int, device: str, way: str, *arguments: Any) -> int:
-    """Bytes that a way needs at its peak beyond the model, measured in a process of its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak_memory, (name, size, device, torch.get_num_threads(), way, arguments))
-
-
-def _peak_memory(name: str, size: int, device: str, threads: int, way: str, arguments: tuple[Any, ...]) -> int:
-    torch.set_num_threads(threads)
-    small = make_batch(name, 1, device)  # libraries allocate for themselves the first time
-    batch = small._replace(**make_batch(name, size, device)._replace(model=small.model)._asdict())
-
-    def run(batch: Batch) -> None:
-        WAYS[way](batch) if way in WAYS else ours(batch, CountSketch(arguments[0], 0, *arguments[1:]))()
-
-    run(small)
-    gc.collect()
+def peak_memory(way: Callable[[], object], device: str) -> int:
+    """Bytes of tensors that a way makes, at its peak."""
+    way()
     if device == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        run(batch)
+        way()
         return torch.cuda.max_memory_allocated() - before
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # the peak starts anew
-    before = _status("VmRSS")
-    run(batch)
-    return _status("VmHWM") - before
-
-
-def _status(field: str) -> int:
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(field))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        way()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
 
 
 def _wait(device: str) -> None:
