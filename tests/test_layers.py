@@ -143,6 +143,34 @@ def test_inputs_of_layers_are_let_go() -> None:
     assert sorted(pictures) == [(2, 4, 8, 8), (2, 4, 8, 8), (2, 64, 8, 8)]  # to project, projected, the tanh's output
 
 
+HALVES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    case=st.one_of(convolution(transposed=False), convolution(transposed=True)),
+    dtype=st.sampled_from(HALVES),
+    norm=st.sampled_from([nn.GroupNorm(1, 6), nn.LayerNorm((6,)), nn.RMSNorm((6,))]),
+)
+def test_rules_in_less_precision(case: tuple[nn.Module, Tensor], dtype: torch.dtype, norm: nn.Module) -> None:
+    """Rows are float32, and as near to the gradient as the precision of the layer's own numbers allows."""
+    layer, x = case
+    model = nn.Sequential(layer, nn.Flatten(1), nn.LazyLinear(6), norm, nn.Linear(6, 2)).requires_grad_(False)
+    model(x.float())
+    model.to(dtype)
+    names = [name for name, _ in model.named_parameters()]
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+
+    def rows_in(dtype: torch.dtype) -> Tensor:
+        with Capture(model.to(dtype), names, Exact(sizes)) as capture:
+            return capture.gradients(lambda: model(x.to(dtype)).square().sum(1))
+
+    found, truth = rows_in(dtype), rows_in(torch.float64)
+    assert found.dtype == torch.float32
+    error = (found - truth).norm(dim=1) / truth.norm(dim=1).clamp(min=1e-3)
+    assert error.max() < {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}[dtype]
+
+
 class ScaledNorm(nn.GroupNorm):
     """A group norm that computes something else."""
 

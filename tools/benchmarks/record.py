@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +30,22 @@ def save(name: str, device: str, command: str, results: dict[str, Any], page: st
     print(f"wrote {FOLDER / name}.json and .md")
 
 
+def resumable(folder: Path) -> Callable[[str, Callable[[], Any]], Any]:
+    """A function that measures a part, or takes what an earlier run of the same package left in `folder`."""
+    tree = _git("rev-parse", "HEAD:gradindex")[:12]
+
+    def part(name: str, measure: Callable[[], Any]) -> Any:
+        file = folder / f"{tree} {name}.json"
+        if not file.exists():
+            print(f"{name} …", flush=True)
+            result = json.dumps(measure())
+            folder.mkdir(parents=True, exist_ok=True)
+            file.write_text(result)
+        return json.loads(file.read_text())
+
+    return part
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """Rows with the same keys as a Markdown table."""
     lines = [list(rows[0]), ["---"] * len(rows[0]), *[[_text(value) for value in row.values()] for row in rows]]
@@ -44,10 +61,14 @@ def _text(value: Any) -> str:
 
 
 def _commit() -> dict[str, Any]:
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+    return {
+        "commit": _git("rev-parse", "--short=12", "HEAD"),
+        "uncommitted": bool(_git("status", "--porcelain", "-uno")),
+    }
 
-    return {"commit": git("rev-parse", "--short=12", "HEAD"), "uncommitted": bool(git("status", "--porcelain", "-uno"))}
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def _machine(device: str) -> dict[str, Any]:
