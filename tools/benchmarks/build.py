@@ -16,7 +16,7 @@ import torch
 import ways
 from diffusers import DDIMPipeline, DDIMScheduler
 from PIL import Image
-from subjects import CONFIGS, PICTURES, subject
+from subjects import CONFIGS, subject
 
 import gradindex
 from gradindex import builder
@@ -27,20 +27,15 @@ from gradindex.gradients.layers import Copies, Factors
 from gradindex.gradients.noise import noise
 from gradindex.gradients.projection import CountSketch
 
-COUNT = {"small": 1024, "cifar10": 64}  # pictures that are indexed
+COUNT = {"small": 512, "cifar10": 64}  # pictures that are indexed
 BARE = 12  # batches of the bare capture, before the build and again after it
 QUERIES = 5
 
 
 def run(work: Path, device: str, only: list[str]) -> None:
     """Measure, print, and write docs/benchmarks/build.json and .md."""
-    results: dict[str, Any] = {}
-    for name in only or CONFIGS:
-        folder, pictures = subject(name, work)
-        data = write_pictures(work / f"{name}-pictures", pictures[: COUNT[name]])
-        results[name] = {"pictures": COUNT[name], **measure(folder, data, work / "index", device)}
-        results[name]["query"] = query(folder, work / "index", PICTURES[name](work)[-QUERIES:], device)
-        results[name]["profile"] = profile(name, results[name]["batch"], results[name]["strong"], device)
+    part = record.resumable(work / f"build-{device}")
+    results = {name: part(name, partial(measure, name, work, device)) for name in only or CONFIGS}
     text = page(results)
     print(text)
     if not only:
@@ -56,8 +51,18 @@ def write_pictures(folder: Path, pictures: np.ndarray) -> Path:
     return folder
 
 
-def measure(model: Path, data: Path, place: Path, device: str) -> dict[str, Any]:
-    """A build from nothing beside the bare capture of its batches; what its steps took, in seconds."""
+def measure(name: str, work: Path, device: str) -> dict[str, Any]:
+    """Build, query and profile, all of one model."""
+    model, pictures = subject(name, work)
+    data = write_pictures(work / f"{name}-pictures", pictures[: COUNT[name]])
+    found = throughput(model, data, work / "index", device)
+    found["query"] = query(model, work / "index", pictures[-QUERIES:], device)
+    found["profile"] = profile(name, found["batch"], found["strong"], device)
+    return {"pictures": COUNT[name], **found}
+
+
+def throughput(model: Path, data: Path, place: Path, device: str) -> dict[str, Any]:
+    """A build from nothing beside the bare capture of its batches; what its steps took."""
     shutil.rmtree(place, ignore_errors=True)
     spent: dict[str, float] = defaultdict(float)
     began = time.perf_counter()
