@@ -28,7 +28,7 @@ from gradindex.gradients.noise import noise
 from gradindex.gradients.projection import CountSketch
 
 COUNT = {"small": 512, "cifar10": 64}  # pictures that are indexed
-BARE = 12  # batches of the bare capture, before the build and again after it
+ROUNDS = {"small": 12, "cifar10": 3}  # batches of the bare capture, and of the profile
 QUERIES = 5
 
 
@@ -55,13 +55,13 @@ def measure(name: str, work: Path, device: str) -> dict[str, Any]:
     """Build, query and profile, all of one model."""
     model, pictures = subject(name, work)
     data = write_pictures(work / f"{name}-pictures", pictures[: COUNT[name]])
-    found = throughput(model, data, work / "index", device)
+    found = throughput(model, data, work / "index", device, ROUNDS[name])
     found["query"] = query(model, work / "index", pictures[-QUERIES:], device)
     found["profile"] = profile(name, found["batch"], found["strong"], device)
     return {"pictures": COUNT[name], **found}
 
 
-def throughput(model: Path, data: Path, place: Path, device: str) -> dict[str, Any]:
+def throughput(model: Path, data: Path, place: Path, device: str, rounds: int) -> dict[str, Any]:
     """A build from nothing beside the bare capture of its batches; what its steps took."""
     shutil.rmtree(place, ignore_errors=True)
     spent: dict[str, float] = defaultdict(float)
@@ -72,7 +72,7 @@ def throughput(model: Path, data: Path, place: Path, device: str) -> dict[str, A
     recipe, denoiser = index.store.recipe, load_denoiser(model, device=device)
     batch = rows.fitting_batch(denoiser, recipe)
     events = index.store.shape[1] * len(recipe.timesteps)
-    bare = bare_capture(denoiser, recipe, batch) * events / batch
+    bare = bare_capture(denoiser, recipe, batch, rounds) * events / batch
     # Once more, all rows over again, beside the bare capture: the machine is shared, and its speed varies.
     shutil.rmtree(place / "manifest")
     began = time.perf_counter()
@@ -93,14 +93,14 @@ def throughput(model: Path, data: Path, place: Path, device: str) -> dict[str, A
     }
 
 
-def bare_capture(denoiser: Any, recipe: Any, batch: int) -> float:
+def bare_capture(denoiser: Any, recipe: Any, batch: int, rounds: int) -> float:
     """Seconds of one batch of nothing but captured gradients."""
     x = torch.from_numpy(noise(0, "bare", 0, 0, (batch, *recipe.image))).clamp(-1, 1).to(denoiser.device)
     t = torch.tensor((recipe.timesteps * batch)[:batch], device=denoiser.device)
     epsilon = torch.randn_like(x)
     with rows.capture_for(denoiser, recipe) as capture:
         run = partial(capture.gradients, partial(denoiser.losses, x, t, epsilon, None, recipe.loss))
-        return float(np.mean(ways.seconds({"bare": run}, BARE, denoiser.device.type)["bare"]))
+        return float(np.mean(ways.seconds({"bare": run}, rounds, denoiser.device.type)["bare"]))
 
 
 def query(model: Path, index: Path, pictures: np.ndarray, device: str) -> dict[str, float]:
@@ -133,16 +133,16 @@ def profile(name: str, size: int, strong: tuple[str, ...], device: str) -> dict[
             capture.gradients(batch.losses)
 
     parts = {"training step": partial(ways.training_step, batch), "floor": partial(ways.floor, batch), "ours": ours}
-    times = ways.seconds(parts, BARE, device)
+    times = ways.seconds(parts, ROUNDS[name], device)
     step = float(np.median(times["training step"]))
     watched = {kind: _watched(rule, spent, device) for kind, rule in layers.RULES.items()}
     with mock.patch.object(layers, "RULES", watched), timed(CountSketch, "add", spent, device):
         capture = Capture(batch.model, ways.names(batch.model), capture.projection)
         ours()
         spent.clear()
-        for _ in range(BARE):
+        for _ in range(ROUNDS[name]):
             ours()
-    shares = {part: seconds / BARE / step for part, seconds in spent.items()}
+    shares = {part: seconds / ROUNDS[name] / step for part, seconds in spent.items()}
     floor, whole = (ways.ratio(times, way, "training step") for way in ("floor", "ours"))
     named = {"sums into the row": shares.pop("add"), **shares}
     return {"floor": floor, **named, "the rest: hooks, norms, colder caches": whole - floor - sum(named.values()),
