@@ -29,7 +29,7 @@ from gradindex.gradients.rows import (
 from gradindex.recipe import LOSSES, NOISES, Recipe, grid, require, require_positive
 from gradindex.store import Shard, Store, is_store
 
-DIM = 1024
+DIM = 4096
 RANK = 16  # of the two-sided projection
 LOOKED_AT = 8  # pictures whose gradients tell which weights are strong
 

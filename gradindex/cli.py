@@ -117,7 +117,7 @@ def _checkpoints(context: click.Context, parameter: click.Parameter, values: Seq
     show_default=True,
     help="Two-sided and sketched, dense, sketched only, or no projection at all.",
 )
-@click.option("--dim", default=1024, show_default=True, help="Width of a projected gradient.")
+@click.option("--dim", default=4096, show_default=True, help="Width of a projected gradient.")
 @click.option("--params", metavar="REGEX", help="Only parameters in whose name this is found.")
 @click.option("--seed", default=0, show_default=True, help="Of noise and projection.")
 @click.option(

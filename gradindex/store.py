@@ -26,6 +26,7 @@ FORMAT = 1
 ROW_ARRAYS = ("normalized", "unnormalized", "norm", "timestep")
 SHARD_ROWS = 256  # pictures in a shard: what an interruption can cost
 CHUNK_BYTES = 2 << 20  # unnormalized bytes in a chunk: the least that a read fetches
+RUN = 16  # chunks that scattered rows are read from at once, at most
 
 
 @dataclass(frozen=True)
@@ -198,8 +199,12 @@ class Store:
         Raises:
             StoreError: a checksum does not match.
         """
+        array = self._group[name]
         try:
-            return self._group[name].oindex[checkpoint, rows]
+            if isinstance(rows, slice):
+                return array[checkpoint, rows]
+            runs = _runs(rows, array.chunks[1])
+            return np.concatenate([array[checkpoint, run[0] : run[-1] + 1][run - run[0]] for run in runs])
         except (ValueError, OSError) as error:
             files = ", ".join(self._changed_files(name)) or "its metadata"
             raise StoreError(f"{self.path}: {name} is damaged: delete {files} and run the same build again") from error
@@ -238,6 +243,13 @@ class Store:
         except (OSError, ValueError, KeyError):
             return None
         return entry if sizes and same else None
+
+
+def _runs(rows: np.ndarray, chunk: int) -> list[np.ndarray]:
+    """Ascending row numbers, cut where a chunk is not needed: zarr reads a slice ten times faster than a list."""
+    chunks = rows // chunk
+    gaps = (np.diff(chunks) > 1) | (np.diff(chunks // RUN) > 0)
+    return np.split(rows, np.flatnonzero(gaps) + 1)
 
 
 def is_store(path: Path) -> bool:

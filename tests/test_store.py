@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -43,6 +44,16 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "SHARD_ROWS", 4)
 
 
+@pytest.fixture(scope="module")
+def store_of_ten(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Ten pictures in shards of four and chunks of two."""
+    with (
+        mock.patch.object(store_module, "SHARD_ROWS", 4),
+        mock.patch.object(store_module, "CHUNK_BYTES", 2 * 3 * 16 * 4),
+    ):
+        return fill(Store.create(tmp_path_factory.mktemp("ten") / "idx", RECIPE, IDS))
+
+
 def rows_of(shard: Shard, scale: float = 1.0) -> np.ndarray:
     generator = np.random.default_rng([shard.checkpoint, shard.number])
     return (generator.standard_normal((shard.stop - shard.start, 3, 16)) * scale).astype(np.float32)
@@ -68,6 +79,17 @@ def test_rows_read_back(tmp_path: Path, small_shards: None) -> None:
     np.testing.assert_allclose(store.norm[1], np.linalg.norm(expected, axis=2), rtol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(store.normalized[1].astype(float), axis=2), 1, rtol=1e-3)
     np.testing.assert_array_equal(store.timestep[0, 3], [50, 500, 950])
+
+
+@settings(max_examples=30, deadline=None)
+@given(rows=st.sets(st.integers(0, 9), min_size=1), run=st.integers(1, 3))
+def test_scattered_rows_are_read_as_they_are(store_of_ten: Store, rows: set[int], run: int) -> None:
+    chosen = np.array(sorted(rows))
+    assert store_of_ten.unnormalized.chunks[1] == 2
+    with mock.patch.object(store_module, "RUN", run):
+        np.testing.assert_array_equal(
+            store_of_ten.read("unnormalized", 1, chosen), store_of_ten.unnormalized[1][chosen]
+        )
 
 
 @settings(max_examples=20, deadline=None)

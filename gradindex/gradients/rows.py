@@ -15,7 +15,7 @@ from gradindex.gradients.noise import noise
 from gradindex.gradients.projection import Energies, Exact, make_projection
 from gradindex.recipe import Recipe
 
-RESIDUAL = 0.001  # relative variance that shrinking may add to an inner product
+RESIDUAL = 0.0005  # relative variance that shrinking may add to an inner product
 LARGEST_BATCH = {"cpu": 64, "cuda": 1024}
 MEMORY_SHARE = {"cpu": 1 / 8, "cuda": 1 / 2}  # of the device's memory, for what autograd keeps
 

@@ -182,7 +182,7 @@ def page(results: Mapping[str, Any]) -> str:
     """The results as Markdown."""
     parts = [
         "# Where the time of a build and of a query goes\n\n"
-        "`gradindex build` with its defaults (10 timesteps, `auto`, D = 1024, batch size auto), from a folder of PNG"
+        "`gradindex build` with its defaults (10 timesteps, `auto`, D = 4096, batch size auto), from a folder of PNG"
         " files to the open index, in one process beside what it is compared with.\n"
     ]
     titles = {"small": "UNet (32, 64, 128), 1.1 M parameters", "cifar10": "DDPM CIFAR-10, 35.7 M parameters"}

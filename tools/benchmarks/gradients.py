@@ -23,7 +23,7 @@ from gradindex.gradients.projection import CountSketch, Rademacher
 BATCH = {"small": 64, "cifar10": 16}
 ROUNDS = {"small": 15, "cifar10": 7}
 RANKS = (8, 16, 32)
-RANK, DIM = 16, 1024  # of `build`
+RANK, DIM = 16, 4096  # of `build`
 WIDTHS = (256, 1024, 4096, 8192)
 SEEDS = {"small": (0, 1), "cifar10": (0,)}
 ONE = 250  # the single timestep at which every way is compared
@@ -66,9 +66,9 @@ def costs(name: str, device: str, strong: Mapping[int, tuple[str, ...]]) -> dict
     batch = ways.make_batch(name, BATCH[name], device)
     all_ways: dict[str, Callable[[], object]] = {way: partial(make, batch) for way, make in ways.WAYS.items()}
     for rank in RANKS:
-        all_ways[f"auto, rank {rank}"] = ways.ours(batch, CountSketch(8 * DIM, 0, rank, strong[rank]))
+        all_ways[f"auto, rank {rank}"] = ways.ours(batch, CountSketch(2 * DIM, 0, rank, strong[rank]))
     all_ways[f"auto, rank {RANK}, D = {DIM}"] = ways.ours(batch, CountSketch(DIM, 0, RANK, strong[RANK]))
-    all_ways["sketch"] = ways.ours(batch, CountSketch(8 * DIM, 0))
+    all_ways["sketch"] = ways.ours(batch, CountSketch(2 * DIM, 0))
     times = ways.seconds(all_ways, ROUNDS[name], device)
     return {way: ways.ratio(times, way, "training step") for way in all_ways}
 
@@ -95,8 +95,8 @@ def memories(name: str, device: str, strong: tuple[str, ...]) -> dict[str, float
     """{way: peak memory of the tensors that it makes, in training steps'}."""
     batch = ways.make_batch(name, BATCH[name], device)
     some: dict[str, Callable[[], object]] = {way: partial(make, batch) for way, make in ways.WAYS.items()}
-    some[f"auto, rank {RANK}"] = ways.ours(batch, CountSketch(8 * DIM, 0, RANK, strong))
-    some["sketch"] = ways.ours(batch, CountSketch(8 * DIM, 0))
+    some[f"auto, rank {RANK}"] = ways.ours(batch, CountSketch(2 * DIM, 0, RANK, strong))
+    some["sketch"] = ways.ours(batch, CountSketch(2 * DIM, 0))
     peaks = {way: ways.peak_memory(run, device) for way, run in some.items()}
     return {way: peak / peaks["training step"] for way, peak in peaks.items()}
 
@@ -171,8 +171,8 @@ def page(results: dict[str, Any]) -> str:
         parts.append(f"The frontier: the timesteps {grid} each by itself, and their averaged scores. One picture takes"
                      " 6 bytes × D × timesteps in the store (float32 and float16).\n")  # fmt: skip
         parts.append(record.table([_frontier(row, found["cost"]) for row in found["fidelity"]]))
-        default = next(row for row in found["fidelity"] if row["rank"] == RANK and row["dim"] == 8 * DIM)
-        parts.append(f"\nRank {RANK}, D = {8 * DIM}, timestep by timestep:\n")
+        default = next(row for row in found["fidelity"] if row["rank"] == RANK and row["dim"] == 2 * DIM)
+        parts.append(f"\nRank {RANK}, D = {2 * DIM}, timestep by timestep:\n")
         parts.append(record.table([{"t": str(t), "ρ": _pair(near, "spearman"), "recall@10": _pair(near, "recall@10")}
                                    for t, near in default["by timestep"].items()]))  # fmt: skip
     if near := results.get("half"):
@@ -185,8 +185,8 @@ NAMES = {"floor": "forward + input gradients (the floor)", "loop": "one picture 
          "vmap": "`torch.func` vmap, no projection", "TRAK": "TRAK: vmap, dense projection",
          "dattri": "dattri: vmap, dense projection", "rademacher": "`rademacher`: hooks, dense projection",
          "sketch": "`sketch`"}  # fmt: skip
-OURS = {"sketch": (None, 8 * DIM), f"auto, rank {RANK}, D = {DIM}": (RANK, DIM),
-        **{f"auto, rank {rank}": (rank, 8 * DIM) for rank in RANKS}}  # fmt: skip
+OURS = {"sketch": (None, 2 * DIM), f"auto, rank {RANK}, D = {DIM}": (RANK, DIM),
+        **{f"auto, rank {rank}": (rank, 2 * DIM) for rank in RANKS}}  # fmt: skip
 DENSE_WAYS = ("TRAK", "dattri", "rademacher")
 
 
