@@ -88,20 +88,23 @@ def ours(batch: Batch, projection: Projection) -> Callable[[], None]:
 
 
 def trak(dim: int, columns: int, device: str) -> Callable[[Tensor], Tensor]:
-    """TRAK's projector of gradients [n, dim]."""
+    """TRAK's projector of gradients [n, dim]; on a CPU in at least two blocks, or it would keep its matrix ready."""
     from trak.projectors import BasicProjector, CudaProjector, ProjectionType
 
+    settings = dim, columns, 0, ProjectionType.rademacher, device
     if device == "cuda":
-        return partial(CudaProjector(dim, columns, 0, ProjectionType.rademacher, device, max_batch_size=32).project,
-                       model_id=0)  # fmt: skip
-    return partial(BasicProjector(dim, columns, 0, ProjectionType.rademacher, device).project, model_id=0)
+        return partial(CudaProjector(*settings, max_batch_size=32).project, model_id=0)
+    return partial(BasicProjector(*settings, block_size=min(100, columns // 2)).project, model_id=0)
 
 
 def dattri(dim: int, columns: int, device: str) -> Callable[[Tensor], Tensor]:
-    """dattri's projector of gradients [n, dim]."""
-    from dattri.func.projection import random_project
+    """dattri's projector of gradients [n, dim], in blocks likewise."""
+    from dattri.func.projection import BasicProjector, ProjectionType, random_project
 
-    return random_project(torch.empty(1, dim), 1, columns, 32, proj_type="rademacher", device=device)
+    if device == "cuda":
+        return random_project(torch.empty(1, dim), 1, columns, 32, proj_type="rademacher", device=device)
+    settings = dim, columns, 0, ProjectionType.rademacher, torch.device(device)
+    return partial(BasicProjector(*settings, block_size=min(100, columns // 2)).project, ensemble_id=0)
 
 
 def seconds(ways: Mapping[str, Callable[[], object]], rounds: int, device: str) -> dict[str, list[float]]:
