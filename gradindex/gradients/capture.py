@@ -46,9 +46,7 @@ class Capture:
         self._rows: Tensor | None = None
         self._samples = 0
         self._unknown: dict[str, None] = {}  # an ordered set
-        self._input: int | None = (
-            None  # address of the input of the layer that runs, if only a weight gradient needs it
-        )
+        self._input: int | None = None  # address of the running layer's input, which only a weight gradient needs
         self.watch: Callable[[Tensor], object] = lambda tensor: None
         if mixing := [path for path, module in model.named_modules() if mixes_samples(module)]:
             raise ModelError(
