@@ -27,7 +27,6 @@ RANK, DIM = 16, 4096  # of `build`
 WIDTHS = (256, 1024, 4096, 8192)
 SEEDS = {"small": (0, 1), "cifar10": (0,)}
 ONE = 250  # the single timestep at which every way is compared
-GRIDS = {"small": GRID, "cifar10": (50, ONE, 750)}  # timesteps of exact scores; ten take half an hour more
 COLUMNS = {"small": 256, "cifar10": 16}  # of a dense matrix that are made; its time is in proportion
 TITLES = {"small": "UNet2DModel (32, 64, 128), 1.1 M parameters, Fashion-MNIST",
           "cifar10": "DDPM CIFAR-10 architecture, 35.7 M parameters, emoji"}  # fmt: skip
@@ -103,11 +102,11 @@ def memories(name: str, device: str, strong: tuple[str, ...]) -> dict[str, float
 
 def fidelities(name: str, model: Subject, cache: Path, strong: Mapping[int, tuple[str, ...]]) -> list[dict[str, Any]]:
     """Agreement with exact scores of every rank and width: one timestep, each of the grid, the grid's mean."""
-    truth = model.exact(GRIDS[name], cache)
+    truth = model.exact(GRID, cache)
     found = []
     for rank in (*RANKS, None):
-        grid = GRIDS[name] if name == "small" or rank == RANK else (ONE,)
-        places, one = [GRIDS[name].index(t) for t in grid], [grid.index(ONE)]
+        grid = GRID if name == "small" or rank == RANK else (ONE,)
+        places, one = [GRID.index(t) for t in grid], [grid.index(ONE)]
         matching = {method: scores[places] for method, scores in truth.items()}
         runs = [model.scores(grid, WIDTHS, seed, rank, strong[rank] if rank else ()) for seed in SEEDS[name]]
         for width in WIDTHS:
@@ -167,7 +166,7 @@ def page(results: dict[str, Any]) -> str:
                           "recall@10": exact or _pair(near, "recall@10")})  # fmt: skip
         parts.append(record.table(lines))
         parts.append(f"\n`auto` is rank {RANK}; strong weights: {', '.join(found['strong']) or 'none'}.\n")
-        grid = ", ".join(map(str, GRIDS[name]))
+        grid = ", ".join(map(str, GRID))
         parts.append(f"The frontier: the timesteps {grid} each by itself, and their averaged scores. One picture takes"
                      " 6 bytes × D × timesteps in the store (float32 and float16).\n")  # fmt: skip
         parts.append(record.table([_frontier(row, found["cost"]) for row in found["fidelity"]]))
