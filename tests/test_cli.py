@@ -1,6 +1,8 @@
 """The command line: data to stdout, the rest to stderr, one line per error, status 0, 1 or 2."""
 
+import contextlib
 import inspect
+import io
 import json
 import os
 import shutil
@@ -8,7 +10,9 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from conftest import make_pictures
@@ -18,9 +22,21 @@ from gradindex.cli import main
 from gradindex.results import Hit, Result, to_html, to_json, to_table
 
 
-def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "gradindex.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run(*arguments: object, cwd: Path | None = None) -> Done:
+    """What `gradindex ARGUMENTS` does, in this process: a new one takes seconds to load torch."""
+    out, errors, status = io.StringIO(), io.StringIO(), 0
+    with contextlib.chdir(cwd or "."), redirect_stdout(out), redirect_stderr(errors):
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            status = stop.code
+    return Done(status, out.getvalue(), errors.getvalue())
 
 
 @pytest.fixture(scope="module")
