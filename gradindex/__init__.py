@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from gradindex.dataset import Columns
     from gradindex.errors import GradindexError
     from gradindex.gradients.noise import noise
+    from gradindex.recorder import TrainingRecorder
     from gradindex.results import Hit, Result
     from gradindex.search import Index, open
 
 __version__ = "0.1.0"
-__all__ = ["Columns", "GradindexError", "Hit", "Index", "Result", "build", "noise", "open"]
+__all__ = ["Columns", "GradindexError", "Hit", "Index", "Result", "TrainingRecorder", "build", "noise", "open"]
 
 _HOMES = {
     "Columns": "dataset",
@@ -29,6 +30,7 @@ _HOMES = {
     "Hit": "results",
     "Index": "search",
     "Result": "results",
+    "TrainingRecorder": "recorder",
     "build": "builder",
     "noise": "gradients.noise",
     "open": "search",

@@ -1,40 +1,27 @@
 """Walk a training set once: data set × checkpoints → gradient store → FAISS files. Stopped and rerun, it goes on."""
 
+import hashlib
 import shutil
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import groupby
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
 from gradindex import index as faiss_index
 from gradindex import search
 from gradindex.dataset import Columns, Dataset, open_dataset
-from gradindex.denoiser import DTYPES, Checkpoints, Denoiser, resolve_device
+from gradindex.denoiser import DTYPES, Checkpoints, resolve_device
 from gradindex.errors import CallError, DataError, GradindexError, RecipeMismatch
 from gradindex.gradients.projection import NAMES, TWO_SIDED
-from gradindex.gradients.rows import (
-    capture_for,
-    check_capture,
-    choose_parameters,
-    choose_strong,
-    fitting_batch,
-    sample_gradients,
-)
+from gradindex.gradients.rows import check_capture, choose_parameters, fitting_batch
 from gradindex.recipe import LOSSES, NOISES, Recipe, grid, require, require_positive
-from gradindex.store import Shard, Store, is_store
+from gradindex.store import Store, is_store
+from gradindex.training_log import LoggedCheckpoint, TrainingLog, open_log, training_weights
+from gradindex.work import Work, fill, find_strong
 
 DIM = 4096
 RANK = 16  # of the two-sided projection
-LOOKED_AT = 8  # pictures whose gradients tell which weights are strong
-
-Item = TypeVar("Item")
-Done = TypeVar("Done")
 
 
 def build(
@@ -45,9 +32,12 @@ def build(
     checkpoints: Mapping[str, float | None] | Sequence[str | Path] | None = None,
     scheduler: str | Path | None = None,
     columns: Columns | None = None,
-    timesteps: int | Sequence[int] = 10,
+    timesteps: int | Sequence[int] | str = 10,
+    log: str | Path | None = None,
+    events: int = 1,
+    missing: str = "error",
     draws: int = 1,
-    noise: str = "shared",
+    noise: str | None = None,
     loss: str = "mse",
     projection: str = "auto",
     dim: int = DIM,
@@ -67,12 +57,18 @@ def build(
         data: a folder of pictures, or anything that `datasets` opens.
         checkpoints: where the weights are, {path: weight}, when there are several; a weight of None, or a plain
             sequence of paths, means 1 / C each. A weight is the learning rate times the share of training that the
-            checkpoint stands for.
+            checkpoint stands for; with a log that is the default, and so are all checkpoints that it knows.
         scheduler: the scheduler's folder or JSON file, when it does not lie beside the model.
         columns: picture, id and label columns of a `datasets` table.
-        timesteps: how many, evenly spaced, or which.
+        timesteps: how many, evenly spaced; or which; or "recorded": those that each picture was last trained on
+            before a checkpoint.
+        log: what a training run drew: a `TrainingRecorder`'s folder, or a CSV or Parquet table (see `open_log`).
+        events: how many of a picture's last recorded events.
+        missing: what a picture gets that has fewer: "error", "skip" (it is left out), or "grid" (evenly spaced
+            timesteps in place of those it lacks).
         draws: noise draws averaged per picture and timestep.
-        noise: "shared" by all pictures and queries, or each picture its "own".
+        noise: "shared" by all pictures and queries (the default of a grid), each picture its "own", or "recorded",
+            the very noise of training (the default of recorded timesteps).
         loss: "mse" or "l1".
         projection: "auto" (two-sided, then sketched), "sketch" (exact per-sample weight gradients, sketched),
             "rademacher" (dense, slow: a baseline) or "none" (exact, small models).
@@ -96,27 +92,35 @@ def build(
         >>> index = gradindex.build("idx", model="ckpt/", data="pictures/", timesteps=10)
     """
     path, device = Path(index), resolve_device(device)
+    noise = noise or ("shared" if log is None else "recorded")
     require("noise", noise, NOISES)
     require("loss", loss, LOSSES)
     require("projection", projection, NAMES)
     require("dtype", dtype, tuple(DTYPES))
-    require_positive(dim=dim, draws=draws)
+    require_positive(dim=dim, draws=draws, events=events)
     if batch_size != "auto":
         require_positive(batch_size=batch_size)  # type: ignore[arg-type]
+    _check_recorded(timesteps, log, events, noise, draws)
     _check_target(path)
     faiss_index.require_faiss()
     dataset = open_dataset(data, columns)
-    places, weights = _weights(checkpoints, model)
+    training = None if log is None else open_log(log)
+    chosen, weights = _checkpoints(checkpoints, model, training)
+    places = [Path(each.path) for each in chosen]
     denoisers = Checkpoints(places, model, scheduler, device, dtype)
     facts = denoisers.facts()
     first = denoisers[0]
+    steps = [each.step for each in chosen]
+    recorded = None
+    if training is not None:
+        recorded = training.replay(dataset.sample_ids, steps, events, missing, first.num_train_timesteps)
     names = choose_parameters(first.trainable, params)
     parameter_count = sum(first.model.get_parameter(name).numel() for name in names)
     recipe = Recipe(
         **facts,
         params=params,
         parameter_count=parameter_count,
-        timesteps=grid(timesteps, first.num_train_timesteps),
+        timesteps=() if recorded is not None else grid(timesteps, first.num_train_timesteps),  # type: ignore[arg-type]
         draws=draws,
         noise=noise,
         seed=seed,
@@ -125,6 +129,8 @@ def build(
         rank=RANK if projection == "auto" else None,
         strong=(),
         dim=parameter_count if projection == "none" else dim,
+        events=None if recorded is None else events,
+        log=None if recorded is None else hashlib.sha256(recorded.tobytes()).hexdigest(),
     )
     _check_data(dataset, recipe)
     check_capture(first, recipe)  # a layer without a rule is an error before anything is written
@@ -135,14 +141,15 @@ def build(
         "checkpoints": [{"path": str(place.resolve())} for place in places],
         "weights": weights,
         "data": dataset.to_json(),
+        "log": None if log is None else str(Path(log).resolve()),
     }
     store = _existing(path, recipe, dataset, overwrite)
     if store is None:
         if recipe.projection == TWO_SIDED:
-            recipe = replace(recipe, strong=_strong(first, recipe, dataset, batch, skip_bad))
+            recipe = replace(recipe, strong=find_strong(first, Work(dataset, recipe, recorded, skip_bad), batch))
         store = Store.create(path, recipe, dataset.sample_ids, **attributes)
     store.set_attributes(**attributes)
-    _fill(store, dataset, denoisers, batch, skip_bad)
+    fill(store, Work(dataset, store.recipe, recorded, skip_bad), denoisers, batch)
     if len(store.skipped()) == len(dataset):
         raise DataError(f"data {dataset.source}: not one of {len(dataset)} pictures can be read")
     for method in faiss_index.ROWS_OF:
@@ -156,18 +163,33 @@ def _check_target(path: Path) -> None:
         raise CallError(f"{path}: exists and is not a gradindex index; choose another place")
 
 
-def _weights(
-    checkpoints: Mapping[str, float | None] | Sequence[str | Path] | None, model: str | Path
-) -> tuple[list[Path], list[float]]:
-    """The checkpoints' paths and weights; without any, the model's own weights count 1."""
-    if not checkpoints:
-        return [Path(model)], [1.0]
-    if not isinstance(checkpoints, Mapping):
-        checkpoints = dict.fromkeys(map(str, checkpoints))
-    weights = [1 / len(checkpoints) if weight is None else float(weight) for weight in checkpoints.values()]
+def _check_recorded(timesteps: object, log: object, events: int, noise: str, draws: int) -> None:
+    if (timesteps == "recorded") != (log is not None):
+        raise CallError("timesteps = 'recorded' and log go together: give both, or neither")
+    if log is None and (events != 1 or noise == "recorded"):
+        raise CallError("events and noise = 'recorded' are for recorded timesteps")
+    if noise == "recorded" and draws != 1:
+        raise CallError(f"draws = {draws}: the recorded noise of an event is one; choose noise = 'own' for more")
+
+
+def _checkpoints(
+    given: Mapping[str, float | None] | Sequence[str | Path] | None, model: str | Path, training: TrainingLog | None
+) -> tuple[list[LoggedCheckpoint], list[float]]:
+    """The checkpoints and their weights; the model's own weights where there are none."""
+    given = given or {}
+    asked = given if isinstance(given, Mapping) else dict.fromkeys(map(str, given))
+    if training is None:
+        chosen = [LoggedCheckpoint(0, path, 1.0) for path in asked or [str(model)]]
+        usual = [1 / len(chosen)] * len(chosen)
+    else:
+        end = LoggedCheckpoint(int(training.events["step"].max()) + 1, str(model), 1.0)
+        chosen = training.find([Path(path) for path in asked]) or [end]
+        usual = training_weights(chosen)
+    explicit = list(asked.values()) or [None] * len(chosen)
+    weights = [mine if weight is None else float(weight) for weight, mine in zip(explicit, usual, strict=True)]
     if not np.isfinite(weights).all():
         raise CallError(f"checkpoint weights {weights}: give finite numbers")
-    return [Path(place) for place in checkpoints], weights
+    return chosen, weights
 
 
 def _check_data(dataset: Dataset, recipe: Recipe) -> None:
@@ -222,85 +244,3 @@ def _require_same_pictures(store: Store, dataset: Dataset) -> None:
 def _replaced(path: Path) -> Path:
     """Where an index that is overwritten stays until its successor is whole."""
     return path.with_name(f"{path.name}.replaced")
-
-
-def _strong(denoiser: Denoiser, recipe: Recipe, dataset: Dataset, batch_size: int, skip_bad: bool) -> tuple[str, ...]:
-    """The weights that the projection must shrink less, from the gradients of a few pictures."""
-    some = sorted({int(row) for row in np.linspace(0, len(dataset) - 1, LOOKED_AT)})
-    rows, pictures = _read(dataset, recipe, some, skip_bad)
-    if not rows:
-        raise DataError(f"data {dataset.source}: not one of {len(some)} pictures tried can be read")
-    return choose_strong(denoiser, recipe, pictures, *_keys(dataset, recipe, rows), batch_size)
-
-
-def _fill(store: Store, dataset: Dataset, denoisers: Checkpoints, batch_size: int, skip_bad: bool) -> None:
-    """Make every shard that is missing, checkpoint by checkpoint; the next is read and the last written meanwhile."""
-    recipe = store.recipe
-    repairable = [] if skip_bad else [shard for shard, entry in store.committed() if entry["skipped"]]
-    missing = sorted(store.missing() + repairable, key=lambda shard: (shard.checkpoint, shard.start))
-    events = len(recipe.timesteps) * recipe.draws * sum(shard.stop - shard.start for shard in missing)
-    written: Future[None] | None = None
-
-    def read(shard: Shard) -> tuple[Shard, list[int], np.ndarray]:
-        return shard, *_read(dataset, recipe, range(shard.start, shard.stop), skip_bad)
-
-    with (
-        tqdm(total=events, unit="gradient", desc="gradients", delay=2, disable=None) as bar,
-        ThreadPoolExecutor(1) as writer,
-    ):
-        for checkpoint, shards in groupby(missing, key=lambda shard: shard.checkpoint):
-            denoiser = denoisers[checkpoint]
-            with capture_for(denoiser, recipe) as capture:
-                for shard, readable, pictures in _ahead(read, shards):
-                    rows = np.zeros((shard.stop - shard.start, len(recipe.timesteps), recipe.dim), np.float32)
-                    if readable:
-                        rows[[row - shard.start for row in readable]] = sample_gradients(
-                            denoiser,
-                            capture,
-                            recipe,
-                            pictures,
-                            *_keys(dataset, recipe, readable),
-                            batch_size=batch_size,
-                            progress=bar.update,
-                        )
-                    if written:
-                        written.result()
-                    written = writer.submit(_write, store, shard, rows, readable, dataset)
-        if written:
-            written.result()
-
-
-def _ahead(work: Callable[[Item], Done], items: Iterable[Item]) -> Iterator[Done]:
-    """`work(item)` for one item after the other, the next one being worked on in a thread meanwhile."""
-    with ThreadPoolExecutor(1) as pool:
-        waiting: deque[Future[Done]] = deque()
-        for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) > 1:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
-def _read(dataset: Dataset, recipe: Recipe, rows: Iterable[int], skip_bad: bool) -> tuple[list[int], np.ndarray]:
-    """The rows that can be read, and their pictures [B, channels, height, width]."""
-    pictures = {}
-    for row in rows:
-        try:
-            pictures[row] = dataset.picture(row, recipe.image)
-        except DataError as error:
-            if not skip_bad:
-                raise DataError(f"{error}; skip_bad leaves such pictures out") from error
-    return list(pictures), np.stack(list(pictures.values())) if pictures else np.empty((0, *recipe.image), np.float32)
-
-
-def _keys(dataset: Dataset, recipe: Recipe, rows: Sequence[int]) -> tuple[list[str], list[int] | None]:
-    """Ids and, for a class-conditional model, labels of some rows."""
-    labels = [dataset.labels[row] for row in rows] if recipe.classes is not None and dataset.labels else None
-    return [dataset.sample_ids[row] for row in rows], labels
-
-
-def _write(store: Store, shard: Shard, rows: np.ndarray, readable: list[int], dataset: Dataset) -> None:
-    timestep = np.broadcast_to(np.array(store.recipe.timesteps, np.float32), rows.shape[:2])
-    skipped = sorted(set(range(shard.start, shard.stop)) - set(readable))
-    store.write(shard, rows, timestep, skipped, dataset.digest(shard.start, shard.stop))

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ class _Commands(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         debug = "--debug" in sys.argv
+        warnings.formatwarning = lambda message, *_: f"Warning: {message}\n"  # one line, as errors are
         try:
             return super().main(*args, **{**kwargs, "standalone_mode": False})
         except click.exceptions.Exit as exit_:
@@ -52,11 +54,13 @@ def main(debug: bool) -> None:
     """
 
 
-def _timesteps(context: click.Context, parameter: click.Parameter, value: str) -> int | list[int]:
+def _timesteps(context: click.Context, parameter: click.Parameter, value: str) -> int | list[int] | str:
+    if value == "recorded":
+        return value
     try:
         return [int(part) for part in value.split(",") if part] if "," in value else int(value)
     except ValueError:
-        raise click.BadParameter(f"{value!r}: give a number, or timesteps with commas between them") from None
+        raise click.BadParameter(f"{value!r}: give a number, timesteps with commas between them, or recorded") from None
 
 
 def _batch_size(context: click.Context, parameter: click.Parameter, value: str) -> int | str:
@@ -87,7 +91,7 @@ def _checkpoints(context: click.Context, parameter: click.Parameter, values: Seq
     multiple=True,
     callback=_checkpoints,
     metavar="PATH[=WEIGHT]",
-    help="Where the weights are, for several checkpoints; weight 1/C when not given.",
+    help="Where the weights are, for several checkpoints; weight 1/C when not given, or the training log's.",
 )
 @click.option("--scheduler", help="Scheduler folder or JSON file, when it does not lie beside the model.")
 @click.option("--image-column", help="Column of a table that holds the pictures.")
@@ -98,16 +102,24 @@ def _checkpoints(context: click.Context, parameter: click.Parameter, values: Seq
     default="10",
     show_default=True,
     callback=_timesteps,
-    metavar="N|T,T,…",
-    help="How many timesteps, evenly spaced, or which (a single one: `500,`).",
+    metavar="N|T,T,…|recorded",
+    help="How many timesteps, evenly spaced, or which (a single one: `500,`), or those of the training log.",
+)
+@click.option("--log", help="Training log: a TrainingRecorder's folder, a CSV or a Parquet file.")
+@click.option("--events", default=1, show_default=True, help="How many of a picture's last recorded timesteps.")
+@click.option(
+    "--missing",
+    type=click.Choice(["error", "skip", "grid"]),
+    default="error",
+    show_default=True,
+    help="What to do with pictures that the log has too few events of.",
 )
 @click.option("--draws", default=1, show_default=True, help="Noise draws averaged per picture and timestep.")
 @click.option(
     "--noise",
-    type=click.Choice(["shared", "own"]),
-    default="shared",
-    show_default=True,
-    help="One noise for all pictures and queries, or each picture its own.",
+    type=click.Choice(["shared", "own", "recorded"]),
+    help="One for all pictures and queries, each picture its own, or training's."
+    "  [default: shared; recorded with recorded timesteps]",
 )
 @click.option("--loss", type=click.Choice(["mse", "l1"]), default="mse", show_default=True)
 @click.option(
@@ -147,7 +159,11 @@ def build(index: str, image_column: str, id_column: str, label_column: str, **op
 @click.option("-k", default=10, show_default=True, help="How many training pictures.")
 @click.option("--method", type=METHODS, default="retrac", show_default=True, help="Cosine, or inner product.")
 @click.option("--opponents", is_flag=True, help="Also the most negative ones.")
-@click.option("--pairing", type=click.Choice(["matched", "mean"]), default="matched", show_default=True)
+@click.option(
+    "--pairing",
+    type=click.Choice(["matched", "mean"]),
+    help="Timestep by timestep, or means over them.  [default: matched; mean with recorded timesteps]",
+)
 @click.option("--query-timesteps", type=int, metavar="N", help="Timesteps of the mean pairing.  [default: 100]")
 @click.option("--query-draws", type=int, metavar="M", help="Noise draws of the mean pairing.  [default: 4]")
 @click.option("--class-label", type=int, help="Of the pictures, for a class-conditional model.")
@@ -223,7 +239,7 @@ def _describe(store: Any) -> str:
         "rows": f"{checkpoints} checkpoints × {rows} pictures × {timesteps} timesteps × {dim} numbers",
         "shards": f"{shards - missing} of {shards} done",
         "model": f"{recipe.model}, {recipe.prediction_type}, {recipe.parameter_count:,} parameters in {recipe.dtype}",
-        "timesteps": ", ".join(map(str, recipe.timesteps)),
+        "timesteps": f"{recipe.events} recorded" if recipe.events else ", ".join(map(str, recipe.timesteps)),
         "noise": f"{recipe.noise}, {recipe.draws} draws, seed {recipe.seed}",
         "projection": recipe.projection,
         "recipe": recipe.digest,

@@ -11,8 +11,9 @@ from gradindex.errors import CallError, StoreError
 NOISE_VERSION = 1  # raised whenever `noise` gives other numbers for the same key
 PROJECTION_VERSION = 3  # raised whenever a projection of the same name and seed gives other numbers
 
+_LATER = ("events", "log")  # fields that older stores, and most new ones, do without
 LOSSES = ("mse", "l1")
-NOISES = ("shared", "own")
+NOISES = ("shared", "own", "recorded")
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Recipe:
     params: str | None  # regular expression that picks parameters by name; None: all trainable ones
     parameter_count: int
     dtype: str  # of the weights while gradients are taken
-    timesteps: tuple[int, ...]
+    timesteps: tuple[int, ...]  # of the grid; empty for recorded ones
     draws: int
     noise: str
     seed: int
@@ -44,18 +45,26 @@ class Recipe:
     dim: int
     noise_version: int = NOISE_VERSION
     projection_version: int = PROJECTION_VERSION
+    events: int | None = None  # of a picture's training before each checkpoint, in place of a grid
+    log: str | None = None  # SHA-256 of these events' timesteps and noise
+
+    @property
+    def per_picture(self) -> int:
+        """Rows of a picture at one checkpoint: the length T of that axis."""
+        return self.events or len(self.timesteps)
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values."""
-        return json.loads(json.dumps(asdict(self)))
+        """The fields as JSON values; without those of a training log where there is none."""
+        values = json.loads(json.dumps(asdict(self)))
+        return {name: value for name, value in values.items() if value is not None or name not in _LATER}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
         """The inverse of `to_json`."""
         known = {field.name for field in fields(cls)}
-        if values.keys() != known:
-            odd = ", ".join(sorted(values.keys() ^ known))
-            raise StoreError(f"another version of gradindex made this index (it differs in {odd}): build it again")
+        if odd := (values.keys() ^ known) - set(_LATER) | (values.keys() - known):
+            names = ", ".join(sorted(odd))
+            raise StoreError(f"another version of gradindex made this index (it differs in {names}): build it again")
         return cls(**{name: _frozen(value) for name, value in values.items()})
 
     @property

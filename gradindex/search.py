@@ -15,7 +15,7 @@ from tqdm import tqdm
 from gradindex.dataset import UNREADABLE, Columns, Dataset, open_dataset, to_array
 from gradindex.denoiser import Checkpoints, resolve_device
 from gradindex.errors import CallError, GradindexError
-from gradindex.gradients.rows import capture_for, fitting_batch, sample_gradients
+from gradindex.gradients.rows import capture_for, fitting_batch, grid_events, sample_gradients
 from gradindex.index import ROWS_OF, candidates, load_index, search_vectors
 from gradindex.recipe import NOISE_VERSION, PROJECTION_VERSION, grid, require, require_positive
 from gradindex.results import Hit, Result
@@ -48,8 +48,8 @@ def open(path: str | Path, *, model: str | Path | None = None, device: str = "au
 class QueryOptions(TypedDict, total=False):
     """How a query's gradients are taken; the same for `query` and `scores`.
 
-    pairing: "matched" (default): at the store's own timesteps, draws and noise, compared timestep by timestep.
-        "mean": over a grid of their own, averaged first (the paper's way).
+    pairing: "matched" (a grid's default): at the store's own timesteps, draws and noise, compared timestep by
+        timestep. "mean" (recorded timesteps'): over a grid of their own, averaged first, the paper's way.
     query_timesteps, query_draws: that grid of the mean pairing, 100 timesteps × 4 draws by default.
     weights: one per checkpoint, in place of the build's.
     class_label: of the pictures, for a class-conditional model; one for all, or one each.
@@ -58,7 +58,7 @@ class QueryOptions(TypedDict, total=False):
         changes nothing else.
     """
 
-    pairing: str
+    pairing: str | None
     query_timesteps: int | Sequence[int] | None
     query_draws: int | None
     weights: Sequence[float] | None
@@ -166,7 +166,7 @@ class Index:
         pictures: Sequence[Picture],
         method: str,
         *,
-        pairing: str = "matched",
+        pairing: str | None = None,
         query_timesteps: int | Sequence[int] | None = None,
         query_draws: int | None = None,
         weights: Sequence[float] | None = None,
@@ -176,7 +176,11 @@ class Index:
     ) -> np.ndarray:
         """What each row [c, i, t] is multiplied with: weighted query gradients, [Q, C, T, D] float32."""
         require("method", method, tuple(ROWS_OF))
+        recorded = self.store.recipe.events is not None
+        pairing = pairing or ("mean" if recorded else "matched")
         require("pairing", pairing, ("matched", "mean"))
+        if recorded and pairing == "matched":
+            raise CallError("pairing matched: every picture has recorded timesteps of its own here; use mean")
         if batch_size != "auto":
             require_positive(batch_size=batch_size)  # type: ignore[arg-type]
         recipe, weights = self.store.recipe, self.store.attributes["weights"] if weights is None else weights
@@ -210,10 +214,8 @@ class Index:
                     capture,
                     recipe,
                     arrays,
-                    ids,
+                    grid_events(recipe, ids, own_timesteps, own_draws),
                     labels,
-                    timesteps=own_timesteps,
-                    draws=own_draws,
                     batch_size=batch,
                     progress=bar.update,
                 )
@@ -221,7 +223,7 @@ class Index:
             if method == "retrac":
                 block = _unit(block)
             if pairing == "mean":
-                block = block.mean(1, keepdims=True).repeat(len(recipe.timesteps), axis=1)
+                block = block.mean(1, keepdims=True).repeat(recipe.per_picture, axis=1)
             blocks.append(np.float32(weight) * block)
         bar.close()
         return np.stack(blocks, axis=1)

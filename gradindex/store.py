@@ -301,7 +301,7 @@ def _read_header(path: Path) -> dict[str, Any]:
 def _create_arrays(path: Path, recipe: Recipe, sample_ids: Sequence[str], attributes: dict[str, Any]) -> None:
     header = {"format": FORMAT, "recipe": recipe.to_json(), "digest": recipe.digest, **attributes}
     group = zarr.create_group(path, attributes={"gradindex": header})
-    shape = (len(recipe.checkpoints), len(sample_ids), len(recipe.timesteps), recipe.dim)
+    shape = (len(recipe.checkpoints), len(sample_ids), recipe.per_picture, recipe.dim)
     shard_rows = min(SHARD_ROWS, len(sample_ids))
     chunk_rows = next(n for n in range(shard_rows, 0, -1) if (shard_rows % n == 0 and _fits(n, shape)) or n == 1)
     types = {"normalized": "float16", "unnormalized": "float32", "norm": "float32", "timestep": "float32"}

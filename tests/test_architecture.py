@@ -12,6 +12,9 @@ FLOORS = [
     "cli",
     "demo",
     "builder",
+    "work",
+    "training_log",
+    "recorder",
     "search",
     "results",
     "index",
@@ -39,12 +42,14 @@ HOMES = {
     "faiss": {"index"},
     "sklearn": {"demo"},
     "PIL": {"dataset", "search", "results", "demo"},
+    "pyarrow": {"dataset", "training_log"},
     "torch": {
         "denoiser",
+        "recorder",
         "demo",
         *(f"gradients.{room}" for room in ("rows", "capture", "bare", "layers", "projection")),
     },
-    "tqdm": {"builder", "demo", "index", "search"},
+    "tqdm": {"work", "demo", "index", "search"},
 }
 
 

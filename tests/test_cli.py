@@ -77,6 +77,18 @@ def test_info_and_index(built: Path) -> None:
     assert (built / "faiss/retrac.faiss").exists()
 
 
+def test_recorded_timesteps(model: Path, pictures: Path, queries: list[Path], tmp_path: Path) -> None:
+    names = [file.name for file in pictures.iterdir()]
+    (tmp_path / "log.csv").write_text("\n".join(["sample_id,step,timestep", *(f"{name},0,40" for name in names)]))
+    command = ["build", tmp_path / "idx", "--model", model, "--data", pictures, "--dim", 8, "--timesteps", "recorded"]
+    refused = run(*command)
+    assert (refused.returncode, "give both, or neither" in refused.stderr) == (2, True)
+    done = run(*command, "--log", tmp_path / "log.csv")
+    assert (done.returncode, "timesteps   1 recorded" in done.stderr) == (0, True)
+    answer = run("query", tmp_path / "idx", queries[0], "--query-timesteps", 2, "--query-draws", 1, "-k", 3)
+    assert (answer.returncode, len(answer.stdout.splitlines())) == (0, 4)
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [

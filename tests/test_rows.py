@@ -12,7 +12,7 @@ from gradindex.denoiser import DTYPES, Denoiser, load_denoiser
 from gradindex.gradients import rows
 from gradindex.gradients.capture import Capture
 from gradindex.gradients.projection import Exact
-from gradindex.gradients.rows import check_capture, choose_strong, fitting_batch, sample_gradients
+from gradindex.gradients.rows import check_capture, choose_strong, fitting_batch, grid_events, sample_gradients
 from gradindex.recipe import Recipe
 from tests.conftest import make_model
 
@@ -44,7 +44,7 @@ def test_strong_weights_hold_most_of_the_gradient(
     exact = replace(recipe, projection="none", rank=None, strong=(), dim=recipe.parameter_count)
     sizes = {name: parameter.numel() for name, parameter in denoiser.model.named_parameters()}
     with Capture(denoiser.model, list(sizes), Exact(sizes)) as capture:
-        gradients = sample_gradients(denoiser, capture, exact, pictures, ids, None, batch_size=8)
+        gradients = sample_gradients(denoiser, capture, exact, pictures, grid_events(exact, ids), None, batch_size=8)
     parts = np.split(np.square(gradients), np.cumsum(list(sizes.values()))[:-1], axis=2)
     shares = np.mean([part.sum(2) for part in parts] / np.square(gradients).sum(2), axis=(1, 2))
     added = {}
@@ -88,7 +88,9 @@ def test_half_precision_gives_nearly_the_same_rows(model: Path, recipe: Recipe, 
     found = []
     for each, its_recipe in ((denoiser, recipe), (half, half_recipe)):
         with rows.capture_for(each, its_recipe) as capture:
-            found.append(sample_gradients(each, capture, its_recipe, pictures, ids, None, batch_size=8))
+            found.append(
+                sample_gradients(each, capture, its_recipe, pictures, grid_events(its_recipe, ids), None, batch_size=8)
+            )
     assert found[1].dtype == np.float32
     cosine = (found[0] * found[1]).sum(-1) / np.linalg.norm(found[0], axis=-1) / np.linalg.norm(found[1], axis=-1)
     assert cosine.min() > 0.99
@@ -102,11 +104,15 @@ def test_float16_does_not_underflow(tmp_path: Path, recipe: Recipe) -> None:
     with torch.no_grad():
         half.model.conv_out.weight.mul_(2.0**-6)
     with rows.capture_for(half, half_recipe) as capture:
-        found = sample_gradients(half, capture, half_recipe, random_pictures(2), list("ab"), None, batch_size=4)
+        found = sample_gradients(
+            half, capture, half_recipe, random_pictures(2), grid_events(half_recipe, list("ab")), None, batch_size=4
+        )
     half.model.float()
     full_recipe = replace(recipe, dtype="float32")
     with rows.capture_for(half, full_recipe) as capture:
-        truth = sample_gradients(half, capture, full_recipe, random_pictures(2), list("ab"), None, batch_size=4)
+        truth = sample_gradients(
+            half, capture, full_recipe, random_pictures(2), grid_events(full_recipe, list("ab")), None, batch_size=4
+        )
     cosine = (found * truth).sum(-1) / np.linalg.norm(found, axis=-1) / np.linalg.norm(truth, axis=-1)
     assert cosine.min() > 0.99
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
@@ -13,7 +14,7 @@ from gradindex.errors import CallError, ModelError
 from gradindex.gradients.capture import Capture
 from gradindex.gradients.noise import noise
 from gradindex.gradients.projection import Energies, Exact, make_projection
-from gradindex.recipe import Recipe
+from gradindex.recipe import Recipe, grid
 
 RESIDUAL = 0.0005  # relative variance that shrinking may add to an inner product
 LARGEST_BATCH = {"cpu": 64, "cuda": 1024}
@@ -39,16 +40,64 @@ def capture_for(denoiser: Any, recipe: Recipe) -> Capture:
     return Capture(denoiser.model, names, projection)
 
 
+@dataclass(frozen=True)
+class Events:
+    """Where the gradients of B pictures are taken: timesteps [B, T], and the noise of picture i's timestep j, draw m.
+
+    `names` say in an error which picture it was.
+    """
+
+    names: Sequence[str]
+    timesteps: np.ndarray
+    draws: int
+    noise: Callable[[int, int, int], np.ndarray]
+
+
+def grid_events(
+    recipe: Recipe, sample_ids: Sequence[str], timesteps: Sequence[int] | None = None, draws: int | None = None
+) -> Events:
+    """The same timesteps for every picture, with the recipe's noise.
+
+    Args:
+        sample_ids: B ids; they key the noise unless it is shared.
+        timesteps, draws: in place of the recipe's (a query with its own grid).
+    """
+    chosen = timesteps or recipe.timesteps
+    shared = lru_cache(4096)(lambda j, m: noise(recipe.seed, None, chosen[j], m, recipe.image))
+
+    def noise_of(i: int, j: int, m: int) -> np.ndarray:
+        if recipe.noise == "shared":
+            return shared(j, m)
+        return noise(recipe.seed, sample_ids[i], chosen[j], m, recipe.image)
+
+    return Events(sample_ids, np.tile(chosen, (len(sample_ids), 1)), draws or recipe.draws, noise_of)
+
+
+def recorded_events(recipe: Recipe, sample_ids: Sequence[str], events: np.ndarray) -> Events:
+    """Each picture's own events [B, T] of a training log, with the very noise where the recipe's is the recorded.
+
+    Noise that was not recorded comes from the recipe's seed, as if each picture had its own.
+    """
+    timesteps = events["timestep"].astype(np.int64)
+
+    def noise_of(i: int, j: int, m: int) -> np.ndarray:
+        t = int(timesteps[i, j])
+        if recipe.noise != "recorded":
+            return noise(recipe.seed, None if recipe.noise == "shared" else sample_ids[i], t, m, recipe.image)
+        seed, draw = int(events["noise_seed"][i, j]), int(events["draw"][i, j])
+        return noise(recipe.seed if seed < 0 else seed, sample_ids[i], t, draw, recipe.image)
+
+    return Events(sample_ids, timesteps, recipe.draws, noise_of)
+
+
 def sample_gradients(
     denoiser: Any,
     capture: Capture,
     recipe: Recipe,
     pictures: np.ndarray,
-    sample_ids: Sequence[str],
+    events: Events,
     labels: Sequence[int] | None,
     *,
-    timesteps: Sequence[int] | None = None,
-    draws: int | None = None,
     batch_size: int,
     progress: Callable[[int], object] = lambda events: None,
 ) -> np.ndarray:
@@ -56,9 +105,8 @@ def sample_gradients(
 
     Args:
         pictures: [B, channels, height, width] float32 in [−1, 1].
-        sample_ids: B ids; they key the noise where the recipe says that every picture has its own.
+        events: timesteps and noise of each.
         labels: B class labels, or None for an unconditional model.
-        timesteps, draws: in place of the recipe's (a query with its own grid).
         batch_size: how many (picture, timestep, draw) go through the model at once; changes nothing else, and is
             halved when the device has not the memory.
         progress: called with the number of (picture, timestep, draw) that are done.
@@ -69,26 +117,18 @@ def sample_gradients(
     Raises:
         ModelError: a loss or gradient is not finite; picture and timestep are named.
     """
-    timesteps, draws = timesteps or recipe.timesteps, draws or recipe.draws
-    device = denoiser.device
+    device, depth = denoiser.device, events.timesteps.shape[1]
     # Backward passes in float16 run on a loss summed over the picture's numbers: its mean would underflow.
     scale = float(np.prod(recipe.image)) if recipe.dtype == "float16" else 1.0
-    sums = torch.zeros(len(pictures) * len(timesteps), capture.projection.dim, device=device)
-    events = [(i, j, m) for i in range(len(pictures)) for j in range(len(timesteps)) for m in range(draws)]
-    shared = lru_cache(4096)(lambda j, m: noise(recipe.seed, None, timesteps[j], m, recipe.image))
-
-    def noise_of(i: int, j: int, m: int) -> np.ndarray:
-        if recipe.noise == "own":
-            return noise(recipe.seed, sample_ids[i], timesteps[j], m, recipe.image)
-        return shared(j, m)
-
+    sums = torch.zeros(len(pictures) * depth, capture.projection.dim, device=device)
+    every = [(i, j, m) for i in range(len(pictures)) for j in range(depth) for m in range(events.draws)]
     done = 0
-    while done < len(events):
-        batch = events[done : done + batch_size]
+    while done < len(every):
+        batch = every[done : done + batch_size]
         i, j, _ = np.array(batch).T
         x = torch.from_numpy(pictures[i]).to(device)
-        t = torch.tensor(timesteps)[j].to(device)
-        epsilon = torch.from_numpy(np.stack([noise_of(*event) for event in batch])).to(device)
+        t = torch.from_numpy(events.timesteps[i, j]).to(device)
+        epsilon = torch.from_numpy(np.stack([events.noise(*event) for event in batch])).to(device)
         classes = None if labels is None else torch.tensor(labels)[i].to(device)
         try:
             rows = capture.gradients(partial(denoiser.losses, x, t, epsilon, classes, recipe.loss), scale)
@@ -99,12 +139,14 @@ def sample_gradients(
             continue
         finite = rows.isfinite().all(1)
         if not finite.all():
-            bad = batch[int(finite.int().argmin())]
-            raise ModelError(f"the gradient of {sample_ids[bad[0]]!r} at timestep {timesteps[bad[1]]} is not finite")
-        sums.index_add_(0, torch.from_numpy(i * len(timesteps) + j).to(device), rows)
+            bad = batch[int(finite.int().argmin())][:2]
+            raise ModelError(
+                f"the gradient of {events.names[bad[0]]!r} at timestep {events.timesteps[bad]} is not finite"
+            )
+        sums.index_add_(0, torch.from_numpy(i * depth + j).to(device), rows)
         done += len(batch)
         progress(len(batch))
-    return (sums / draws).view(len(pictures), len(timesteps), -1).cpu().numpy()
+    return (sums / events.draws).view(len(pictures), depth, -1).cpu().numpy()
 
 
 def choose_strong(
@@ -122,16 +164,19 @@ def choose_strong(
     strong, until less than `RESIDUAL` is added by all others.
 
     Args:
-        pictures, sample_ids, labels: some of the data set's, as for `sample_gradients`.
+        pictures, labels: some of the data set's, as for `sample_gradients`; sample_ids: theirs.
     """
     assert recipe.rank is not None
     names = choose_parameters(denoiser.trainable, recipe.params)
     energies = Energies(names, recipe.rank)
-    timesteps = recipe.timesteps[:: -(-len(recipe.timesteps) // 10)]
+    timesteps = (
+        recipe.timesteps[:: -(-len(recipe.timesteps) // 10)]
+        if recipe.timesteps
+        else grid(10, denoiser.num_train_timesteps)
+    )
+    events = grid_events(recipe, sample_ids, timesteps, draws=1)
     with Capture(denoiser.model, names, energies) as capture:
-        rows = sample_gradients(
-            denoiser, capture, recipe, pictures, sample_ids, labels, timesteps=timesteps, draws=1, batch_size=batch_size
-        )
+        rows = sample_gradients(denoiser, capture, recipe, pictures, events, labels, batch_size=batch_size)
     shares = (rows / rows.sum(-1, keepdims=True).clip(min=1e-30)).mean((0, 1))
     share = dict(zip(names, shares, strict=True))
     added = {name: variance * share[name] ** 2 for name, variance in energies.added.items()}
@@ -194,7 +239,7 @@ def check_capture(denoiser: Any, recipe: Recipe) -> None:
         denoiser.model.requires_grad_(False).to(dtype)
     flat = {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(parameters.items(), truth, strict=True)}
     if not all(gradient.isfinite().all() for gradient in flat.values()):
-        raise ModelError(f"the model's gradient is not finite, for a random picture at timestep {recipe.timesteps[0]}")
+        raise ModelError(f"the model's gradient is not finite, for a random picture at timestep {int(t[0])}")
     floor = 1e-5 * float(torch.stack([g.norm() for g in flat.values()]).norm())
     wrong = [
         name
@@ -206,7 +251,8 @@ def check_capture(denoiser: Any, recipe: Recipe) -> None:
 
 
 def _random_events(denoiser: Any, recipe: Recipe, count: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Random pictures at the first timestep, and labels if the model takes any."""
+    """Random pictures at the first timestep of the grid, or a middle one, and labels if the model takes any."""
     x = torch.from_numpy(noise(recipe.seed, "check", 0, 0, (count, *recipe.image))).to(denoiser.device).clamp(-1, 1)
-    t = torch.tensor(recipe.timesteps[:1] * count, device=denoiser.device)
+    first, *_ = recipe.timesteps or grid(1, denoiser.num_train_timesteps)
+    t = torch.tensor([first] * count, device=denoiser.device)
     return x, t, None if recipe.classes is None else torch.zeros(count, dtype=torch.long, device=denoiser.device)

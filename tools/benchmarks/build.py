@@ -66,7 +66,7 @@ def throughput(model: Path, data: Path, place: Path, device: str, rounds: int) -
     shutil.rmtree(place, ignore_errors=True)
     spent: dict[str, float] = defaultdict(float)
     began = time.perf_counter()
-    with timed(builder, "check_capture", spent), timed(builder, "_strong", spent), timed(builder, "_fill", spent):
+    with timed(builder, "check_capture", spent), timed(builder, "find_strong", spent), timed(builder, "fill", spent):
         index = gradindex.build(place, model=model, data=data, device=device)
     whole = time.perf_counter() - began
     recipe, denoiser = index.store.recipe, load_denoiser(model, device=device)
@@ -83,11 +83,11 @@ def throughput(model: Path, data: Path, place: Path, device: str, rounds: int) -
         "gradients": events,
         "strong": recipe.strong,
         "throughput": 2 * bare / (whole + again),
-        "throughput of the gradients alone": bare / spent["_fill"],
+        "throughput of the gradients alone": bare / spent["fill"],
         "share of the first build": {
             "check against autograd": spent["check_capture"] / whole,
-            "find strong weights": spent["_strong"] / whole,
-            "gradients": spent["_fill"] / whole,
+            "find strong weights": spent["find_strong"] / whole,
+            "gradients": spent["fill"] / whole,
             "loading, FAISS and the rest": 1 - sum(spent.values()) / whole,
         },
     }

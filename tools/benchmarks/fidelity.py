@@ -12,7 +12,7 @@ from tqdm import tqdm
 from gradindex.denoiser import Checkpoints, Denoiser
 from gradindex.gradients.noise import noise
 from gradindex.gradients.projection import TWO_SIDED, CountSketch
-from gradindex.gradients.rows import capture_for, choose_strong, sample_gradients
+from gradindex.gradients.rows import capture_for, choose_strong, grid_events, sample_gradients
 from gradindex.recipe import Recipe, grid
 
 TRAINING, QUERIES = 500, 24
@@ -70,7 +70,14 @@ class Subject:
         ) as bar:  # fmt: skip
             capture.projection = Several([CountSketch(width, seed, rank, strong) for width in widths])  # type: ignore[assignment]
             rows = sample_gradients(
-                self.denoiser, capture, recipe, self.pictures, self.ids, None, batch_size=16, progress=bar.update
+                self.denoiser,
+                capture,
+                recipe,
+                self.pictures,
+                grid_events(recipe, self.ids),
+                None,
+                batch_size=16,
+                progress=bar.update,
             )
         parts = np.split(rows.transpose(1, 0, 2), np.cumsum(widths)[:-1], axis=2)
         return {width: scores_of(part) for width, part in zip(widths, parts, strict=True)}

@@ -1,0 +1,143 @@
+"""The work of a build: shard by shard, pictures → gradients → store; what is missing, and nothing twice."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from gradindex.dataset import Dataset
+from gradindex.denoiser import Checkpoints, Denoiser
+from gradindex.errors import DataError
+from gradindex.gradients.rows import (
+    Events,
+    capture_for,
+    choose_strong,
+    grid_events,
+    recorded_events,
+    sample_gradients,
+)
+from gradindex.recipe import Recipe
+from gradindex.store import Shard, Store
+
+LOOKED_AT = 8  # pictures whose gradients tell which weights are strong
+
+Item = TypeVar("Item")
+Done = TypeVar("Done")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be made of a data set: `recorded` has the events [C, N, T] of a training log, None means a grid."""
+
+    dataset: Dataset
+    recipe: Recipe
+    recorded: np.ndarray | None
+    skip_bad: bool
+
+    def left_out(self, checkpoint: int, row: int) -> bool:
+        """Whether the training log has no events for a picture, and it was said to skip such."""
+        return self.recorded is not None and bool(np.isnan(self.recorded["timestep"][checkpoint, row, 0]))
+
+    def read(self, rows: Iterable[int]) -> tuple[list[int], np.ndarray]:
+        """The rows that can be read, and their pictures [B, channels, height, width]."""
+        pictures, image = {}, self.recipe.image
+        for row in rows:
+            try:
+                pictures[row] = self.dataset.picture(row, image)
+            except DataError as error:
+                if not self.skip_bad:
+                    raise DataError(f"{error}; skip_bad leaves such pictures out") from error
+        return list(pictures), np.stack(list(pictures.values())) if pictures else np.empty((0, *image), np.float32)
+
+    def ids(self, rows: Sequence[int]) -> list[str]:
+        return [self.dataset.sample_ids[row] for row in rows]
+
+    def labels(self, rows: Sequence[int]) -> list[int] | None:
+        """Class labels, for a class-conditional model."""
+        known = self.dataset.labels if self.recipe.classes is not None else None
+        return [known[row] for row in rows] if known else None
+
+    def events(self, checkpoint: int, rows: Sequence[int]) -> Events:
+        """Where these pictures' gradients are taken."""
+        if self.recorded is None:
+            return grid_events(self.recipe, self.ids(rows))
+        return recorded_events(self.recipe, self.ids(rows), self.recorded[checkpoint, rows])
+
+    def timestep(self, shard: Shard) -> np.ndarray:
+        """The timesteps of a shard's rows, [B, T] float32; 0 for pictures that are left out."""
+        if self.recorded is None:
+            return np.tile(np.array(self.recipe.timesteps, np.float32), (shard.stop - shard.start, 1))
+        return np.nan_to_num(self.recorded["timestep"][shard.checkpoint, shard.start : shard.stop])
+
+
+def find_strong(denoiser: Denoiser, work: Work, batch_size: int) -> tuple[str, ...]:
+    """The weights that the projection must shrink less, from the gradients of a few pictures."""
+    some = sorted({int(row) for row in np.linspace(0, len(work.dataset) - 1, LOOKED_AT)})
+    rows, pictures = work.read(some)
+    if not rows:
+        raise DataError(f"data {work.dataset.source}: not one of {len(some)} pictures tried can be read")
+    return choose_strong(denoiser, work.recipe, pictures, work.ids(rows), work.labels(rows), batch_size)
+
+
+def fill(store: Store, work: Work, denoisers: Checkpoints, batch_size: int) -> None:
+    """Make every shard that is missing, checkpoint by checkpoint; the next is read and the last written meanwhile."""
+    recipe = work.recipe
+    repairable = [
+        shard
+        for shard, entry in store.committed()
+        if not work.skip_bad and any(not work.left_out(shard.checkpoint, row) for row in entry["skipped"])
+    ]
+    missing = sorted(store.missing() + repairable, key=lambda shard: (shard.checkpoint, shard.start))
+    events = recipe.per_picture * recipe.draws * sum(shard.stop - shard.start for shard in missing)
+    written: Future[None] | None = None
+
+    def read(shard: Shard) -> tuple[Shard, list[int], np.ndarray]:
+        wanted = (row for row in range(shard.start, shard.stop) if not work.left_out(shard.checkpoint, row))
+        return shard, *work.read(wanted)
+
+    def write(shard: Shard, rows: np.ndarray, readable: Sequence[int]) -> None:
+        skipped = sorted(set(range(shard.start, shard.stop)) - set(readable))
+        store.write(shard, rows, work.timestep(shard), skipped, work.dataset.digest(shard.start, shard.stop))
+
+    with (
+        tqdm(total=events, unit="gradient", desc="gradients", delay=2, disable=None) as bar,
+        ThreadPoolExecutor(1) as writer,
+    ):
+        for checkpoint, shards in groupby(missing, key=lambda shard: shard.checkpoint):
+            denoiser = denoisers[checkpoint]
+            with capture_for(denoiser, recipe) as capture:
+                for shard, readable, pictures in _ahead(read, shards):
+                    rows = np.zeros((shard.stop - shard.start, recipe.per_picture, recipe.dim), np.float32)
+                    if readable:
+                        rows[[row - shard.start for row in readable]] = sample_gradients(
+                            denoiser,
+                            capture,
+                            recipe,
+                            pictures,
+                            work.events(checkpoint, readable),
+                            work.labels(readable),
+                            batch_size=batch_size,
+                            progress=bar.update,
+                        )
+                    if written:
+                        written.result()
+                    written = writer.submit(write, shard, rows, readable)
+        if written:
+            written.result()
+
+
+def _ahead(work: Callable[[Item], Done], items: Iterable[Item]) -> Iterator[Done]:
+    """`work(item)` for one item after the other, the next one being worked on in a thread meanwhile."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting: deque[Future[Done]] = deque()
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > 1:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
