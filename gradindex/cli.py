@@ -63,6 +63,15 @@ def _timesteps(context: click.Context, parameter: click.Parameter, value: str) -
         raise click.BadParameter(f"{value!r}: give a number, timesteps with commas between them, or recorded") from None
 
 
+def _range(context: click.Context, parameter: click.Parameter, value: str | None) -> list[int | None] | None:
+    if value is None:
+        return None
+    parts = value.split(":")
+    if len(parts) != 2 or not all(part == "" or part.isdecimal() for part in parts):
+        raise click.BadParameter(f"{value!r}: give A:B, such as 0:500")
+    return [int(part) if part else None for part in parts]
+
+
 def _batch_size(context: click.Context, parameter: click.Parameter, value: str) -> int | str:
     if value == "auto" or value.isdecimal():
         return value if value == "auto" else int(value)
@@ -166,6 +175,8 @@ def build(index: str, image_column: str, id_column: str, label_column: str, **op
 )
 @click.option("--query-timesteps", type=int, metavar="N", help="Timesteps of the mean pairing.  [default: 100]")
 @click.option("--query-draws", type=int, metavar="M", help="Noise draws of the mean pairing.  [default: 4]")
+@click.option("--timesteps", callback=_range, metavar="A:B", help="Only rows at timesteps from A to below B.")
+@click.option("--by-timestep", is_flag=True, help="Also what each timestep adds to a score.")
 @click.option("--class-label", type=int, help="Of the pictures, for a class-conditional model.")
 @click.option("--model", help="Where the model is now, when it was moved since the build.")
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda")

@@ -20,6 +20,7 @@ class Hit:
     """One training picture in a ranking.
 
     `score` is exact, from the store's rows; `stderr` is its standard error over timesteps, None for a single one.
+    `by_timestep`, where it was asked for, is what each timestep adds; together they are the score.
     """
 
     rank: int
@@ -27,6 +28,7 @@ class Hit:
     row: int
     score: float
     stderr: float | None
+    by_timestep: dict[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,17 @@ def to_json(results: Sequence[Result], index: str, method: str, k: int) -> str:
     """The JSON of a query, as docs/cli.md shows it."""
     queries = []
     for result in results:
-        query: dict[str, Any] = {"picture": result.picture, "hits": [asdict(hit) for hit in result.hits]}
+        query: dict[str, Any] = {"picture": result.picture, "hits": [_hit_json(hit) for hit in result.hits]}
         if result.opponents is not None:
-            query["opponents"] = [asdict(hit) for hit in result.opponents]
+            query["opponents"] = [_hit_json(hit) for hit in result.opponents]
         queries.append(query)
     return json.dumps({"index": index, "method": method, "k": k, "queries": queries}, indent=1)
+
+
+def _hit_json(hit: Hit) -> dict[str, Any]:
+    values = asdict(hit)
+    parts = values.pop("by_timestep")
+    return values if parts is None else {**values, "by_timestep": [list(part) for part in parts.items()]}
 
 
 def to_table(results: Sequence[Result], method: str) -> str:
@@ -65,6 +73,9 @@ def to_table(results: Sequence[Result], method: str) -> str:
             lines.append(f"{result.picture}: {title} ({method}, {KIND[method]} ± standard error over timesteps)")
             for hit in hits:
                 lines.append(f"{hit.rank:>5}  {hit.score:>11.4g}{_plus_minus(hit):<12}  {hit.id}")
+                if hit.by_timestep is not None:
+                    parts = (f"t = {t:g}: {part:.3g}" for t, part in hit.by_timestep.items())
+                    lines.append(f"       {', '.join(parts)}")
             lines.append("")
     return "\n".join(lines).rstrip()
 

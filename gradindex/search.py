@@ -4,7 +4,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -19,6 +19,7 @@ from gradindex.gradients.rows import capture_for, fitting_batch, grid_events, sa
 from gradindex.index import ROWS_OF, candidates, load_index, search_vectors
 from gradindex.recipe import NOISE_VERSION, PROJECTION_VERSION, grid, require, require_positive
 from gradindex.results import Hit, Result
+from gradindex.scoring import Span, contributions, inside, scan, spread, stderrs, to_span
 from gradindex.store import Store
 
 Picture = str | Path | Image.Image | Any  # a path, a PIL picture, or a tensor [channels, height, width] in [−1, 1]
@@ -51,6 +52,7 @@ class QueryOptions(TypedDict, total=False):
     pairing: "matched" (a grid's default): at the store's own timesteps, draws and noise, compared timestep by
         timestep. "mean" (recorded timesteps'): over a grid of their own, averaged first, the paper's way.
     query_timesteps, query_draws: that grid of the mean pairing, 100 timesteps × 4 draws by default.
+    timesteps: (A, B): score only rows at timesteps A ≤ t < B, exactly, by a scan of the store; either end may be None.
     weights: one per checkpoint, in place of the build's.
     class_label: of the pictures, for a class-conditional model; one for all, or one each.
     ids: what keys a query's own noise; by default the SHA-256 hex of its float32 tensor.
@@ -61,6 +63,7 @@ class QueryOptions(TypedDict, total=False):
     pairing: str | None
     query_timesteps: int | Sequence[int] | None
     query_draws: int | None
+    timesteps: tuple[int | None, int | None] | None
     weights: Sequence[float] | None
     class_label: int | Sequence[int] | None
     ids: Sequence[str] | None
@@ -88,6 +91,7 @@ class Index:
         method: str = "retrac",
         *,
         opponents: bool = False,
+        by_timestep: bool = False,
         **options: Unpack[QueryOptions],
     ) -> list[Result]:
         """The training pictures with the highest influence on each picture.
@@ -97,6 +101,7 @@ class Index:
             k: how many hits; more than there are pictures gives all of them.
             method: "retrac" (cosine) or "tracin" (inner product).
             opponents: also return the k most negative.
+            by_timestep: also tell what each timestep adds to a hit's score.
             options: see `QueryOptions`.
 
         Returns:
@@ -106,27 +111,26 @@ class Index:
             CallError, RecipeMismatch: the call, or the model where the build found it, does not fit the store.
         """
         require_positive(k=k)
-        block = self._query_block(pictures, method, **options)
+        block, span = self._query_block(pictures, method, **options), to_span(options.get("timesteps"))
         began = time.perf_counter()
         names = [picture_name(picture, number) for number, picture in enumerate(pictures)]
-        best = self._search(block, k, method, sign=1)
-        worst = self._search(block, k, method, sign=-1) if opponents else [None] * len(names)
+        scanned = None if span is None else scan(self.store, block, method, span)
+        search = partial(self._search, block, k, method, span, scanned, by_timestep)
+        best = search(sign=1)
+        worst = search(sign=-1) if opponents else [None] * len(names)
         self.seconds["search"] = time.perf_counter() - began
         return [Result(*row) for row in zip(names, best, worst, strict=True)]
 
     def scores(
         self, pictures: Sequence[Picture], method: str = "retrac", **options: Unpack[QueryOptions]
     ) -> np.ndarray:
-        """The exact score of every training picture, float32 [Q, N]; NaN for pictures that the build skipped.
+        """The exact score of every training picture, float32 [Q, N].
 
-        The arguments are those of `query`.
+        NaN for pictures that the build skipped, and for those without a row in the range of timesteps asked for. The
+        arguments are those of `query`.
         """
-        block = self._query_block(pictures, method, **options)
-        blocks = tqdm(list(self.store.blocks()), desc="scores", unit="shard", delay=2, disable=None)
-        parts = [self._contributions(block, method, rows).mean(2) for rows in blocks]
-        scores = np.concatenate(parts, axis=1).astype(np.float32)
-        scores[:, self._skipped] = np.nan
-        return scores
+        block, span = self._query_block(pictures, method, **options), to_span(options.get("timesteps"))
+        return scan(self.store, block, method, span)
 
     def thumbnail(self, row: int) -> Image.Image | None:
         """The training picture of a row as it is on disk; None when the data set is no longer where it was."""
@@ -169,6 +173,7 @@ class Index:
         pairing: str | None = None,
         query_timesteps: int | Sequence[int] | None = None,
         query_draws: int | None = None,
+        timesteps: tuple[int | None, int | None] | None = None,
         weights: Sequence[float] | None = None,
         class_label: int | Sequence[int] | None = None,
         ids: Sequence[str] | None = None,
@@ -196,6 +201,11 @@ class Index:
         if len(ids) != len(arrays):
             raise CallError(f"ids: {len(ids)} for {len(arrays)} pictures")
         own_timesteps, own_draws = None, None
+        wanted = [j for j, t in enumerate(recipe.timesteps) if inside(t, to_span(timesteps))]
+        if not wanted and not recorded:
+            raise CallError(f"timesteps = {timesteps}: the index has none of them, but {list(recipe.timesteps)}")
+        if pairing == "matched":
+            own_timesteps = tuple(recipe.timesteps[j] for j in wanted)
         if pairing == "mean":
             asked = QUERY_TIMESTEPS if query_timesteps is None else query_timesteps
             own_timesteps = grid(asked, self._checkpoints[0].num_train_timesteps)
@@ -224,22 +234,34 @@ class Index:
                 block = _unit(block)
             if pairing == "mean":
                 block = block.mean(1, keepdims=True).repeat(recipe.per_picture, axis=1)
+            elif len(wanted) < recipe.per_picture:
+                block, part = np.zeros((len(block), recipe.per_picture, recipe.dim), np.float32), block
+                block[:, wanted] = part
             blocks.append(np.float32(weight) * block)
         bar.close()
         return np.stack(blocks, axis=1)
 
-    def _search(self, block: np.ndarray, k: int, method: str, sign: int) -> list[list[Hit]]:
-        """The k best rows for each query; `sign` −1 looks for the most negative."""
+    def _propose(self, block: np.ndarray, k: int, method: str, sign: int, scanned: np.ndarray | None) -> np.ndarray:
+        """Rows among which the best k of each query are, ascending, [Q, candidates]: from FAISS, or from a scan."""
+        if scanned is not None:
+            order = np.argsort(-sign * scanned, axis=1, kind="stable")  # NaN comes last
+            return np.sort(order[:, : min(k, int((~np.isnan(scanned[0])).sum()))], axis=1)
         if method not in self._faiss:
             self._faiss[method] = load_index(self.store, method)
-        vectors = search_vectors(sign * block, self.store.recipe)
-        proposed = candidates(self._faiss[method], vectors, max(10 * k, OVERFETCH))
+        return candidates(self._faiss[method], search_vectors(sign * block, self.store.recipe), max(10 * k, OVERFETCH))
+
+    def _search(
+        self, block: np.ndarray, k: int, method: str, span: Span | None, scanned: np.ndarray | None,
+        by_timestep: bool, sign: int,
+    ) -> list[list[Hit]]:  # fmt: skip
+        """The k best rows for each query; `sign` −1 looks for the most negative."""
+        proposed = self._propose(block, k, method, sign, scanned)
         rows = np.unique(proposed)
-        parts = [self._contributions(block, method, rows[i : i + READ_ROWS]) for i in range(0, len(rows), READ_ROWS)]
-        contributions = np.concatenate(parts, axis=1)
-        scores = contributions.mean(2).astype(np.float32)
-        timesteps = contributions.shape[2]
-        stderrs = contributions.std(2, ddof=1) / np.sqrt(timesteps) if timesteps > 1 else None
+        cuts = range(0, len(rows), READ_ROWS)
+        parts = [contributions(self.store, block, method, rows[i : i + READ_ROWS], span) for i in cuts]
+        every = np.concatenate(parts, axis=1) if parts else np.empty((len(block), 0, *self.store.shape[::2]))
+        scores = every.sum((2, 3)).astype(np.float32)
+        errors = stderrs(every.sum(2), self.store.recipe, span)
         results = []
         for query, values in enumerate(scores):
             mine = np.searchsorted(rows, proposed[query])  # a query's answer does not depend on the others'
@@ -251,27 +273,15 @@ class Index:
                         id=self.store.sample_ids[rows[place]],
                         row=int(rows[place]),
                         score=float(values[place]),
-                        stderr=None if stderrs is None else float(stderrs[query, place]),
+                        stderr=None if errors is None else float(errors[query, place]),
+                        by_timestep=spread(self.store, int(rows[place]), every[query, place], span)
+                        if by_timestep
+                        else None,
                     )
                     for rank, place in enumerate(best, 1)
                 ]
             )
         return results
-
-    def _contributions(self, block: np.ndarray, method: str, rows: slice | np.ndarray) -> np.ndarray:
-        """What each timestep adds to the score of the given rows, [Q, rows, T] float64; the score is its mean.
-
-        ReTrac's unit rows are taken from the unnormalized ones and their norms: the normalized array is float16.
-        """
-        total: np.ndarray | float = 0.0
-        for checkpoint in range(block.shape[1]):
-            u = self.store.read("unnormalized", checkpoint, rows).astype(np.float64)
-            products = np.matmul(u.transpose(1, 0, 2), block[:, checkpoint].astype(np.float64).transpose(1, 2, 0))
-            if method == "retrac":
-                norm = self.store.read("norm", checkpoint, rows).astype(np.float64)
-                products /= np.where(norm == 0, 1, norm).T[:, :, None]
-            total = total + products.transpose(2, 1, 0)
-        return np.asarray(total)
 
 
 def picture_name(picture: Picture, number: int) -> str:

@@ -17,6 +17,7 @@ FLOORS = [
     "recorder",
     "search",
     "results",
+    "scoring",
     "index",
     "store",
     "gradients.rows",
@@ -49,7 +50,7 @@ HOMES = {
         "demo",
         *(f"gradients.{room}" for room in ("rows", "capture", "bare", "layers", "projection")),
     },
-    "tqdm": {"work", "demo", "index", "search"},
+    "tqdm": {"work", "demo", "index", "scoring", "search"},
 }
 
 

@@ -139,6 +139,34 @@ def test_events_become_the_timestep_axis(tmp_path: Path, run: Path, pictures: Pa
     assert index.store.attributes["weights"] == pytest.approx([0.3])
 
 
+def test_a_range_takes_the_pictures_that_were_trained_in_it(
+    tmp_path: Path, run: Path, pictures: Path, queries: list[Path]
+) -> None:
+    """Of each checkpoint, the mean over events in the range; a picture with none is no hit and has no score."""
+    index = gradindex.build(
+        tmp_path / "idx", model=run / "checkpoint-4", data=pictures, timesteps="recorded", log=run / "log",
+        events=2, missing="grid", dim=8, device="cpu",
+    )  # fmt: skip
+    options = {"query_timesteps": 3, "query_draws": 1}
+    block = index._query_block(queries, "tracin", **options)
+    times, rows = index.store.timestep[:], index.store.unnormalized[:].astype(np.float64)
+    for span in ((0, 300), (300, None), (0, 1000)):
+        stop = 1000 if span[1] is None else span[1]
+        found = index.scores(queries, "tracin", timesteps=span, **options)
+        for row in range(9):
+            parts = [
+                [block[0, c, 0] @ rows[c, row, e] for e in range(2) if span[0] <= times[c, row, e] < stop]
+                for c in range(2)
+            ]
+            expected = sum(np.mean(part) for part in parts if part) if any(parts) else np.nan
+            np.testing.assert_allclose(found[0, row], expected, rtol=1e-5)
+        hits = index.query(queries, 20, "tracin", timesteps=span, by_timestep=True, **options)[0].hits
+        assert len(hits) == (~np.isnan(found[0])).sum() > 0
+        for hit in hits:
+            assert sum((hit.by_timestep or {}).values()) == pytest.approx(hit.score, rel=1e-5)
+            assert all(span[0] <= t < stop for t in hit.by_timestep or {})
+
+
 Build = Callable[..., gradindex.Index]
 
 

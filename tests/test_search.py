@@ -269,3 +269,60 @@ def test_query_pictures_that_do_not_open(index: gradindex.Index, tmp_path: Path)
             index.query([picture])
     with pytest.raises(CallError, match="pictures: give at least one"):
         index.query([])
+
+
+# --- ranges of timesteps --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory, model: Path, pictures: Path) -> gradindex.Index:
+    place = tmp_path_factory.mktemp("three") / "idx"
+    settings = {"model": model, "data": pictures, "dim": 16, "device": "cpu", "timesteps": [100, 400, 700]}
+    return gradindex.build(place, **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", ["tracin", "retrac"])
+@pytest.mark.parametrize("pairing", ["matched", "mean"])
+@pytest.mark.parametrize(("span", "kept"), [((0, 1000), [0, 1, 2]), ((400, 700), [1]), ((None, 401), [0, 1])])
+def test_a_range_scores_only_its_rows(
+    three: gradindex.Index,
+    queries: list[Path],
+    method: str,
+    pairing: str,
+    span: tuple[int | None, int],
+    kept: list[int],
+) -> None:
+    options = {"pairing": pairing, **({"query_timesteps": 3, "query_draws": 1} if pairing == "mean" else {})}
+    block = three._query_block(queries, method, **options)[:, 0].astype(np.float64)  # type: ignore[arg-type]
+    rows = three.store.unnormalized[0].astype(np.float64)
+    if method == "retrac":
+        rows = rows / np.linalg.norm(rows, axis=2, keepdims=True)
+    each = np.einsum("ntd,qtd->qnt", rows, block)[:, :, kept]
+    found = three.scores(queries, method, timesteps=span, **options)  # type: ignore[arg-type]
+    np.testing.assert_allclose(found, each.mean(2), rtol=1e-5)
+    asked = {"k": 4, "opponents": True, "by_timestep": True, "timesteps": span, **options}
+    for result, values, parts in zip(three.query(queries, method=method, **asked), each.mean(2), each, strict=True):  # type: ignore[arg-type]
+        assert [hit.row for hit in result.hits] == np.argsort(-values)[:4].tolist()
+        assert [hit.row for hit in result.opponents or []] == np.argsort(values)[:4].tolist()
+        for hit in result.hits:
+            assert hit.by_timestep is not None
+            assert list(hit.by_timestep) == [three.store.recipe.timesteps[j] for j in kept]
+            np.testing.assert_allclose(list(hit.by_timestep.values()), parts[hit.row] / len(kept), rtol=1e-5)
+            expected = parts[hit.row].std(ddof=1) / np.sqrt(len(kept)) if len(kept) > 1 else None
+            assert hit.stderr == (None if expected is None else pytest.approx(expected, rel=1e-5))
+
+
+def test_a_matched_query_takes_only_the_gradients_of_its_range(
+    three: gradindex.Index, queries: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = []
+    monkeypatch.setattr(
+        search_module, "sample_gradients", lambda *a, **k: taken.append(a[4].timesteps.tolist()) or np.ones((1, 2, 16))
+    )
+    three.query(queries[:1], timesteps=(0, 500))
+    assert taken == [[[100, 400]]]
+
+
+def test_a_range_without_rows_says_what_there_is(three: gradindex.Index, queries: list[Path]) -> None:
+    with pytest.raises(CallError, match=r"the index has none of them, but \[100, 400, 700\]"):
+        three.query(queries, timesteps=(0, 100))
