@@ -1,6 +1,7 @@
 """The command line: parse, call, print. The only room that prints or exits."""
 
 import ctypes
+import json
 import os
 import sys
 import warnings
@@ -229,6 +230,37 @@ def info(index: str) -> None:
     from gradindex.store import Store
 
     click.echo(_describe(Store(Path(index))))
+
+
+@main.command()
+@click.argument("index")
+@click.argument("pictures", nargs=-1, metavar="[PICTURE]...")
+@click.option("-k", default=10, show_default=True, help="Length of the lists.")
+@click.option("--queries", default=24, show_default=True, help="Training pictures as queries, when none are given.")
+@click.option("--compared", default=100, show_default=True, help="Pictures for the agreement of noise seeds; 0: none.")
+@click.option("--outliers/--no-outliers", default=True, show_default=True, help="Rank pictures by self-influence.")
+@click.option("--class-label", type=int, help="Of the pictures, for a class-conditional model.")
+@click.option("--model", help="Where the model is now, when it was moved since the build.")
+@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda")
+@click.option("--format", "style", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@click.option(
+    "--out", default="diagnose-out", show_default=True, type=click.Path(path_type=Path), help="Folder to use."
+)
+def diagnose(
+    index: str, pictures: tuple[str, ...], model: str, device: str, style: str, out: Path, **options: Any
+) -> None:
+    """Show what INDEX is worth: norms by timestep, who is influential for everything, how much is noise.
+
+    Writes diagnose.json and norms.png, the gradient norm against the timestep.
+    """
+    from gradindex import diagnose as d
+    from gradindex import search
+
+    keep_freed_memory()
+    found = d.report(search.open(index, model=model, device=device), pictures, **options)
+    click.echo(json.dumps(found, indent=1) if style == "json" else d.to_text(found))
+    for file in d.save(found, out):
+        _say(f"wrote {file}")
 
 
 @main.command()

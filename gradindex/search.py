@@ -134,10 +134,15 @@ class Index:
 
     def thumbnail(self, row: int) -> Image.Image | None:
         """The training picture of a row as it is on disk; None when the data set is no longer where it was."""
-        return None if self._dataset is None else self._dataset.thumbnail(row)
+        return None if self.dataset is None else self.dataset.thumbnail(row)
+
+    def arrays(self, pictures: Sequence[Picture]) -> np.ndarray:
+        """Pictures as the model takes them, [Q, channels, height, width] float32 in [−1, 1]."""
+        return np.stack([_picture_array(picture, self.store.recipe.image) for picture in pictures])
 
     @cached_property
-    def _dataset(self) -> Dataset | None:
+    def dataset(self) -> Dataset | None:
+        """The training pictures; None when they are no longer where they were, or changed."""
         facts = self.store.attributes["data"]
         try:
             dataset = open_dataset(facts["source"], Columns(**facts["columns"]))
@@ -146,7 +151,7 @@ class Index:
         return dataset if dataset.fingerprint == facts["fingerprint"] else None
 
     @cached_property
-    def _checkpoints(self) -> Checkpoints:
+    def checkpoints(self) -> Checkpoints:
         """The build's checkpoints, once it is sure that they are still the same."""
         header = self.store.attributes
         paths = [entry["path"] for entry in header["checkpoints"]]
@@ -162,8 +167,9 @@ class Index:
         return checkpoints
 
     @cached_property
-    def _fitting_batch(self) -> int:
-        return fitting_batch(self._checkpoints[0], self.store.recipe)
+    def fitting_batch(self) -> int:
+        """How many (picture, timestep, draw) go through the model at once."""
+        return fitting_batch(self.checkpoints[0], self.store.recipe)
 
     def _query_block(
         self,
@@ -195,7 +201,7 @@ class Index:
             raise CallError("with pairing matched the timesteps and draws are the store's; leave them out, or use mean")
         if not len(pictures):
             raise CallError("pictures: give at least one")
-        arrays = np.stack([_picture_array(picture, recipe.image) for picture in pictures])
+        arrays = self.arrays(pictures)
         labels = _labels(class_label, len(arrays), recipe.classes)
         ids = [hashlib.sha256(array.tobytes()).hexdigest() for array in arrays] if ids is None else list(ids)
         if len(ids) != len(arrays):
@@ -208,15 +214,15 @@ class Index:
             own_timesteps = tuple(recipe.timesteps[j] for j in wanted)
         if pairing == "mean":
             asked = QUERY_TIMESTEPS if query_timesteps is None else query_timesteps
-            own_timesteps = grid(asked, self._checkpoints[0].num_train_timesteps)
+            own_timesteps = grid(asked, self.checkpoints[0].num_train_timesteps)
             own_draws = QUERY_DRAWS if query_draws is None else query_draws
             require_positive(query_draws=own_draws)
         count = len(own_timesteps or recipe.timesteps) * (own_draws or recipe.draws) * len(arrays) * len(weights)
         bar = tqdm(total=count, desc="query", unit="gradient", delay=2, disable=None)
         blocks, self.seconds = [], {"gradients": 0.0}
         for checkpoint, weight in enumerate(weights):
-            denoiser = self._checkpoints[checkpoint]
-            batch = self._fitting_batch if batch_size == "auto" else int(batch_size)
+            denoiser = self.checkpoints[checkpoint]
+            batch = self.fitting_batch if batch_size == "auto" else int(batch_size)
             began = time.perf_counter()
             with capture_for(denoiser, recipe) as capture:
                 block = sample_gradients(

@@ -11,12 +11,14 @@ PACKAGE = Path(gradindex.__file__).parent
 FLOORS = [
     "cli",
     "demo",
+    "diagnose",
     "builder",
     "work",
     "training_log",
     "recorder",
     "search",
     "results",
+    "ranking",
     "scoring",
     "index",
     "store",
@@ -50,7 +52,8 @@ HOMES = {
         "demo",
         *(f"gradients.{room}" for room in ("rows", "capture", "bare", "layers", "projection")),
     },
-    "tqdm": {"work", "demo", "index", "scoring", "search"},
+    "matplotlib": {"diagnose"},
+    "tqdm": {"work", "demo", "diagnose", "index", "scoring", "search"},
 }
 
 

@@ -545,7 +545,7 @@ def test_params_pick_parameters(build: Build, tmp_path: Path, queries: list[Path
     part = build(index=tmp_path / "part", projection="none", params=r"^conv_in\.")
     width = part.store.recipe.parameter_count
     assert width == 8 * 9 + 8
-    names = dict(whole._checkpoints[0].model.named_parameters())
+    names = dict(whole.checkpoints[0].model.named_parameters())
     start = sum(p.numel() for p in list(names.values())[: list(names).index("conv_in.weight")])
     error = part.store.unnormalized[0] - whole.store.unnormalized[0, :, :, start : start + width]
     assert (

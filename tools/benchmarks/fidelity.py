@@ -13,6 +13,7 @@ from gradindex.denoiser import Checkpoints, Denoiser
 from gradindex.gradients.noise import noise
 from gradindex.gradients.projection import TWO_SIDED, CountSketch
 from gradindex.gradients.rows import capture_for, choose_strong, grid_events, sample_gradients
+from gradindex.ranking import overlap, spearman
 from gradindex.recipe import Recipe, grid
 
 TRAINING, QUERIES = 500, 24
@@ -137,14 +138,7 @@ def agreement(found: Scores, truth: Scores, *, over: Sequence[int] | None = None
     for method in ("tracin", "retrac"):
         pairs = [found[method], truth[method]]
         left, right = pairs if over is None else [scores[list(over)].mean(0, keepdims=True) for scores in pairs]
-        rankings = [_ranks(scores.reshape(-1, scores.shape[-1])) for scores in (left, right)]
-        result[f"{method} spearman"] = float(
-            np.mean([np.corrcoef(*pair)[0, 1] for pair in zip(*rankings, strict=True)])
-        )
-        top = [ranks >= TRAINING - 10 for ranks in rankings]
-        result[f"{method} recall@10"] = float((top[0] & top[1]).sum(1).mean() / 10)
+        left, right = (scores.reshape(-1, scores.shape[-1]) for scores in (left, right))
+        result[f"{method} spearman"] = spearman(left, right)
+        result[f"{method} recall@10"] = overlap(left, right, 10)
     return result
-
-
-def _ranks(scores: np.ndarray) -> np.ndarray:
-    return scores.argsort(1).argsort(1)

@@ -1,0 +1,309 @@
+"""What an index is worth: how norms depend on the timestep, who is influential for everything, how much is noise."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from gradindex.denoiser import Denoiser
+from gradindex.errors import CallError, MissingPackage
+from gradindex.gradients.rows import capture_for, grid_events, sample_gradients
+from gradindex.ranking import influence, overlap, spearman
+from gradindex.recipe import Recipe, grid, require_positive
+from gradindex.search import QUERY_DRAWS, QUERY_TIMESTEPS, Index, Picture, picture_name
+from gradindex.store import Store
+
+METHODS = ("tracin", "retrac")
+BINS = 20  # of timesteps, where every picture has its own
+FIT = 64  # training pictures whose gradients are in memory at once
+SELF_TIMESTEPS = 10
+
+
+def report(
+    index: Index,
+    pictures: Sequence[Picture] = (),
+    *,
+    k: int = 10,
+    queries: int = 24,
+    compared: int = 100,
+    outliers: bool = True,
+    class_label: int | Sequence[int] | None = None,
+) -> dict[str, Any]:
+    """Everything that `gradindex diagnose` shows, as JSON values.
+
+    Args:
+        pictures: queries, as for `Index.query`; for none, `queries` training pictures, evenly spaced, each left out of
+            its own list.
+        k: length of the lists.
+        compared: training pictures whose gradients are taken again for the agreement between noise seeds, 0 for none
+            of it.
+        outliers: whether to rank pictures by self-influence; with recorded timesteps that takes gradients of all.
+        class_label: of the queries, for a class-conditional model; training pictures know theirs.
+
+    Raises:
+        CallError: the training pictures are not where they were, and no others are given.
+    """
+    require_positive(k=k, queries=queries)
+    arrays, names, own, labels = _queries(index, pictures, queries, class_label)
+    scores = {method: _without(index.scores(arrays, method, class_label=labels), own) for method in METHODS}
+    found = {
+        "index": str(index.store.path),
+        "queries": names,
+        "k": k,
+        "norm": norms(index.store),
+        "influence": {method: influence(scores[method], picture_norms(index.store), k) for method in METHODS},
+    }
+    if outliers:
+        found["self_influence"] = {m: _outliers(index.store, v, m, k) for m, v in self_influence(index).items()}
+    if compared:
+        found["noise"] = noise_agreement(index, arrays[:8], labels and labels[:8], compared, k)
+    return found
+
+
+def norms(store: Store) -> list[dict[str, float]]:
+    """Gradient norms against the timestep: one entry per timestep of a grid, per bin of recorded ones.
+
+    Each has `timestep` (a bin's mean), `count`, `mean`, `median`, `p10`, `p90`, over all pictures and checkpoints.
+    """
+    kept = np.setdiff1d(np.arange(store.shape[1]), store.skipped())
+    t, norm = store.timestep[:][:, kept].ravel(), store.norm[:][:, kept].ravel()
+    bins = np.digitize(t, np.linspace(t.min(), t.max() + 1, BINS + 1)) if store.recipe.events else t
+    found = []
+    for number in np.unique(bins):
+        mine = norm[bins == number]
+        p10, median, p90 = (float(value) for value in np.percentile(mine, (10, 50, 90)))
+        facts = {"mean": float(mine.mean()), "median": median, "p10": p10, "p90": p90}
+        found.append({"timestep": float(t[bins == number].mean()), "count": len(mine), **facts})
+    return found
+
+
+def picture_norms(store: Store) -> np.ndarray:
+    """The mean norm of each picture's rows, [N]."""
+    return np.asarray(store.norm[:], np.float64).mean((0, 2))
+
+
+def self_influence(index: Index) -> dict[str, np.ndarray]:
+    """Each picture's score for itself, {method: [N] float64}; NaN for pictures that the build skipped.
+
+    On a grid it comes from the stored rows. TracIn's is `Σ_c w_c mean_t ‖u‖²`, the matched score; ReTrac's matched
+    score would be the same for all, so it is that of the mean pairing, `Σ_c w_c ‖mean_t n‖²`. Recorded rows are
+    scored, in both methods, for the picture as a query at SELF_TIMESTEPS timesteps, whose gradients are taken now.
+    """
+    store, recipe = index.store, index.store.recipe
+    found = {method: np.zeros(store.shape[1]) for method in METHODS}
+    for checkpoint, weight in enumerate(store.attributes["weights"]):
+        if recipe.events is None:
+            found["tracin"] += weight * np.square(np.asarray(store.norm[checkpoint], np.float64)).mean(1)
+            for block in store.blocks():
+                found["retrac"][block] += weight * np.square(_mean_rows(store, checkpoint, block)["retrac"]).sum(1)
+            continue
+        denoiser = index.checkpoints[checkpoint]
+        setting = replace(recipe, timesteps=grid(SELF_TIMESTEPS, denoiser.num_train_timesteps), events=None)
+        rows = np.setdiff1d(np.arange(store.shape[1]), store.skipped())
+        for some, gradients in _taken(index, denoiser, setting, rows):
+            stored = _mean_rows(store, checkpoint, some)
+            for method, asked in (("tracin", gradients), ("retrac", _unit(gradients))):
+                found[method][some] += weight * np.einsum("nd,nd->n", asked.mean(1), stored[method])
+    for values in found.values():
+        values[store.skipped()] = np.nan
+    return found
+
+
+def noise_agreement(
+    index: Index, arrays: np.ndarray, labels: Sequence[int] | None, compared: int, k: int
+) -> list[dict[str, Any]]:
+    """How far two noise seeds agree on the scores, at the index's setting and at smaller and larger ones.
+
+    A grid's training pictures are a sample of `compared`, and their gradients are taken anew for both seeds; recorded
+    rows are what they are, so that only the queries' noise differs. The last checkpoint alone is used.
+
+    Returns:
+        One entry per setting: `timesteps`, `draws`, `gradients` of one query, and for each method `spearman` and
+        `overlap` of the k best, means over the queries.
+    """
+    recipe, denoiser = index.store.recipe, index.checkpoints[-1]
+    recorded = recipe.events is not None
+    usual = (QUERY_TIMESTEPS, QUERY_DRAWS) if recorded else (len(recipe.timesteps), recipe.draws)
+    if recorded:
+        settings = [(10, 1), (50, 1), (QUERY_TIMESTEPS, 1), usual]
+        rows = np.arange(index.store.shape[1])
+    else:
+        settings = [(max(usual[0] // 2, 1), usual[1]), usual, (2 * usual[0], usual[1]), (usual[0], 2 * usual[1])]
+        rows = np.unique(np.linspace(0, index.store.shape[1] - 1, compared).astype(int))
+    rows = np.setdiff1d(rows, index.store.skipped())
+    found = []
+    for timesteps, draws in tqdm(dict.fromkeys(settings), desc="noise", unit="setting", delay=2, disable=None):
+        steps = grid(timesteps, denoiser.num_train_timesteps)
+        steps = recipe.timesteps if timesteps == len(recipe.timesteps) else steps
+        setting = replace(recipe, timesteps=steps, draws=draws, events=None)
+        first, second = (
+            _scores_of_seed(index, denoiser, replace(setting, seed=seed), arrays, labels, rows)
+            for seed in (recipe.seed, recipe.seed + 1)
+        )
+        found.append(
+            {"timesteps": timesteps, "draws": draws, "gradients": timesteps * draws, **_compared(first, second, k)}
+        )
+    return found
+
+
+def _compared(left: dict[str, np.ndarray], right: dict[str, np.ndarray], k: int) -> dict[str, dict[str, float]]:
+    return {
+        method: {
+            "spearman": spearman(left[method], right[method]),
+            "overlap": overlap(left[method], right[method], k),
+        }
+        for method in left
+    }
+
+
+def _scores_of_seed(
+    index: Index, denoiser: Denoiser, setting: Recipe, arrays: np.ndarray, labels: Sequence[int] | None,
+    rows: np.ndarray,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """Scores [Q, pictures] of each method with the noise of a setting's seed; the projection stays the index's."""
+    names = [f"query {number}" for number in range(len(arrays))]
+    with capture_for(denoiser, index.store.recipe) as capture:
+        asked = sample_gradients(
+            denoiser, capture, setting, arrays, grid_events(setting, names), labels, batch_size=index.fitting_batch
+        )
+    if index.store.recipe.events is not None:
+        stored = _mean_rows(index.store, index.store.shape[0] - 1, rows)
+        return {method: q.mean(1) @ stored[method].T for method, q in (("tracin", asked), ("retrac", _unit(asked)))}
+    parts: dict[str, list[np.ndarray]] = {method: [] for method in METHODS}
+    for _, gradients in _taken(index, denoiser, setting, rows):
+        parts["tracin"].append(np.einsum("qtd,ntd->qn", asked, gradients))
+        parts["retrac"].append(np.einsum("qtd,ntd->qn", _unit(asked), _unit(gradients)))
+    return {method: np.concatenate(blocks, 1) for method, blocks in parts.items()}
+
+
+def _taken(
+    index: Index, denoiser: Denoiser, setting: Recipe, rows: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Gradients [·, T, D] of training pictures at a setting's timesteps and noise, in the index's projection."""
+    dataset = _dataset(index)
+    known = dataset.labels if setting.classes is not None else None
+    with capture_for(denoiser, index.store.recipe) as capture:
+        for some in np.array_split(rows, -(-len(rows) // FIT)):
+            pictures = np.stack([dataset.picture(int(row), setting.image) for row in some])
+            events = grid_events(setting, [dataset.sample_ids[row] for row in some])
+            labels = known and [known[row] for row in some]
+            yield (
+                some,
+                sample_gradients(denoiser, capture, setting, pictures, events, labels, batch_size=index.fitting_batch),
+            )
+
+
+def _mean_rows(store: Store, checkpoint: int, rows: slice | np.ndarray) -> dict[str, np.ndarray]:
+    """Each picture's rows at a checkpoint, averaged over timesteps, {method: [rows, D]}."""
+    return {
+        "tracin": store.read("unnormalized", checkpoint, rows).mean(1),
+        "retrac": store.read("normalized", checkpoint, rows).astype(np.float32).mean(1),
+    }
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    norm = np.linalg.norm(rows, axis=-1, keepdims=True)
+    return rows / np.where(norm == 0, 1, norm)
+
+
+def _queries(
+    index: Index, pictures: Sequence[Picture], count: int, class_label: int | Sequence[int] | None
+) -> tuple[Any, list[str], list[int | None], Any]:
+    """The queries' arrays, names, rows (None where they are not training pictures) and class labels."""
+    if pictures:
+        arrays = index.arrays(pictures)
+        names = [picture_name(picture, number) for number, picture in enumerate(pictures)]
+        return arrays, names, [None] * len(names), class_label
+    dataset = _dataset(index)
+    rows = np.setdiff1d(np.arange(len(dataset)), index.store.skipped())
+    chosen = [int(row) for row in rows[np.unique(np.linspace(0, len(rows) - 1, count).astype(int))]]
+    arrays = np.stack([dataset.picture(row, index.store.recipe.image) for row in chosen])
+    known = dataset.labels if index.store.recipe.classes is not None else None
+    return arrays, [dataset.sample_ids[row] for row in chosen], list(chosen), known and [known[row] for row in chosen]
+
+
+def _dataset(index: Index) -> Any:
+    if index.dataset is None:
+        raise CallError(f"data {index.store.attributes['data']['source']}: no longer there, or changed; give pictures")
+    return index.dataset
+
+
+def _without(scores: np.ndarray, own: Sequence[int | None]) -> np.ndarray:
+    """Scores in which no training picture is its own hit."""
+    for query, row in enumerate(own):
+        if row is not None:
+            scores[query, row] = np.nan
+    return scores
+
+
+def _outliers(store: Store, values: np.ndarray, method: str, k: int) -> dict[str, Any]:
+    """The k pictures whose self-influence stands out, TracIn's highest or ReTrac's lowest, and the quartiles."""
+    order = np.argsort(-values if method == "tracin" else values, kind="stable")
+    order = order[~np.isnan(values[order])][:k]
+    return {
+        "outliers": [{"id": store.sample_ids[row], "row": int(row), "score": float(values[row])} for row in order],
+        "quartiles": [float(value) for value in np.nanpercentile(values, (25, 50, 75))],
+    }
+
+
+def save(found: dict[str, Any], folder: Path) -> list[Path]:
+    """Write diagnose.json and norms.png, the figure of gradient norms against timesteps.
+
+    Raises:
+        MissingPackage: matplotlib is not installed; the JSON is written then.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / "diagnose.json", folder / "norms.png"]
+    files[0].write_text(json.dumps(found, indent=1) + "\n")
+    _plot_norms(found["norm"], files[1])
+    return files
+
+
+def to_text(found: dict[str, Any]) -> str:
+    """The report for people, some lines of text."""
+    lines = [f"{len(found['queries'])} queries, their {found['k']} highest scores", ""]
+    lines.append(f"{'':<44}{'tracin':>10}{'retrac':>10}")
+
+    def line(name: str, values: Sequence[Any], form: str = "") -> None:
+        lines.append(f"{name:<44}" + "".join(f"{value:>10{form}}" for value in values))
+
+    influences = [found["influence"][method] for method in METHODS]
+    line(f"distinct pictures (of {influences[0]['most']} possible)", [each["distinct"] for each in influences])
+    for share in influences[0]["general"]:
+        line(f"pictures in {float(share):.0%} of the lists or more", [each["general"][share] for each in influences])
+    line("correlation of mean score and gradient norm", [each["norm_correlation"] for each in influences], ".2f")
+    for setting in found.get("noise", []):
+        budget = f"{setting['timesteps']} timesteps × {setting['draws']} draws"
+        both = [setting[method] for method in METHODS]
+        line(f"two noise seeds agree, {budget}: ρ", [each["spearman"] for each in both], ".2f")
+        line(f"{'overlap of the lists':>44}", [each["overlap"] for each in both], ".2f")
+    for method, stands in found.get("self_influence", {}).items():
+        end = "highest" if method == "tracin" else "lowest"
+        names = ", ".join(hit["id"] for hit in stands["outliers"][:5])
+        lines.append(f"outliers, {end} self-influence ({method}): {names}")
+    return "\n".join(lines)
+
+
+def _plot_norms(norm: Sequence[dict[str, float]], file: Path) -> None:
+    figure_module = _matplotlib()
+    figure = figure_module.Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    t = [each["timestep"] for each in norm]
+    axes.fill_between(t, [each["p10"] for each in norm], [each["p90"] for each in norm], alpha=0.25, label="10–90 %")
+    axes.plot(t, [each["median"] for each in norm], marker="o", markersize=3, label="median")
+    axes.set(xlabel="timestep", ylabel="norm of the loss gradient", yscale="log")
+    axes.legend(frameon=False)
+    figure.savefig(file, dpi=150)
+
+
+def _matplotlib() -> ModuleType:
+    try:
+        import matplotlib.figure
+    except ImportError as error:
+        raise MissingPackage("no figure without matplotlib: pip install 'gradindex[plot]'") from error
+    return matplotlib.figure

@@ -1,0 +1,52 @@
+"""Rankings compared: how far two agree, and who is in many of them."""
+
+from typing import Any
+
+import numpy as np
+
+SHARES = (0.05, 0.1, 0.2, 0.3, 0.5)  # of all queries, in whose lists a generally influential picture is
+
+
+def influence(scores: np.ndarray, norm: np.ndarray, k: int) -> dict[str, Any]:
+    """How general the influential pictures are.
+
+    A picture is *generally influential* at a share s when it is among the k highest scores of at least s of all
+    queries.
+
+    Args:
+        scores: [Q, N]; NaN where a picture does not count. norm: [N].
+
+    Returns:
+        `distinct`: pictures in any of the lists; `most`: the most that there could be, Q · k; `general`: the number of
+        generally influential pictures for several shares; `norm_correlation`: Spearman's ρ of a picture's mean score
+        with its gradient norm.
+    """
+    lists = top(scores, k)
+    counts = np.bincount(lists.ravel(), minlength=scores.shape[1])
+    everywhere = ~np.isnan(scores).all(0)
+    with np.errstate(invalid="ignore"):
+        mean = np.nanmean(scores[:, everywhere], axis=0)
+    return {
+        "distinct": int((counts > 0).sum()),
+        "most": int(min(lists.size, everywhere.sum())),
+        "general": {str(share): int((counts >= max(share * len(scores), 2)).sum()) for share in SHARES},
+        "norm_correlation": spearman(mean[None], norm[None, everywhere]),
+    }
+
+
+def top(scores: np.ndarray, k: int) -> np.ndarray:
+    """The rows with the k highest of each query's scores [Q, N], best first; NaN is lowest."""
+    ranked = np.argsort(-np.nan_to_num(scores, nan=-np.inf), axis=1, kind="stable")
+    return ranked[:, : min(k, int((~np.isnan(scores)).sum(1).min()))]
+
+
+def spearman(left: np.ndarray, right: np.ndarray) -> float:
+    """Mean over queries of Spearman's ρ between two tables of scores [Q, N]."""
+    ranks = [scores.argsort(1).argsort(1) for scores in (left, right)]
+    return float(np.mean([np.corrcoef(*pair)[0, 1] for pair in zip(*ranks, strict=True)]))
+
+
+def overlap(left: np.ndarray, right: np.ndarray, k: int) -> float:
+    """Mean over queries of the share of the k highest scores that two tables [Q, N] have in common."""
+    pairs = zip(top(left, k), top(right, k), strict=True)
+    return float(np.mean([len(np.intersect1d(*pair)) / min(k, left.shape[1]) for pair in pairs]))
