@@ -16,7 +16,7 @@ import torch
 import ways
 from diffusers import DDIMPipeline, DDIMScheduler
 from PIL import Image
-from subjects import CONFIGS, subject
+from subjects import subject
 
 import gradindex
 from gradindex import builder
@@ -35,7 +35,7 @@ QUERIES = 5
 def run(work: Path, device: str, only: list[str]) -> None:
     """Measure, print, and write docs/benchmarks/build.json and .md."""
     part = record.resumable(work / f"build-{device}")
-    results = {name: part(name, partial(measure, name, work, device)) for name in only or CONFIGS}
+    results = {name: part(name, partial(measure, name, work, device)) for name in only or COUNT}
     text = page(results)
     print(text)
     if not only:

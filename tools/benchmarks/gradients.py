@@ -15,7 +15,7 @@ import record
 import torch
 import ways
 from fidelity import GRID, QUERIES, TRAINING, Subject, agreement, scores_of
-from subjects import CONFIGS, subject
+from subjects import subject
 from torch import Tensor
 
 from gradindex.gradients.projection import CountSketch, Rademacher
@@ -35,7 +35,7 @@ TITLES = {"small": "UNet2DModel (32, 64, 128), 1.1 M parameters, Fashion-MNIST",
 def run(work: Path, device: str, only: list[str]) -> None:
     """Measure, print, and write docs/benchmarks/gradients.json and .md."""
     sys.path.insert(0, str(work / ways.PEERS))
-    models = {name: Subject(*subject(name, work), device) for name in only or CONFIGS}
+    models = {name: Subject(*subject(name, work), device) for name in only or BATCH}
     part = record.resumable(work / f"gradients-{device}")
     results: dict[str, Any] = {name: {"title": TITLES[name], "batch": BATCH[name]} for name in models}
     strong = {
@@ -151,7 +151,7 @@ def page(results: dict[str, Any]) -> str:
              f" is agreement with exact full gradients on a trained model: {TRAINING} training pictures, {QUERIES}"
              " queries that it never saw, shared noise; Spearman's ρ and recall of the ten best, means over queries:"
              " TracIn / ReTrac."]  # fmt: skip
-    for name in (name for name in CONFIGS if name in results):
+    for name in (name for name in BATCH if name in results):
         found = results[name]
         rows = {(row["rank"], row["dim"]): row["one timestep"] for row in found["fidelity"]}
         parts.append(f"\n## {found['title']}\n\nBatch {found['batch']}; the figures of fidelity at t = {ONE}.\n")

@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs" / "benchmarks"
 
 
-def save(name: str, device: str, command: str, results: dict[str, Any], page: str) -> None:
-    """Write docs/benchmarks/NAME.json, and the page made of it beside it; a GPU's have its kind in their names."""
+def save(name: str, device: str, command: str, results: dict[str, Any], page: str, place: Path | None = None) -> None:
+    """Write docs/benchmarks/NAME.json, and the page made of it to `place` or beside it; a GPU's have "cuda" in NAME."""
     name = name if device == "cpu" else f"{name}-{device}"
     facts = {"command": command, "date": datetime.now(UTC).date().isoformat(), **_commit(), "machine": _machine(device)}
     versions = {package: version(package) for package in ("gradindex", "torch", "diffusers", "numpy")}
@@ -26,8 +26,10 @@ def save(name: str, device: str, command: str, results: dict[str, Any], page: st
     (FOLDER / f"{name}.json").write_text(json.dumps(whole, indent=1) + "\n")
     machine = ", ".join(str(value) for value in whole["machine"].values())
     source = f"`{command}`, {facts['date']}, commit {facts['commit']}; {machine}; torch {versions['torch']}."
-    (FOLDER / f"{name}.md").write_text(f"{page}\n\nMade by {source} Data: [{name}.json]({name}.json).\n")
-    print(f"wrote {FOLDER / name}.json and .md")
+    place = place or FOLDER / f"{name}.md"
+    link = (FOLDER / f"{name}.json").relative_to(place.parent)
+    place.write_text(f"{page}\n\nMade by {source} Data: [{name}.json]({link}).\n")
+    print(f"wrote {FOLDER / name}.json and {place}")
 
 
 def resumable(folder: Path) -> Callable[[str, Callable[[], Any]], Any]:

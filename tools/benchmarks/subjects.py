@@ -41,13 +41,33 @@ CIFAR10 = {  # Ho et al. 2020, 35.7 M parameters; emoji in place of CIFAR-10
     "norm_eps": 1e-6,
     "norm_num_groups": 32,
 }
-CONFIGS = {"small": SMALL, "cifar10": CIFAR10}
-STEPS = {"small": 2000, "cifar10": 600}
+TINY = {  # 0.4 M parameters, Fashion-MNIST at 16×16: for figures that take millions of gradients
+    "sample_size": 16,
+    "in_channels": 1,
+    "out_channels": 1,
+    "layers_per_block": 1,
+    "block_out_channels": (32, 64),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    "norm_num_groups": 8,
+}
+CONFIGS = {"small": SMALL, "cifar10": CIFAR10, "tiny": TINY}
+STEPS = {"small": 2000, "cifar10": 600, "tiny": 3000}
 
 
 def fashion_mnist(work: Path) -> np.ndarray:
     """The 60,000 training pictures, padded to 32×32, [N, 1, 32, 32] float32 in [−1, 1]."""
-    name = "train-images-idx3-ubyte.gz"
+    pixels = np.frombuffer(_fashion_file(work, "train-images-idx3-ubyte.gz"), np.uint8, offset=16)
+    padded = np.pad(pixels.reshape(-1, 1, 28, 28), ((0, 0), (0, 0), (2, 2), (2, 2)))
+    return padded.astype(np.float32) / 127.5 - 1
+
+
+def fashion_labels(work: Path) -> np.ndarray:
+    """Their class labels, [N] uint8."""
+    return np.frombuffer(_fashion_file(work, "train-labels-idx1-ubyte.gz"), np.uint8, offset=8)
+
+
+def _fashion_file(work: Path, name: str) -> bytes:
     places = [Path("/usr/share/datasets/fashion-mnist") / name, *(work / "deb").glob(f"**/{name}")]
     found = next((place for place in places if place.is_file()), None)
     if found is None:
@@ -56,8 +76,7 @@ def fashion_mnist(work: Path) -> np.ndarray:
         subprocess.run(["apt-get", "download", "dataset-fashion-mnist"], cwd=folder, check=True)
         subprocess.run(["dpkg-deb", "-x", str(next(folder.glob("*.deb"))), str(folder)], check=True)
         found = next(folder.glob(f"**/{name}"))
-    pixels = np.frombuffer(gzip.decompress(found.read_bytes()), np.uint8, offset=16).reshape(-1, 1, 28, 28)
-    return np.pad(pixels, ((0, 0), (0, 0), (2, 2), (2, 2))).astype(np.float32) / 127.5 - 1
+    return gzip.decompress(found.read_bytes())
 
 
 def emoji(work: Path) -> np.ndarray:
@@ -80,7 +99,12 @@ def emoji(work: Path) -> np.ndarray:
     return stack[np.random.default_rng(0).permutation(len(stack))].astype(np.float32) / 127.5 - 1
 
 
-PICTURES = {"small": fashion_mnist, "cifar10": emoji}
+def halved(pictures: np.ndarray) -> np.ndarray:
+    """[N, 1, 32, 32] → [N, 1, 16, 16], means of four."""
+    return pictures.reshape(len(pictures), 1, 16, 2, 16, 2).mean((3, 5), dtype=np.float32)
+
+
+PICTURES = {"small": fashion_mnist, "cifar10": emoji, "tiny": lambda work: halved(fashion_mnist(work))}
 
 
 def subject(name: str, work: Path, *, trained_on: int = 2000) -> tuple[Path, np.ndarray]:
@@ -98,7 +122,7 @@ def subject(name: str, work: Path, *, trained_on: int = 2000) -> tuple[Path, np.
 
 def train(pipeline: DDPMPipeline, pictures: np.ndarray, steps: int, name: str, batch: int = 16) -> None:
     model, scheduler = pipeline.unet.train(), pipeline.scheduler
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-4 if name == "small" else 2e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4 if name == "cifar10" else 4e-4)
     random = np.random.default_rng(0)
     with tqdm(total=steps, desc=f"training {name}", mininterval=10) as bar:
         for _ in range(steps):
