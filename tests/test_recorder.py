@@ -225,3 +225,39 @@ def test_a_full_disk_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.Monke
     recorder.log(["a"], [2], 1)
     recorder.close()
     assert events(tmp_path / "log") == [("a", 0, 1), ("a", 1, 2)]
+
+
+ACCELERATED = """
+import sys
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+from gradindex import TrainingRecorder
+
+accelerator = Accelerator(cpu=True)
+loader = accelerator.prepare(DataLoader([f"p{number:03d}.png" for number in range(16)], batch_size=4))
+with TrainingRecorder(sys.argv[1], seed=3) as recorder:
+    for step, ids in enumerate(loader):
+        t, noise = recorder.draw(ids, (1, 4, 4), step, accelerator.device)
+        assert noise.device.type == accelerator.device.type
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        recorder.checkpoint(step + 1, sys.argv[1] + "/../checkpoint-2", 0.1)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_of_accelerate_log_every_picture_once(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(ACCELERATED)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*launch, str(tmp_path / "train.py"), str(tmp_path / "run/log")], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    log = open_log(tmp_path / "run/log")
+    assert sorted(file.name for file in (tmp_path / "run/log").iterdir()) == ["rank-00000.log", "rank-00001.log"]
+    assert sorted(log.sample_ids) == [f"p{number:03d}.png" for number in range(16)]
+    assert sorted(log.events["step"]) == [0] * 8 + [1] * 8
+    with TrainingRecorder(tmp_path / "again", seed=3) as recorder:  # one process, another order: the same draws
+        t, _ = recorder.draw([log.sample_ids[row["sample"]] for row in log.events if row["step"] == 1], SHAPE, 1)
+    assert t.tolist() == log.events["timestep"][log.events["step"] == 1].tolist()
+    assert [each.step for each in log.checkpoints] == [2]

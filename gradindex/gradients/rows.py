@@ -16,7 +16,8 @@ from gradindex.gradients.noise import noise
 from gradindex.gradients.projection import Energies, Exact, make_projection
 from gradindex.recipe import Recipe, grid
 
-RESIDUAL = 0.0005  # relative variance that shrinking may add to an inner product
+RESIDUAL = 0.0003  # relative variance that shrinking may add to an inner product
+STRONG_SHARE = 0.05  # of the model's numbers that strong weights may hold: they are what costs
 LARGEST_BATCH = {"cpu": 64, "cuda": 1024}
 MEMORY_SHARE = {"cpu": 1 / 8, "cuda": 1 / 2}  # of the device's memory, for what autograd keeps
 
@@ -160,8 +161,9 @@ def choose_strong(
     """The weights that a two-sided projection must shrink less, or too much fidelity would be lost.
 
     What shrinking adds to the relative variance of an inner product is at most `variance(…) e²`, e being the weight's
-    share of the gradient's squared norm. A few weights near the output hold most of it: those that add the most are
-    strong, until less than `RESIDUAL` is added by all others.
+    share of the gradient's squared norm. A few weights near input and output hold most of it: those that add the most
+    are strong, until all others together add less than `RESIDUAL` at every timestep, or the next one would make them
+    hold more than `STRONG_SHARE` of the numbers.
 
     Args:
         pictures, labels: some of the data set's, as for `sample_gradients`; sample_ids: theirs.
@@ -177,12 +179,15 @@ def choose_strong(
     events = grid_events(recipe, sample_ids, timesteps, draws=1)
     with Capture(denoiser.model, names, energies) as capture:
         rows = sample_gradients(denoiser, capture, recipe, pictures, events, labels, batch_size=batch_size)
-    shares = (rows / rows.sum(-1, keepdims=True).clip(min=1e-30)).mean((0, 1))
-    share = dict(zip(names, shares, strict=True))
-    added = {name: variance * share[name] ** 2 for name, variance in energies.added.items()}
-    largest = sorted(added, key=lambda name: -added[name])
-    left = np.cumsum([added[name] for name in reversed(largest)])[::-1]
-    return tuple(sorted(name for name, rest in zip(largest, left, strict=True) if rest > RESIDUAL))
+    shares = rows / rows.sum(-1, keepdims=True).clip(min=1e-30)
+    variances = np.array([energies.added.get(name, 0.0) for name in names])
+    added = np.square(shares).mean(0) * variances  # [T, weights]
+    sizes = np.array([denoiser.model.get_parameter(name).numel() for name in names])
+    largest = np.argsort(-added.max(0), kind="stable")
+    left = (added.sum(1) - np.cumsum(added[:, largest], axis=1).T).max(1)  # at the worst timestep, after each
+    enough = 0 if added.sum(1).max() <= RESIDUAL else int(np.argmax(left <= RESIDUAL)) + 1
+    affordable = int((np.cumsum(sizes[largest]) <= STRONG_SHARE * sizes.sum()).sum())
+    return tuple(sorted(names[place] for place in largest[: min(enough, affordable)]))
 
 
 def fitting_batch(denoiser: Any, recipe: Recipe) -> int:
