@@ -16,8 +16,7 @@ from gradindex.gradients.noise import noise
 from gradindex.gradients.projection import Energies, Exact, make_projection
 from gradindex.recipe import Recipe, grid
 
-RESIDUAL = 0.0003  # relative variance that shrinking may add to an inner product
-STRONG_SHARE = 0.05  # of the model's numbers that strong weights may hold: they are what costs
+PRICE = 0.035  # variance that must be saved to shrink a weight less, for its share of all numbers: they are the work
 LARGEST_BATCH = {"cpu": 64, "cuda": 1024}
 MEMORY_SHARE = {"cpu": 1 / 8, "cuda": 1 / 2}  # of the device's memory, for what autograd keeps
 
@@ -161,9 +160,9 @@ def choose_strong(
     """The weights that a two-sided projection must shrink less, or too much fidelity would be lost.
 
     What shrinking adds to the relative variance of an inner product is at most `variance(…) e²`, e being the weight's
-    share of the gradient's squared norm. A few weights near input and output hold most of it: those that add the most
-    are strong, until all others together add less than `RESIDUAL` at every timestep, or the next one would make them
-    hold more than `STRONG_SHARE` of the numbers.
+    share of the gradient's squared norm, and what it saves is work in proportion to the weight's size. A few weights
+    near input and output hold most of the gradient: where they add more, at the worst timestep, than `PRICE` times
+    their share of the model's numbers, they are strong.
 
     Args:
         pictures, labels: some of the data set's, as for `sample_gradients`; sample_ids: theirs.
@@ -181,13 +180,9 @@ def choose_strong(
         rows = sample_gradients(denoiser, capture, recipe, pictures, events, labels, batch_size=batch_size)
     shares = rows / rows.sum(-1, keepdims=True).clip(min=1e-30)
     variances = np.array([energies.added.get(name, 0.0) for name in names])
-    added = np.square(shares).mean(0) * variances  # [T, weights]
+    added = np.square(shares).mean(0).max(0) * variances
     sizes = np.array([denoiser.model.get_parameter(name).numel() for name in names])
-    largest = np.argsort(-added.max(0), kind="stable")
-    left = (added.sum(1) - np.cumsum(added[:, largest], axis=1).T).max(1)  # at the worst timestep, after each
-    enough = 0 if added.sum(1).max() <= RESIDUAL else int(np.argmax(left <= RESIDUAL)) + 1
-    affordable = int((np.cumsum(sizes[largest]) <= STRONG_SHARE * sizes.sum()).sum())
-    return tuple(sorted(names[place] for place in largest[: min(enough, affordable)]))
+    return tuple(sorted(np.array(names)[added > PRICE * sizes / sizes.sum()].tolist()))
 
 
 def fitting_batch(denoiser: Any, recipe: Recipe) -> int:

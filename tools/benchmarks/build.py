@@ -185,7 +185,7 @@ def page(results: Mapping[str, Any]) -> str:
         "`gradindex build` with its defaults (10 timesteps, `auto`, D = 4096, batch size auto), from a folder of PNG"
         " files to the open index, in one process beside what it is compared with.\n"
     ]
-    titles = {"small": "UNet (32, 64, 128), 1.1 M parameters", "cifar10": "DDPM CIFAR-10, 35.7 M parameters"}
+    titles = {"small": "UNet (32, 64, 128), 2.7 M parameters", "cifar10": "DDPM CIFAR-10, 35.7 M parameters"}
     for name, found in results.items():
         parts.append(f"## {titles[name]}\n")
         parts.append(

@@ -28,7 +28,7 @@ WIDTHS = (256, 1024, 4096, 8192)
 SEEDS = {"small": (0, 1), "cifar10": (0,)}
 ONE = 250  # the single timestep at which every way is compared
 COLUMNS = {"small": 256, "cifar10": 16}  # of a dense matrix that are made; its time is in proportion
-TITLES = {"small": "UNet2DModel (32, 64, 128), 1.1 M parameters, Fashion-MNIST",
+TITLES = {"small": "UNet2DModel (32, 64, 128), 2.7 M parameters, Fashion-MNIST",
           "cifar10": "DDPM CIFAR-10 architecture, 35.7 M parameters, emoji"}  # fmt: skip
 
 

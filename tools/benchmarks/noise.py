@@ -187,7 +187,7 @@ def unit(rows: np.ndarray) -> np.ndarray:
 def page(results: Mapping[str, list[dict[str, Any]]]) -> str:
     """The results as Markdown."""
     parts = [f"# How much of a ranking is noise\n\nTwo indexes and queries that differ in nothing but the seed of their"
-             f" noise: how far do their rankings agree? A DDPM of 0.4 M parameters on Fashion-MNIST at 16×16,"
+             f" noise: how far do their rankings agree? A DDPM of 0.7 M parameters on Fashion-MNIST at 16×16,"
              f" {PICTURES:,} training pictures, {QUERIES} queries that it never saw, projection `auto`, D = 4096."
              " Spearman's ρ / overlap of the ten best, means over queries. *Gradients*: of one query."]  # fmt: skip
     for kind, rows in results.items():

@@ -271,7 +271,7 @@ def page(runs: Sequence[Mapping[str, Any]]) -> str:
 
 INTRODUCTION = """# The paper's claims, replayed
 
-`tools/bench paper` trains a DDPM of 0.4 M parameters, with `TrainingRecorder`, on {count:,} sneakers of Fashion-MNIST
+`tools/bench paper` trains a DDPM of 0.7 M parameters, with `TrainingRecorder`, on {count:,} sneakers of Fashion-MNIST
 and {zeros} zeros of MNIST, all at 16×16 ({steps:,} steps of {batch}, {checkpoints} checkpoints), as the paper does with
 CIFAR-10's planes and MNIST's zeros on a larger model. Rows are gradients at each picture's last event before every
 checkpoint, with that event's noise; queries are generated pictures at 100 timesteps × 4 draws; pairing mean; weights

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 EMOJI = "emoji-datasource-google@16.0.0"
 
-SMALL = {  # 1.1 M parameters, Fashion-MNIST
+SMALL = {  # 2.7 M parameters, Fashion-MNIST
     "sample_size": 32,
     "in_channels": 1,
     "out_channels": 1,
@@ -41,7 +41,7 @@ CIFAR10 = {  # Ho et al. 2020, 35.7 M parameters; emoji in place of CIFAR-10
     "norm_eps": 1e-6,
     "norm_num_groups": 32,
 }
-TINY = {  # 0.4 M parameters, Fashion-MNIST at 16×16: for figures that take millions of gradients
+TINY = {  # 0.7 M parameters, Fashion-MNIST at 16×16: for figures that take millions of gradients
     "sample_size": 16,
     "in_channels": 1,
     "out_channels": 1,
