@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from gradindex.gradients.projection import NAMES, TWO_SIDED
 from gradindex.gradients.rows import check_capture, choose_parameters, fitting_batch
 from gradindex.recipe import LOSSES, NOISES, Recipe, grid, require, require_positive
 from gradindex.store import Store, is_store
-from gradindex.training_log import LoggedCheckpoint, TrainingLog, open_log, training_weights
+from gradindex.training_log import MISSING, LoggedCheckpoint, TrainingLog, open_log, training_weights
 from gradindex.work import Work, fill, find_strong
 
 DIM = 4096
@@ -97,6 +98,7 @@ def build(
     require("loss", loss, LOSSES)
     require("projection", projection, NAMES)
     require("dtype", dtype, tuple(DTYPES))
+    require("missing", missing, MISSING)
     require_positive(dim=dim, draws=draws, events=events)
     if batch_size != "auto":
         require_positive(batch_size=batch_size)  # type: ignore[arg-type]
@@ -164,7 +166,7 @@ def _check_target(path: Path) -> None:
 
 
 def _check_recorded(timesteps: object, log: object, events: int, noise: str, draws: int) -> None:
-    if (timesteps == "recorded") != (log is not None):
+    if (isinstance(timesteps, str) and timesteps == "recorded") != (log is not None):
         raise CallError("timesteps = 'recorded' and log go together: give both, or neither")
     if log is None and (events != 1 or noise == "recorded"):
         raise CallError("events and noise = 'recorded' are for recorded timesteps")
@@ -187,8 +189,11 @@ def _checkpoints(
         usual = training_weights(chosen)
     explicit = list(asked.values()) or [None] * len(chosen)
     weights = [mine if weight is None else float(weight) for weight, mine in zip(explicit, usual, strict=True)]
-    if not np.isfinite(weights).all():
-        raise CallError(f"checkpoint weights {weights}: give finite numbers")
+    if not (np.isfinite(weights).all() and any(weights)):
+        raise CallError(f"checkpoint weights {weights}: give finite numbers, not all of them zero")
+    for each, weight in zip(chosen, weights, strict=True):
+        if weight == 0:
+            warnings.warn(f"checkpoint {each.path} counts for nothing: its weight or learning rate is 0", stacklevel=3)
     return chosen, weights
 
 

@@ -49,6 +49,10 @@ def report(
         CallError: the training pictures are not where they were, and no others are given.
     """
     require_positive(k=k, queries=queries)
+    if compared < 0 or compared == 1:
+        raise CallError(f"compared = {compared}: give 0, or at least 2 pictures")
+    if compared or (outliers and index.store.recipe.events):
+        _dataset(index)
     arrays, names, own, labels = _queries(index, pictures, queries, class_label)
     scores = {method: _without(index.scores(arrays, method, class_label=labels), own) for method in METHODS}
     found = {
@@ -61,7 +65,9 @@ def report(
     if outliers:
         found["self_influence"] = {m: _outliers(index.store, v, m, k) for m, v in self_influence(index).items()}
     if compared:
-        found["noise"] = noise_agreement(index, arrays[:8], labels and labels[:8], compared, k)
+        few = np.unique(np.linspace(0, len(arrays) - 1, 8).astype(int))
+        classes = None if labels is None else [labels[number] for number in few]
+        found["noise"] = noise_agreement(index, arrays[few], classes, compared, k, [own[number] for number in few])
     return found
 
 
@@ -71,7 +77,7 @@ def norms(store: Store) -> list[dict[str, float]]:
     Each has `timestep` (a bin's mean), `count`, `mean`, `median`, `p10`, `p90`, over all pictures and checkpoints.
     """
     kept = np.setdiff1d(np.arange(store.shape[1]), store.skipped())
-    t, norm = store.timestep[:][:, kept].ravel(), store.norm[:][:, kept].ravel()
+    t, norm = (_whole(store, name)[:, kept].ravel() for name in ("timestep", "norm"))
     bins = np.digitize(t, np.linspace(t.min(), t.max() + 1, BINS + 1)) if store.recipe.events else t
     found = []
     for number in np.unique(bins):
@@ -84,7 +90,12 @@ def norms(store: Store) -> list[dict[str, float]]:
 
 def picture_norms(store: Store) -> np.ndarray:
     """The mean norm of each picture's rows, [N]."""
-    return np.asarray(store.norm[:], np.float64).mean((0, 2))
+    return _whole(store, "norm").astype(np.float64).mean((0, 2))
+
+
+def _whole(store: Store, name: str) -> np.ndarray:
+    """The array of norms or timesteps, [C, N, T]."""
+    return np.stack([store.read(name, checkpoint, slice(None)) for checkpoint in range(store.shape[0])])
 
 
 def self_influence(index: Index) -> dict[str, np.ndarray]:
@@ -98,9 +109,11 @@ def self_influence(index: Index) -> dict[str, np.ndarray]:
     found = {method: np.zeros(store.shape[1]) for method in METHODS}
     for checkpoint, weight in enumerate(store.attributes["weights"]):
         if recipe.events is None:
-            found["tracin"] += weight * np.square(np.asarray(store.norm[checkpoint], np.float64)).mean(1)
+            norm = store.read("norm", checkpoint, slice(None)).astype(np.float64)
+            found["tracin"] += weight * np.square(norm).mean(1)
             for block in store.blocks():
-                found["retrac"][block] += weight * np.square(_mean_rows(store, checkpoint, block)["retrac"]).sum(1)
+                mean = store.read("normalized", checkpoint, block).astype(np.float32).mean(1)
+                found["retrac"][block] += weight * np.square(mean).sum(1)
             continue
         denoiser = index.checkpoints[checkpoint]
         setting = replace(recipe, timesteps=grid(SELF_TIMESTEPS, denoiser.num_train_timesteps), events=None)
@@ -115,12 +128,18 @@ def self_influence(index: Index) -> dict[str, np.ndarray]:
 
 
 def noise_agreement(
-    index: Index, arrays: np.ndarray, labels: Sequence[int] | None, compared: int, k: int
+    index: Index,
+    arrays: np.ndarray,
+    labels: Sequence[int] | None,
+    compared: int,
+    k: int,
+    own: Sequence[int | None] = (),
 ) -> list[dict[str, Any]]:
     """How far two noise seeds agree on the scores, at the index's setting and at smaller and larger ones.
 
     A grid's training pictures are a sample of `compared`, and their gradients are taken anew for both seeds; recorded
-    rows are what they are, so that only the queries' noise differs. The last checkpoint alone is used.
+    rows are what they are, so that only the queries' noise differs. Queries that are training pictures (`own` has
+    their rows) are not among the pictures. The last checkpoint alone is used.
 
     Returns:
         One entry per setting: `timesteps`, `draws`, `gradients` of one query, and for each method `spearman` and
@@ -131,14 +150,18 @@ def noise_agreement(
     usual = (QUERY_TIMESTEPS, QUERY_DRAWS) if recorded else (len(recipe.timesteps), recipe.draws)
     if recorded:
         settings = [(10, 1), (50, 1), (QUERY_TIMESTEPS, 1), usual]
-        rows = np.arange(index.store.shape[1])
     else:
         settings = [(max(usual[0] // 2, 1), usual[1]), usual, (2 * usual[0], usual[1]), (usual[0], 2 * usual[1])]
-        rows = np.unique(np.linspace(0, index.store.shape[1] - 1, compared).astype(int))
-    rows = np.setdiff1d(rows, index.store.skipped())
+    kept = np.setdiff1d(np.arange(index.store.shape[1]), index.store.skipped())
+    rows = np.setdiff1d(kept, [row for row in own if row is not None])
+    rows = rows if len(rows) > 1 else kept
+    if not recorded:
+        rows = rows[np.unique(np.linspace(0, len(rows) - 1, compared).astype(int))]
+    most = denoiser.num_train_timesteps
+    settings = [(min(timesteps, most), draws) for timesteps, draws in settings]
     found = []
     for timesteps, draws in tqdm(dict.fromkeys(settings), desc="noise", unit="setting", delay=2, disable=None):
-        steps = grid(timesteps, denoiser.num_train_timesteps)
+        steps = grid(timesteps, most)
         steps = recipe.timesteps if timesteps == len(recipe.timesteps) else steps
         setting = replace(recipe, timesteps=steps, draws=draws, events=None)
         first, second = (
@@ -215,10 +238,11 @@ def _queries(
     index: Index, pictures: Sequence[Picture], count: int, class_label: int | Sequence[int] | None
 ) -> tuple[Any, list[str], list[int | None], Any]:
     """The queries' arrays, names, rows (None where they are not training pictures) and class labels."""
-    if pictures:
+    if len(pictures):
         arrays = index.arrays(pictures)
         names = [picture_name(picture, number) for number, picture in enumerate(pictures)]
-        return arrays, names, [None] * len(names), class_label
+        labels = [class_label] * len(names) if isinstance(class_label, int) else class_label
+        return arrays, names, [None] * len(names), labels
     dataset = _dataset(index)
     rows = np.setdiff1d(np.arange(len(dataset)), index.store.skipped())
     chosen = [int(row) for row in rows[np.unique(np.linspace(0, len(rows) - 1, count).astype(int))]]
@@ -229,7 +253,10 @@ def _queries(
 
 def _dataset(index: Index) -> Any:
     if index.dataset is None:
-        raise CallError(f"data {index.store.attributes['data']['source']}: no longer there, or changed; give pictures")
+        raise CallError(
+            f"data {index.store.attributes['data']['source']}: no longer there, or changed;"
+            " give pictures, --compared 0 and, with recorded timesteps, --no-outliers"
+        )
     return index.dataset
 
 

@@ -11,7 +11,7 @@ def influence(scores: np.ndarray, norm: np.ndarray, k: int) -> dict[str, Any]:
     """How general the influential pictures are.
 
     A picture is *generally influential* at a share s when it is among the k highest scores of at least s of all
-    queries.
+    queries, and of two at the least.
 
     Args:
         scores: [Q, N]; NaN where a picture does not count. norm: [N].

@@ -6,6 +6,7 @@ can tear only the last one, which the next recorder cuts off. docs/format.md spe
 
 import fcntl
 import json
+import operator
 import os
 import struct
 import time
@@ -58,11 +59,10 @@ class TrainingRecorder:
         require_positive(num_train_timesteps=num_train_timesteps)
         self.path, self.seed = Path(path), _seed(seed)
         self.num_train_timesteps = num_train_timesteps
-        default, self.world = _rank_and_world()
-        self.rank = default if rank is None else rank
+        self.rank, self.world = _rank_and_world() if rank is None else (rank, None)
         self._numbers: dict[str, int] = {}
-        self._step = -1
-        self._file, self._before = self._open(self.path / f"rank-{self.rank:05d}.log")
+        self._step, self._file = -1, -1
+        self._before = self._open(self.path / f"rank-{self.rank:05d}.log")
 
     def draw(
         self, sample_ids: Sequence[Any], shape: Sequence[int], step: int, device: Any = "cpu"
@@ -81,10 +81,12 @@ class TrainingRecorder:
         Raises:
             CallError: steps go backwards, or the shape does not fit. StoreError: the disk does not take the log.
         """
-        ids = _strings(sample_ids)
+        ids, step = _strings(sample_ids), _whole(step)
         one = tuple(shape)[-3:]
         if len(one) != 3 or tuple(shape) not in (one, (len(ids), *one)):
             raise CallError(f"shape = {tuple(shape)}: give {len(ids)}, channels, height, width of the batch")
+        if not ids:
+            raise CallError("sample_ids: give at least one")
         self._require_step(step)
         timesteps = [random_offset(self.seed, "timestep", name, step, below=self.num_train_timesteps) for name in ids]
         epsilon = np.stack([noise(self.seed, name, t, step, one) for name, t in zip(ids, timesteps, strict=True)])
@@ -99,35 +101,42 @@ class TrainingRecorder:
             noise_seed: when the noise is `gradindex.noise(noise_seed, id, timestep, step, shape)`, so that it can be
                 made again; None for noise that cannot.
         """
-        ids, drawn = _strings(sample_ids), np.array(_plain(timesteps), "<f4")
+        ids, drawn, step = _strings(sample_ids), np.array(_plain(timesteps), "<f4"), _whole(step)
         if drawn.shape != (len(ids),):
             raise CallError(f"timesteps of shape {drawn.shape}: give one for each of {len(ids)} ids")
         outside = drawn[~((drawn >= 0) & (drawn < self.num_train_timesteps))]
         if outside.size:
             raise CallError(f"timestep {outside[0]:g}: the recorder was made for 0 to {self.num_train_timesteps - 1}")
+        if not ids:
+            return
         self._require_step(step)
         self._log(ids, drawn, step, UNKNOWN if noise_seed is None else _seed(noise_seed))
 
     def checkpoint(self, step: int, path: str | Path, lr: float) -> None:
-        """Note that the weights after `step` steps were saved, and the learning rate; the log so far is made durable.
+        """Note that the weights after `step` steps were saved, and the learning rate.
+
+        What this process logged so far is then safe from a power failure; with several, call it on every rank.
 
         Args:
             step: the number of steps done, above every step drawn so far.
         """
-        if step <= self._step:
+        step = _whole(step)
+        if step <= max(self._step, 0):
             raise CallError(
-                f"checkpoint step {step}: step {self._step} was drawn already; give the number of steps done, one more"
+                f"checkpoint step {step}: step {max(self._step, 0)} was drawn already, or nothing was trained;"
+                " give the number of steps done, one more than the last"
             )
+        if not isinstance(lr, float | int):
+            raise CallError(f"lr = {lr!r}: give one number")
         place = os.path.relpath(Path(path).resolve(), self.path.resolve())
-        self._append(CHECKPOINT, _json({"step": int(step), "path": place, "lr": float(lr)}))
+        self._append(CHECKPOINT, _json({"step": step, "path": place, "lr": float(lr)}))
         os.fsync(self._file)
 
     def close(self) -> None:
         """Make the log durable and let go of its file; `with` does it too."""
         if self._file >= 0:
             os.fsync(self._file)
-            os.close(self._file)
-            self._file = -1
+            self._let_go()
 
     def __enter__(self) -> Self:
         return self
@@ -135,15 +144,28 @@ class TrainingRecorder:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _open(self, place: Path) -> tuple[int, int]:
-        """The file, locked and cut after its last whole record, and the last step in it."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        file = os.open(place, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    def _open(self, place: Path) -> int:
+        """Open the file, lock it and cut it after its last whole record; the last step in it."""
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(file)
-            raise CallError(f"{place}: another recorder writes there; give this one its own folder or rank") from None
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(place, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            before, end = self._read(place)
+            os.ftruncate(self._file, end)
+            self._append(SESSION, _json({**self._facts(), "world": self.world, "time": time.time()}))
+        except BaseException as error:
+            self._let_go()
+            if isinstance(error, BlockingIOError):
+                raise CallError(
+                    f"{place}: another recorder writes there; give this one its own folder or rank"
+                ) from None
+            if isinstance(error, OSError):
+                raise StoreError(f"{place}: {error.strerror or error}") from error
+            raise
+        return before
+
+    def _read(self, place: Path) -> tuple[int, int]:
+        """The last step in the file, and the end of its last whole record."""
         before, end = -1, 0
         for kind, content, end in records(place):  # noqa: B007
             if kind == IDS:
@@ -151,12 +173,13 @@ class TrainingRecorder:
             elif kind == EVENTS:
                 before = max(before, _BATCH.unpack_from(content)[1])
             elif kind == SESSION and (odd := self._differences(json.loads(content))):
-                os.close(file)
                 raise CallError(f"{place}: made with other settings ({odd}); give this run another folder")
-        os.ftruncate(file, end)
-        self._file = file
-        self._append(SESSION, _json({**self._facts(), "world": self.world, "time": time.time()}))
-        return file, before
+        return before, end
+
+    def _let_go(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
 
     def _facts(self) -> dict[str, int]:
         return {"format": FORMAT, "seed": self.seed, "num_train_timesteps": self.num_train_timesteps}
@@ -222,7 +245,7 @@ def records(file: Path) -> Iterator[tuple[bytes, bytes, int]]:
                 position = body + size
                 yield kind, content, position
                 continue
-            if not sound or body + size < len(data):
+            if any(data[position:]) and (not sound or body + size < len(data)):  # zeros: a power failure's tail
                 raise DataError(f"{file}: damaged at byte {position}; cut it off there, or take a copy of it")
         warnings.warn(
             f"{file}: the last record was torn by a crash and is left out ({len(data) - position} bytes)", stacklevel=2
@@ -242,8 +265,17 @@ def _rank_and_world() -> tuple[int, int | None]:
     distributed = torch.distributed
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
-    world = os.environ.get("WORLD_SIZE")
-    return int(os.environ.get("RANK", "0")), None if world is None else int(world)
+    rank, world = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+    if rank is None:
+        return 0, 1
+    return int(rank), None if world is None else int(world)
+
+
+def _whole(step: Any) -> int:
+    try:
+        return operator.index(step)
+    except TypeError as error:
+        raise CallError(f"step = {step!r}: give a whole number") from error
 
 
 def _seed(seed: int) -> int:
@@ -259,7 +291,10 @@ def _plain(values: Any) -> Any:
 def _strings(sample_ids: Sequence[Any]) -> list[str]:
     if isinstance(sample_ids, str):
         raise CallError(f"sample_ids = {sample_ids!r}: give a sequence of ids, not text")
-    return [str(name) for name in _plain(sample_ids)]
+    plain = [_plain(name) for name in _plain(sample_ids)]
+    if odd := [name for name in plain if not isinstance(name, str | int | os.PathLike)]:
+        raise CallError(f"sample_ids: {odd[0]!r} is not an id; give text, paths or whole numbers")
+    return [os.fspath(name) if isinstance(name, os.PathLike) else str(name) for name in plain]
 
 
 def _json(value: Any) -> bytes:

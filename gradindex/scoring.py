@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from gradindex.errors import CallError
 from gradindex.recipe import Recipe
 from gradindex.store import Store
 
@@ -66,7 +67,8 @@ def spread(store: Store, row: int, added: np.ndarray, span: Span | None) -> dict
     """{timestep: what it adds to a picture's score}, from what its rows [C, T] add."""
     found: dict[float, float] = {}
     for checkpoint, values in enumerate(added):
-        for t, value in zip(store.timestep[checkpoint, row].tolist(), values.tolist(), strict=True):
+        times = store.read("timestep", checkpoint, slice(row, row + 1))[0].tolist()
+        for t, value in zip(times, values.tolist(), strict=True):
             if inside(t, span):
                 found[t] = found.get(t, 0.0) + value
     return dict(sorted(found.items()))
@@ -76,7 +78,10 @@ def to_span(timesteps: tuple[int | None, int | None] | None) -> Span | None:
     """A range of timesteps with open ends filled in."""
     if timesteps is None:
         return None
-    first, stop = timesteps
+    try:
+        first, stop = timesteps
+    except (TypeError, ValueError):
+        raise CallError(f"timesteps = {timesteps!r}: give the first and the one after the last, (A, B)") from None
     return (-np.inf if first is None else first, np.inf if stop is None else stop)
 
 

@@ -115,6 +115,8 @@ class Index:
         began = time.perf_counter()
         names = [picture_name(picture, number) for number, picture in enumerate(pictures)]
         scanned = None if span is None else scan(self.store, block, method, span)
+        if scanned is not None and np.isnan(scanned).all():
+            raise CallError(f"timesteps = {options['timesteps']}: no picture has a row there")
         search = partial(self._search, block, k, method, span, scanned, by_timestep)
         best = search(sign=1)
         worst = search(sign=-1) if opponents else [None] * len(names)

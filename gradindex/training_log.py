@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gradindex.errors import CallError, DataError, first_line
-from gradindex.recipe import grid, require
+from gradindex.recipe import grid
 from gradindex.recorder import CHECKPOINT, EVENTS, FORMAT, IDS, SESSION, UNKNOWN, records, unpack_events
 
 MISSING = ("error", "skip", "grid")
@@ -61,9 +61,9 @@ class TrainingLog:
                 for path in paths
                 if (number := re.search(r"\d+$", path.name))
             }
-        if odd := [path for path in paths if path.resolve() not in known]:
+        if odd := [path for path in paths if path.resolve() not in known or not known[path.resolve()].step]:
             names = ", ".join(each.path for each in self.checkpoints) or "none; name them like checkpoint-500"
-            raise CallError(f"log {self.source}: does not know checkpoint {odd[0]}; it knows {names}")
+            raise CallError(f"log {self.source}: knows no training before checkpoint {odd[0]}; it knows {names}")
         return [known[path.resolve()] for path in paths]
 
     def last_events(self, sample_ids: Sequence[str], step: int, count: int) -> np.ndarray:
@@ -86,14 +86,14 @@ class TrainingLog:
             found[name][owner[kept], count - from_end[kept]] = before[name][kept]
         return found
 
-    def require_pictures(self, sample_ids: Sequence[str]) -> None:
-        """Raise CallError when the log is of other pictures than these."""
+    def require_pictures(self, sample_ids: Sequence[str], missing: str) -> None:
+        """Raise CallError when the log is of other pictures than these; with "skip" it may be of more."""
         unknown = sorted(set(self.sample_ids) - set(sample_ids))
         if len(unknown) == len(self.sample_ids):
             raise CallError(
                 f"log {self.source}: of another data set; it has ids like {unknown[0]!r}, the data {sample_ids[0]!r}"
             )
-        if unknown:
+        if unknown and missing != "skip":
             raise CallError(
                 f"log {self.source}: {len(unknown)} of its pictures are not in the data, such as {unknown[0]!r};"
                 " missing = 'skip' leaves them out"
@@ -112,9 +112,7 @@ class TrainingLog:
         Raises:
             CallError: events are missing, the log is of other pictures, or of another scheduler.
         """
-        require("missing", missing, MISSING)
-        if missing != "skip":
-            self.require_pictures(sample_ids)
+        self.require_pictures(sample_ids, missing)
         timesteps = self.events["timestep"]
         odd = timesteps[~((timesteps >= 0) & (timesteps < num_train_timesteps) & (timesteps % 1 == 0))]
         if odd.size or self.num_train_timesteps not in (None, num_train_timesteps):
@@ -126,7 +124,7 @@ class TrainingLog:
         table = np.stack([self.last_events(sample_ids, step, count) for step in steps])
         lacking = np.isnan(table["timestep"])
         few = np.flatnonzero(lacking.any((0, 2)))
-        if few.size and missing == "error":
+        if few.size and (missing == "error" or (missing == "skip" and len(few) == len(sample_ids))):
             names = ", ".join(sample_ids[row] for row in few[:10])
             more = f" and {len(few) - 10} more" if len(few) > 10 else ""
             raise CallError(
@@ -152,8 +150,9 @@ def training_weights(checkpoints: Sequence[LoggedCheckpoint]) -> list[float]:
 def open_log(source: str | Path) -> TrainingLog:
     """Read a recorder's folder, or a CSV or Parquet table.
 
-    A table has columns sample_id, timestep, and step or checkpoint (a path, in the order of training), and, where the
-    noise is `gradindex.noise(noise_seed, sample_id, timestep, step or 0, shape)`, noise_seed.
+    A table has columns sample_id, timestep, and step (how many were done before, so from 0; the last before
+    checkpoint-500 is 499) or checkpoint (a path, in the order of training), and, where the noise is
+    `gradindex.noise(noise_seed, sample_id, timestep, step or 0, shape)`, noise_seed.
 
     Raises:
         CallError: nothing is there, or a column is missing. DataError: it is damaged.
@@ -172,6 +171,7 @@ class _Session:
     """What one recorder wrote between its opening and its end; `world` is the number of ranks, if known."""
 
     rank: str
+    number: int
     world: int | None
     start: float
     end: float = 0.0
@@ -180,12 +180,13 @@ class _Session:
     checkpoints: list[LoggedCheckpoint] = field(default_factory=list)
 
     def replaces(self, other: "_Session") -> bool:
-        """Whether this one goes on from a step at which the other is no longer true.
+        """Whether what the other drew from this one's first step on no longer counts.
 
-        It began when the other had ended, in the same file, or with so few ranks that the other's is none of them.
+        This one is later in the same file, or it began when the other had ended and has too few ranks for the other's.
         """
-        gone = self.world is not None and int(other.rank) >= self.world
-        return self.start > other.end and (self.rank == other.rank or gone)
+        if self.rank == other.rank:
+            return self.number > other.number
+        return self.start > other.end and self.world is not None and int(other.rank) >= self.world
 
 
 def _read_folder(folder: Path) -> TrainingLog:
@@ -198,18 +199,19 @@ def _read_folder(folder: Path) -> TrainingLog:
     for file in files:
         rank = file.stem.partition("-")[2]
         mine: list[int] = []  # the picture that each of the file's numbers stands for
+        before = len(sessions)
         for kind, content, _ in records(file):
             if kind == SESSION:
                 facts = json.loads(content)
                 if facts["format"] != FORMAT:
                     raise DataError(f"{file}: format {facts['format']}, this gradindex reads {FORMAT}: update it")
-                sessions.append(_Session(rank, facts["world"], facts["time"]))
+                sessions.append(_Session(rank, len(sessions), facts["world"], facts["time"]))
             elif kind == IDS:
                 mine += [numbers.setdefault(name, len(numbers)) for name in json.loads(content)]
             elif kind == EVENTS:
                 moment, step, seed, pictures, timesteps = unpack_events(content)
                 rows = np.zeros(len(pictures), _ROW)
-                rows["sample"], rows["step"], rows["timestep"] = np.array(mine)[pictures], step, timesteps
+                rows["sample"], rows["step"], rows["timestep"] = pictures, step, timesteps
                 rows["noise_seed"], rows["draw"] = seed, step
                 session = sessions[-1]
                 session.events.append(rows)
@@ -218,8 +220,14 @@ def _read_folder(folder: Path) -> TrainingLog:
                 each = json.loads(content)
                 path = (folder.resolve() / each["path"]).resolve()
                 sessions[-1].checkpoints.append(LoggedCheckpoint(each["step"], str(path), each["lr"]))
+        translate = np.array(mine, np.int64)
+        for session in sessions[before:]:
+            for rows in session.events:
+                rows["sample"] = translate[rows["sample"]]
+    if not sessions:
+        raise CallError(f"log {folder}: holds no event")
     events, checkpoints = [np.empty(0, _ROW)], {}
-    for session in sorted(sessions, key=lambda session: session.start):
+    for session in sessions:
         stop = min((o.first for o in sessions if o.first is not None and o.replaces(session)), default=None)
         events += [rows for rows in session.events if stop is None or rows["step"][0] < stop]
         for each in session.checkpoints:
@@ -251,7 +259,9 @@ def _read_table(file: Path) -> TrainingLog:
         if "step" in columns:
             rows["step"] = rows["draw"] = columns["step"]
         rows["noise_seed"] = [UNKNOWN if s is None else s for s in columns.get("noise_seed", [UNKNOWN] * len(names))]
-    except (ValueError, TypeError) as error:
+        if "step" in columns and (rows["step"] != columns["step"]).any():
+            raise ValueError("a step is no whole number")
+    except (ValueError, TypeError, OverflowError) as error:
         raise CallError(f"log {file}: a column does not hold numbers ({first_line(error)})") from error
     return TrainingLog(file, list(numbers), rows[np.argsort(rows["step"], kind="stable")], checkpoints, None)
 
@@ -270,4 +280,6 @@ def _columns(file: Path) -> dict[str, list[Any]]:
             raise CallError(f"log {file}: give a TrainingRecorder's folder, a .csv or a .parquet file")
     except (ArrowException, OSError) as error:
         raise DataError(f"log {file}: cannot be read ({first_line(error)})") from error
+    if twice := [name for name in table.column_names if table.column_names.count(name) > 1]:
+        raise CallError(f"log {file}: two columns are named {twice[0]}")
     return {name: table[name].to_pylist() for name in table.column_names if name in _COLUMNS}

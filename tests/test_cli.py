@@ -89,6 +89,24 @@ def test_recorded_timesteps(model: Path, pictures: Path, queries: list[Path], tm
     assert (answer.returncode, len(answer.stdout.splitlines())) == (0, 4)
 
 
+def test_ranges_of_timesteps(built: Path, queries: list[Path]) -> None:
+    command = ["query", built, queries[0], "-k", 2, "--by-timestep", "--timesteps"]
+    hits = json.loads(run(*command, "0:500", "--format", "json").stdout)["queries"][0]["hits"]
+    assert [[t for t, _ in hit["by_timestep"]] for hit in hits] == [[100], [100]]
+    assert hits[0]["by_timestep"][0][1] == pytest.approx(hits[0]["score"])
+    assert "t = 700: " in run(*command, ":").stdout
+    wrong = run(*command, "5")
+    assert (wrong.returncode, "give A:B, such as 0:500" in wrong.stderr) == (2, True)
+
+
+def test_diagnose(built: Path, tmp_path: Path) -> None:
+    done = run("diagnose", built, "-k", 3, "--queries", 2, "--compared", 4, "--out", tmp_path / "out")
+    assert (done.returncode, "distinct pictures" in done.stdout) == (0, True)
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["diagnose.json", "norms.png"]
+    done = run("diagnose", built, "--compared", 0, "--no-outliers", "--format", "json", "--out", tmp_path / "out")
+    assert json.loads(done.stdout)["k"] == 10
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import make_model, make_pictures
 from PIL import Image
 
 import gradindex
@@ -141,6 +142,24 @@ def test_recorded_report_and_given_pictures(recorded: gradindex.Index, queries: 
     found = diagnose.report(recorded, queries, k=3, compared=0, outliers=False)
     assert found["queries"] == [str(file) for file in queries]
     assert {"noise", "self_influence"}.isdisjoint(found)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_class_conditional_model(tmp_path: Path, queries: list[Path], given: bool) -> None:
+    model = make_model(tmp_path / "cond", num_class_embeds=2)
+    for label in ("cat", "dog"):
+        make_pictures(tmp_path / "data" / label, 4)
+    index = gradindex.build(tmp_path / "i", model=model, data=tmp_path / "data", timesteps=1, dim=8, device="cpu")
+    options = {"pictures": queries, "class_label": 0} if given else {}
+    found = diagnose.report(index, k=2, compared=4, **options)  # type: ignore[arg-type]
+    assert len(found["noise"]) == 3
+    json.dumps(found, allow_nan=False)
+
+
+def test_too_few_to_compare(index: gradindex.Index) -> None:
+    for compared in (-1, 1):
+        with pytest.raises(CallError, match="give 0, or at least 2 pictures"):
+            diagnose.report(index, compared=compared)
 
 
 def test_no_pictures_and_no_matplotlib(

@@ -9,7 +9,7 @@ import numpy as np
 import oracles
 import pytest
 import torch
-from conftest import make_model
+from conftest import make_model, make_pictures
 from diffusers import DDPMPipeline
 from hypothesis import given
 from hypothesis import strategies as st
@@ -239,10 +239,15 @@ def drawn(names: list[str] = NAMES, **columns: object) -> list[dict[str, object]
         (drawn([*NAMES, "x"]), {}, "1 of its pictures are not in the data, such as 'x'"),
         (drawn(timestep=1000), {}, "of another scheduler: timestep 1000"),
         (drawn(timestep=0.5), {}, "of another scheduler: timestep 0.5"),
-        (drawn(), {"checkpoints": ["{model}"]}, "does not know checkpoint"),
+        (drawn(), {"checkpoints": ["{model}"]}, "knows no training before checkpoint"),
         (drawn(), {"draws": 2}, "the recorded noise of an event is one"),
         (drawn(), {"missing": "guess"}, "missing = 'guess'"),
         (drawn(timestep="x"), {}, "a column does not hold numbers"),
+        (drawn(step=0.5), {}, "a step is no whole number"),
+        (drawn(noise_seed=2**63), {}, "a column does not hold numbers"),
+        (drawn(["cat"]), {"missing": "skip"}, "of another data set; it has ids like 'cat'"),
+        (drawn(), {"missing": "skip", "events": 2}, "9 pictures have fewer than 2 events"),
+        (drawn(), {"checkpoints": {"{model}": 0.0}}, "knows no training before checkpoint"),
         (drawn(checkpoint="c"), {}, "give one of the columns step and checkpoint"),
         ([{"sample_id": "p", "t": 1, "step": 0}], {}, "no column timestep; it has sample_id, step"),
     ],
@@ -251,7 +256,7 @@ def test_bad_logs_are_one_clear_line(
     tmp_path: Path, build: Build, model: Path, rows: list[dict[str, object]], options: dict[str, object], message: str
 ) -> None:
     if "checkpoints" in options:
-        options = {"checkpoints": [model]}
+        options = {"checkpoints": [model] if isinstance(options["checkpoints"], list) else {str(model): 0.0}}
     with pytest.raises(CallError, match=message):
         build(table(tmp_path, rows), **options)
     assert not (tmp_path / "idx").exists()
@@ -271,6 +276,37 @@ def test_calls_that_do_not_go_together(tmp_path: Path, build: Build, model: Path
     index = build(run / "log", model=run / "checkpoint-4")
     with pytest.raises(CallError, match="recorded timesteps of its own here; use mean"):
         index.query([pictures / NAMES[0]], pairing="matched")
+
+
+def test_a_learning_rate_of_zero_is_not_taken_in_silence(tmp_path: Path, build: Build) -> None:
+    with TrainingRecorder(tmp_path / "run/log") as recorder:
+        for step, lr in ((0, 0.1), (1, 0.0)):
+            recorder.log(NAMES, [5] * 9, step)
+            place = make_model(tmp_path / f"run/checkpoint-{step + 1}", seed=step)
+            recorder.checkpoint(step + 1, place, lr)
+    with pytest.raises(CallError, match="finite numbers, not all of them zero"):
+        build(tmp_path / "run/log", checkpoints=[place])
+    with pytest.warns(UserWarning, match="checkpoint-2 counts for nothing"):
+        build(tmp_path / "run/log")
+
+
+def test_labels_of_a_class_conditional_model_go_with_their_pictures(tmp_path: Path, queries: list[Path]) -> None:
+    model = make_model(tmp_path / "cond", num_class_embeds=2)
+    for label in ("cat", "dog"):
+        make_pictures(tmp_path / "data" / label, 2)
+    names = [f"{label}/p00{number}.png" for number in (1, 0) for label in ("dog", "cat")]
+    log = table(tmp_path, [{"sample_id": n, "timestep": 100 * j, "step": j} for j, n in enumerate(names)])
+    index = gradindex.build(
+        tmp_path / "idx", model=model, data=tmp_path / "data", timesteps="recorded", log=log, noise="shared",
+        projection="none", device="cpu",
+    )  # fmt: skip
+    pipeline = DDPMPipeline.from_pretrained(model)
+    for row, name in enumerate(index.store.sample_ids):
+        t = 100 * names.index(name)
+        epsilon = torch.tensor(gradindex.noise(0, None, t, 0, SHAPE))
+        x = oracles.load(tmp_path / "data" / name)
+        truth = oracles.gradient(pipeline, x, t, epsilon, "mse", int(name.startswith("dog")))
+        np.testing.assert_allclose(index.store.unnormalized[0, row, 0], truth, atol=1e-5 * np.abs(truth).max())
 
 
 def test_a_store_of_a_grid_says_nothing_of_logs(tmp_path: Path, model: Path, pictures: Path) -> None:

@@ -161,8 +161,9 @@ def test_a_resumed_run_replaces_what_came_after_its_checkpoint(tmp_path: Path, m
                 recorder.log([f"r{rank}"], [step], step)
                 if step in (1, 3) and rank == 0:
                     recorder.checkpoint(step + 1, tmp_path / f"checkpoint-{step + 1}", 0.1)
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    with TrainingRecorder(tmp_path / "log", rank=0) as recorder:
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.delenv("RANK", raising=False)
+    with TrainingRecorder(tmp_path / "log") as recorder:  # one process, as `python train.py` starts it
         with pytest.warns(UserWarning, match="steps 2 to 5 were logged before and are drawn again"):
             recorder.log(["r0"], [900], 2)
         recorder.log(["r0"], [901], 3)
@@ -186,6 +187,51 @@ def test_a_run_folder_that_was_moved_still_knows_its_checkpoints(tmp_path: Path)
     assert open_log(tmp_path / "moved/log").checkpoints[0].path == str(tmp_path / "moved/checkpoint-1")
 
 
+def test_a_clock_that_was_set_back_does_not_matter_within_a_rank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for moment, steps in ((1000.0, range(4)), (900.0, range(2, 4))):
+        monkeypatch.setattr("time.time", lambda moment=moment: moment)
+        with warnings.catch_warnings(), TrainingRecorder(tmp_path / "log") as recorder:
+            warnings.simplefilter("ignore")
+            for step in steps:
+                recorder.log(["a"], [moment - 900 + step], step)
+    assert events(tmp_path / "log") == [("a", 0, 100), ("a", 1, 101), ("a", 2, 2), ("a", 3, 3)]
+
+
+def test_ids_and_steps_may_be_numbers_tensors_and_paths(tmp_path: Path) -> None:
+    with TrainingRecorder(tmp_path / "log") as recorder:
+        recorder.log(torch.tensor([3, 4]), torch.tensor([1, 2]), torch.tensor(0))  # type: ignore[arg-type]
+        recorder.log([torch.tensor(3), np.int64(4)], np.array([1.0, 2.0]), np.int64(1))
+        recorder.log([Path("a/b.png")], [5], 2)
+        recorder.log([], [], 3)
+        recorder.checkpoint(np.int64(4), tmp_path / "c", np.float64(0.1))
+    assert events(tmp_path / "log") == [("3", 0, 1), ("4", 0, 2), ("3", 1, 1), ("4", 1, 2), ("a/b.png", 2, 5)]
+
+
+def test_an_empty_file_and_a_tail_of_zeros_are_what_a_crash_leaves(tmp_path: Path) -> None:
+    with TrainingRecorder(tmp_path / "log") as recorder:
+        recorder.log(["a"], [1], 0)
+    part(tmp_path / "log", 1).touch()
+    part(tmp_path / "log").write_bytes(part(tmp_path / "log").read_bytes() + bytes(50))
+    with pytest.warns(UserWarning, match=r"torn by a crash and is left out \(50 bytes\)"):
+        assert events(tmp_path / "log") == [("a", 0, 1)]
+    part(tmp_path / "none").parent.mkdir()
+    part(tmp_path / "none").touch()
+    with pytest.raises(CallError, match="holds no event"):
+        open_log(tmp_path / "none")
+
+
+def test_a_damaged_log_stays_unlocked(tmp_path: Path) -> None:
+    with TrainingRecorder(tmp_path / "log") as recorder:
+        recorder.log(["a"], [1], 0)
+    whole = part(tmp_path / "log").read_bytes()
+    part(tmp_path / "log").write_bytes(b"x" + whole[1:])
+    for _ in range(2):
+        with pytest.raises(DataError, match="damaged at byte 0"):
+            TrainingRecorder(tmp_path / "log")
+
+
 def test_misuse_is_one_clear_line(tmp_path: Path) -> None:
     recorder = TrainingRecorder(tmp_path / "log")
     with pytest.raises(CallError, match="another recorder writes there"):
@@ -200,6 +246,10 @@ def test_misuse_is_one_clear_line(tmp_path: Path) -> None:
         (lambda: recorder.log("ab", [1, 2], 4), "give a sequence of ids, not text"),
         (lambda: recorder.draw(["a"], (2, *SHAPE), 4), "give 1, channels, height, width"),
         (lambda: recorder.checkpoint(3, "c", 0.1), "step 3 was drawn already"),
+        (lambda: recorder.checkpoint(4, "c", [0.1]), "lr = .*: give one number"),  # type: ignore[arg-type]
+        (lambda: recorder.draw(["a"], SHAPE, 4.5), "step = 4.5: give a whole number"),  # type: ignore[arg-type]
+        (lambda: recorder.draw([], SHAPE, 4), "give at least one"),
+        (lambda: recorder.draw([b"a"], SHAPE, 4), "b'a' is not an id"),
         (lambda: recorder.log(["a"], [1], 4, noise_seed=-2), "seed -2"),
     ]:
         with pytest.raises(CallError, match=message):

@@ -323,6 +323,12 @@ def test_a_matched_query_takes_only_the_gradients_of_its_range(
     assert taken == [[[100, 400]]]
 
 
+def test_a_range_must_be_two_ends(three: gradindex.Index, queries: list[Path]) -> None:
+    for wrong in (5, [100, 400, 700]):
+        with pytest.raises(CallError, match=r"give the first and the one after the last, \(A, B\)"):
+            three.query(queries, timesteps=wrong)  # type: ignore[arg-type]
+
+
 def test_a_range_without_rows_says_what_there_is(three: gradindex.Index, queries: list[Path]) -> None:
     with pytest.raises(CallError, match=r"the index has none of them, but \[100, 400, 700\]"):
         three.query(queries, timesteps=(0, 100))
