@@ -182,7 +182,7 @@ LEFT = """What is left above the floor (forward and backward to the input, which
 gradients* of each picture, from projected inputs and output gradients. A layer of 32 channels is too narrow to shrink,
 so a small model pays for them in full and a large one hardly. Then projecting both sides, and the hooks' Python with
 group norms that run with a copy of their weights per picture. *Find strong weights* is eight pictures at ten timesteps,
-once: as much of a build as 80 of its gradients.
+80 gradients at twice the usual price, once a build, whatever its size.
 """
 
 
