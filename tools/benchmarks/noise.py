@@ -95,24 +95,30 @@ def on_a_grid(model: Subject, kind: str) -> list[dict[str, Any]]:
             for draw in range(max(DRAWS) if count == 10 else 1):
                 total = total + model.on_grid(timesteps, seed, kind, draw, ALL)
                 if (count, draw + 1) in scores:
-                    scores[count, draw + 1].append(pairings(total[ASKED], total[TRAINING]))
+                    asked, rows = total[ASKED], total[TRAINING]
+                    scores[count, draw + 1].append({name: of(asked, rows) for name, of in PAIRINGS.items()})
     return [
         {"noise": kind, "pairing": pairing, "timesteps": count, "draws": draws, "gradients": count * draws,
          **compared(first[pairing], second[pairing])}
-        for pairing in ("matched", "mean")
+        for pairing in PAIRINGS
         for (count, draws), (first, second) in scores.items()
     ]  # fmt: skip
 
 
-def pairings(asked: np.ndarray, rows: np.ndarray) -> dict[str, Scores]:
-    """Scores of both pairings and methods, from rows [·, T, D]."""
+def matched(asked: np.ndarray, rows: np.ndarray) -> Scores:
+    """Timestep by timestep, from rows [·, T, D]."""
     sides = {"tracin": (asked, rows), "retrac": (unit(asked), unit(rows))}
-    flat = {method: [side.reshape(len(side), -1) for side in both] for method, both in sides.items()}
-    means = {method: [side.mean(1) for side in both] for method, both in sides.items()}
-    return {
-        "matched": {method: left @ right.T for method, (left, right) in flat.items()},
-        "mean": {method: left @ right.T for method, (left, right) in means.items()},
-    }
+    return {method: left.reshape(len(left), -1) @ right.reshape(len(right), -1).T
+            for method, (left, right) in sides.items()}  # fmt: skip
+
+
+def mean(asked: np.ndarray, rows: np.ndarray) -> Scores:
+    """Means over timesteps, of which the two sides may have different ones."""
+    sides = {"tracin": (asked, rows), "retrac": (unit(asked), unit(rows))}
+    return {method: left.mean(1) @ right.mean(1).T for method, (left, right) in sides.items()}
+
+
+PAIRINGS = {"matched": matched, "mean": mean}
 
 
 def recorded(model: Subject) -> list[dict[str, Any]]:
@@ -135,13 +141,13 @@ def recorded(model: Subject) -> list[dict[str, Any]]:
             )
         budget = {"timesteps": count, "draws": draws, "gradients": count * draws}
         for events in EVENTS:
-            for pairing, score in (("mean", to_mean), ("nearest", partial(to_nearest, times[events], timesteps))):
+            for pairing, score in (("mean", mean), ("nearest", partial(to_nearest, times[events], timesteps))):
                 pair = [score(queries[seed, count, draws], rows[0, events]) for seed in SEEDS]
                 found.append({"differs": "query noise", "events": events, "pairing": pairing, **budget,
                               **compared(*pair)})  # fmt: skip
     for events in EVENTS:
         count, draws = BUDGETS[-1]
-        pair = [to_mean(queries[0, count, draws], rows[seed, events]) for seed in SEEDS]
+        pair = [mean(queries[0, count, draws], rows[seed, events]) for seed in SEEDS]
         found.append({"differs": "training's draws", "events": events, "pairing": "mean", "timesteps": count,
                       "draws": draws, "gradients": count * draws, **compared(*pair)})  # fmt: skip
     return found
@@ -155,11 +161,6 @@ def random_events(ids: Sequence[str], seed: int, count: int) -> Events:
         return noise(seed, ids[i], int(timesteps[i, j]), j, (1, 16, 16))
 
     return Events(ids, timesteps, 1, noise_of)
-
-
-def to_mean(asked: np.ndarray, rows: np.ndarray) -> Scores:
-    """Every row with the query's mean."""
-    return pairings(asked, rows)["mean"]
 
 
 def to_nearest(times: np.ndarray, timesteps: Sequence[int], asked: np.ndarray, rows: np.ndarray) -> Scores:
