@@ -13,12 +13,14 @@ from tqdm import tqdm
 from gradindex.denoiser import Denoiser
 from gradindex.errors import CallError, MissingPackage
 from gradindex.gradients.rows import capture_for, grid_events, sample_gradients
+from gradindex.index import ROWS_OF
 from gradindex.ranking import influence, overlap, spearman
 from gradindex.recipe import Recipe, grid, require_positive
+from gradindex.scoring import unit
 from gradindex.search import QUERY_DRAWS, QUERY_TIMESTEPS, Index, Picture, picture_name
 from gradindex.store import Store
 
-METHODS = ("tracin", "retrac")
+METHODS = tuple(ROWS_OF)
 BINS = 20  # of timesteps, where every picture has its own
 FIT = 64  # training pictures whose gradients are in memory at once
 SELF_TIMESTEPS = 10
@@ -55,12 +57,13 @@ def report(
         _dataset(index)
     arrays, names, own, labels = _queries(index, pictures, queries, class_label)
     scores = {method: _without(index.scores(arrays, method, class_label=labels), own) for method in METHODS}
+    norm = picture_norms(index.store)
     found = {
         "index": str(index.store.path),
         "queries": names,
         "k": k,
         "norm": norms(index.store),
-        "influence": {method: influence(scores[method], picture_norms(index.store), k) for method in METHODS},
+        "influence": {method: influence(scores[method], norm, k) for method in METHODS},
     }
     if outliers:
         found["self_influence"] = {m: _outliers(index.store, v, m, k) for m, v in self_influence(index).items()}
@@ -120,7 +123,7 @@ def self_influence(index: Index) -> dict[str, np.ndarray]:
         rows = np.setdiff1d(np.arange(store.shape[1]), store.skipped())
         for some, gradients in _taken(index, denoiser, setting, rows):
             stored = _mean_rows(store, checkpoint, some)
-            for method, asked in (("tracin", gradients), ("retrac", _unit(gradients))):
+            for method, asked in (("tracin", gradients), ("retrac", unit(gradients))):
                 found[method][some] += weight * np.einsum("nd,nd->n", asked.mean(1), stored[method])
     for values in found.values():
         values[store.skipped()] = np.nan
@@ -196,11 +199,11 @@ def _scores_of_seed(
         )
     if index.store.recipe.events is not None:
         stored = _mean_rows(index.store, index.store.shape[0] - 1, rows)
-        return {method: q.mean(1) @ stored[method].T for method, q in (("tracin", asked), ("retrac", _unit(asked)))}
+        return {method: q.mean(1) @ stored[method].T for method, q in (("tracin", asked), ("retrac", unit(asked)))}
     parts: dict[str, list[np.ndarray]] = {method: [] for method in METHODS}
     for _, gradients in _taken(index, denoiser, setting, rows):
         parts["tracin"].append(np.einsum("qtd,ntd->qn", asked, gradients))
-        parts["retrac"].append(np.einsum("qtd,ntd->qn", _unit(asked), _unit(gradients)))
+        parts["retrac"].append(np.einsum("qtd,ntd->qn", unit(asked), unit(gradients)))
     return {method: np.concatenate(blocks, 1) for method, blocks in parts.items()}
 
 
@@ -227,11 +230,6 @@ def _mean_rows(store: Store, checkpoint: int, rows: slice | np.ndarray) -> dict[
         "tracin": store.read("unnormalized", checkpoint, rows).mean(1),
         "retrac": store.read("normalized", checkpoint, rows).astype(np.float32).mean(1),
     }
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    norm = np.linalg.norm(rows, axis=-1, keepdims=True)
-    return rows / np.where(norm == 0, 1, norm)
 
 
 def _queries(

@@ -206,7 +206,7 @@ class TrainingRecorder:
         numbers = np.array([self._numbers[name] for name in ids], "<u4")
         head = _BATCH.pack(time.time(), step, noise_seed, len(ids))
         self._append(EVENTS, head + numbers.tobytes() + timesteps.tobytes())
-        self._step = int(step)
+        self._step = step
 
     def _number(self, names: Sequence[str]) -> None:
         for name in names:

@@ -88,3 +88,9 @@ def to_span(timesteps: tuple[int | None, int | None] | None) -> Span | None:
 def inside(t: Any, span: Span | None) -> Any:
     """Whether timesteps are in the span, which holds its first but not its last."""
     return span is None or ((t >= span[0]) & (t < span[1]))
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    """Rows [..., D] divided by their norms, float32; a zero row stays zero."""
+    norm = np.linalg.norm(rows.astype(np.float64), axis=-1, keepdims=True)
+    return (rows / np.where(norm == 0, 1, norm)).astype(np.float32)

@@ -19,7 +19,7 @@ from gradindex.gradients.rows import capture_for, fitting_batch, grid_events, sa
 from gradindex.index import ROWS_OF, candidates, load_index, search_vectors
 from gradindex.recipe import NOISE_VERSION, PROJECTION_VERSION, grid, require, require_positive
 from gradindex.results import Hit, Result
-from gradindex.scoring import Span, contributions, inside, scan, spread, stderrs, to_span
+from gradindex.scoring import Span, contributions, inside, scan, spread, stderrs, to_span, unit
 from gradindex.store import Store
 
 Picture = str | Path | Image.Image | Any  # a path, a PIL picture, or a tensor [channels, height, width] in [−1, 1]
@@ -239,7 +239,7 @@ class Index:
                 )
             self.seconds["gradients"] += time.perf_counter() - began
             if method == "retrac":
-                block = _unit(block)
+                block = unit(block)
             if pairing == "mean":
                 block = block.mean(1, keepdims=True).repeat(recipe.per_picture, axis=1)
             elif len(wanted) < recipe.per_picture:
@@ -327,8 +327,3 @@ def _labels(class_label: int | Sequence[int] | None, count: int, classes: int | 
     if len(labels) != count or not all(0 <= label < classes for label in labels):
         raise CallError(f"class_label = {class_label}: give one from 0 to {classes - 1} per picture")
     return labels
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    norm = np.linalg.norm(rows.astype(np.float64), axis=-1, keepdims=True)
-    return (rows / np.where(norm == 0, 1, norm)).astype(np.float32)

@@ -16,11 +16,13 @@ from subjects import subject
 from tqdm import tqdm
 
 from gradindex.denoiser import Checkpoints, Denoiser
+from gradindex.diagnose import METHODS
 from gradindex.gradients.noise import noise, random_offset
 from gradindex.gradients.projection import TWO_SIDED
 from gradindex.gradients.rows import Events, capture_for, choose_strong, grid_events, sample_gradients
 from gradindex.ranking import overlap, spearman
 from gradindex.recipe import Recipe, grid
+from gradindex.scoring import unit
 
 PICTURES, QUERIES = 1000, 24
 GRIDS = (1, 2, 5, 10, 20, 50, 100)  # timesteps, one draw each
@@ -28,7 +30,6 @@ DRAWS = (1, 2, 4, 8, 16)  # at ten timesteps
 BUDGETS = ((10, 1), (25, 1), (50, 1), (10, 5), (100, 1), (25, 4), (100, 4), (100, 16))  # of a query to recorded rows
 EVENTS = (1, 5, 10)  # recorded events of a picture
 SEEDS = (0, 1)
-METHODS = ("tracin", "retrac")
 
 Scores = dict[str, np.ndarray]  # {method: [Q, N]}
 
@@ -179,10 +180,6 @@ def compared(first: Scores, second: Scores) -> dict[str, float]:
     }  # fmt: skip
     return {f"{method} {name}": figure(first[method], second[method]) for method in METHODS
             for name, figure in figures.items()}  # fmt: skip
-
-
-def unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
 
 
 def page(results: Mapping[str, list[dict[str, Any]]]) -> str:

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 import gradindex
 from gradindex import diagnose
+from gradindex.diagnose import METHODS
 from gradindex.ranking import SHARES, influence, overlap, spearman, top
 
 LABEL = 7  # sneakers
@@ -34,7 +35,6 @@ SEEDS = (0, 1, 2)
 GENERATED, ASKED, TRACED = 1000, 64, 24
 LENGTHS = (5, 10, 20, 50, 100)
 PRECISIONS = (10, 50, 200)
-METHODS = ("tracin", "retrac")
 STUDENT = 4.303  # half of the 95 % interval of a mean of three, in standard errors
 
 
