@@ -56,7 +56,9 @@ def report(
     if compared or (outliers and index.store.recipe.events):
         _dataset(index)
     arrays, names, own, labels = _queries(index, pictures, queries, class_label)
-    scores = {method: _without(index.scores(arrays, method, class_label=labels), own) for method in METHODS}
+    scores = index.scores_by_method(arrays, *METHODS, class_label=labels)
+    for table in scores.values():
+        _leave_out(table, own)
     norm = picture_norms(index.store)
     found = {
         "index": str(index.store.path),
@@ -258,12 +260,11 @@ def _dataset(index: Index) -> Any:
     return index.dataset
 
 
-def _without(scores: np.ndarray, own: Sequence[int | None]) -> np.ndarray:
-    """Scores in which no training picture is its own hit."""
+def _leave_out(scores: np.ndarray, own: Sequence[int | None]) -> None:
+    """Let no training picture be its own hit."""
     for query, row in enumerate(own):
         if row is not None:
             scores[query, row] = np.nan
-    return scores
 
 
 def _outliers(store: Store, values: np.ndarray, method: str, k: int) -> dict[str, Any]:

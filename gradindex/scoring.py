@@ -1,5 +1,6 @@
 """Exact scores from the rows of a store: what each row adds, all of them or those of a range of timesteps."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,12 @@ from gradindex.store import Store
 Span = tuple[float, float]  # timesteps from the first to before the second
 
 
-def scan(store: Store, block: np.ndarray, method: str, span: Span | None = None) -> np.ndarray:
+def scan(store: Store, block: np.ndarray, method: str, skipped: Sequence[int], span: Span | None) -> np.ndarray:
     """The score of every picture, [Q, N] float32; NaN where the build skipped it or no row is in the span."""
     blocks = tqdm(list(store.blocks()), desc="scores", unit="shard", delay=2, disable=None)
     parts = [contributions(store, block, method, rows, span).sum((2, 3)) for rows in blocks]
     scores = np.concatenate(parts, axis=1).astype(np.float32)
-    scores[:, store.skipped()] = np.nan
+    scores[:, skipped] = np.nan
     return scores
 
 

@@ -111,10 +111,10 @@ class Index:
             CallError, RecipeMismatch: the call, or the model where the build found it, does not fit the store.
         """
         require_positive(k=k)
-        block, span = self._query_block(pictures, method, **options), to_span(options.get("timesteps"))
+        (block,), span = self._query_blocks(pictures, method, **options), to_span(options.get("timesteps"))
         began = time.perf_counter()
         names = [picture_name(picture, number) for number, picture in enumerate(pictures)]
-        scanned = None if span is None else scan(self.store, block, method, span)
+        scanned = None if span is None else scan(self.store, block, method, self._skipped, span)
         if scanned is not None and np.isnan(scanned).all():
             raise CallError(f"timesteps = {options['timesteps']}: no picture has a row there")
         search = partial(self._search, block, k, method, span, scanned, by_timestep)
@@ -131,8 +131,15 @@ class Index:
         NaN for pictures that the build skipped, and for those without a row in the range of timesteps asked for. The
         arguments are those of `query`.
         """
-        block, span = self._query_block(pictures, method, **options), to_span(options.get("timesteps"))
-        return scan(self.store, block, method, span)
+        return self.scores_by_method(pictures, method, **options)[method]
+
+    def scores_by_method(
+        self, pictures: Sequence[Picture], *methods: str, **options: Unpack[QueryOptions]
+    ) -> dict[str, np.ndarray]:
+        """The `scores` of several methods, whose query gradients are taken once."""
+        blocks, span = self._query_blocks(pictures, *methods, **options), to_span(options.get("timesteps"))
+        pairs = zip(methods, blocks, strict=True)
+        return {method: scan(self.store, block, method, self._skipped, span) for method, block in pairs}
 
     def thumbnail(self, row: int) -> Image.Image | None:
         """The training picture of a row as it is on disk; None when the data set is no longer where it was."""
@@ -173,11 +180,10 @@ class Index:
         """How many (picture, timestep, draw) go through the model at once."""
         return fitting_batch(self.checkpoints[0], self.store.recipe)
 
-    def _query_block(
+    def _query_blocks(
         self,
         pictures: Sequence[Picture],
-        method: str,
-        *,
+        *methods: str,
         pairing: str | None = None,
         query_timesteps: int | Sequence[int] | None = None,
         query_draws: int | None = None,
@@ -186,9 +192,10 @@ class Index:
         class_label: int | Sequence[int] | None = None,
         ids: Sequence[str] | None = None,
         batch_size: int | str = "auto",
-    ) -> np.ndarray:
-        """What each row [c, i, t] is multiplied with: weighted query gradients, [Q, C, T, D] float32."""
-        require("method", method, tuple(ROWS_OF))
+    ) -> list[np.ndarray]:
+        """What each row [c, i, t] is multiplied with, per method: weighted query gradients, [Q, C, T, D] float32."""
+        for method in methods:
+            require("method", method, tuple(ROWS_OF))
         recorded = self.store.recipe.events is not None
         pairing = pairing or ("mean" if recorded else "matched")
         require("pairing", pairing, ("matched", "mean"))
@@ -221,13 +228,14 @@ class Index:
             require_positive(query_draws=own_draws)
         count = len(own_timesteps or recipe.timesteps) * (own_draws or recipe.draws) * len(arrays) * len(weights)
         bar = tqdm(total=count, desc="query", unit="gradient", delay=2, disable=None)
-        blocks, self.seconds = [], {"gradients": 0.0}
+        blocks: list[list[np.ndarray]] = [[] for _ in methods]
+        self.seconds = {"gradients": 0.0}
         for checkpoint, weight in enumerate(weights):
             denoiser = self.checkpoints[checkpoint]
             batch = self.fitting_batch if batch_size == "auto" else int(batch_size)
             began = time.perf_counter()
             with capture_for(denoiser, recipe) as capture:
-                block = sample_gradients(
+                taken = sample_gradients(
                     denoiser,
                     capture,
                     recipe,
@@ -238,16 +246,16 @@ class Index:
                     progress=bar.update,
                 )
             self.seconds["gradients"] += time.perf_counter() - began
-            if method == "retrac":
-                block = unit(block)
-            if pairing == "mean":
-                block = block.mean(1, keepdims=True).repeat(recipe.per_picture, axis=1)
-            elif len(wanted) < recipe.per_picture:
-                block, part = np.zeros((len(block), recipe.per_picture, recipe.dim), np.float32), block
-                block[:, wanted] = part
-            blocks.append(np.float32(weight) * block)
+            for method, parts in zip(methods, blocks, strict=True):
+                block = unit(taken) if method == "retrac" else taken
+                if pairing == "mean":
+                    block = block.mean(1, keepdims=True).repeat(recipe.per_picture, axis=1)
+                elif len(wanted) < recipe.per_picture:
+                    block, part = np.zeros((len(block), recipe.per_picture, recipe.dim), np.float32), block
+                    block[:, wanted] = part
+                parts.append(np.float32(weight) * block)
         bar.close()
-        return np.stack(blocks, axis=1)
+        return [np.stack(parts, axis=1) for parts in blocks]
 
     def _propose(self, block: np.ndarray, k: int, method: str, sign: int, scanned: np.ndarray | None) -> np.ndarray:
         """Rows among which the best k of each query are, ascending, [Q, candidates]: from FAISS, or from a scan."""

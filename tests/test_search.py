@@ -75,7 +75,7 @@ def test_queries_do_not_see_each_other(index: gradindex.Index, queries: list[Pat
 
 def test_the_standard_error_is_that_of_the_mean_over_timesteps(index: gradindex.Index, queries: list[Path]) -> None:
     hit = index.query(queries, 1)[0].hits[0]
-    block = index._query_block(queries[:1], "retrac")[0, 0]
+    block = index._query_blocks(queries[:1], "retrac")[0][0, 0]
     u = index.store.unnormalized[0, hit.row]
     cosines = [(u[t] / np.linalg.norm(u[t])) @ block[t] for t in range(4)]
     assert hit.score == pytest.approx(np.mean(cosines), rel=1e-5)
@@ -293,7 +293,8 @@ def test_a_range_scores_only_its_rows(
     kept: list[int],
 ) -> None:
     options = {"pairing": pairing, **({"query_timesteps": 3, "query_draws": 1} if pairing == "mean" else {})}
-    block = three._query_block(queries, method, **options)[:, 0].astype(np.float64)  # type: ignore[arg-type]
+    (block,) = three._query_blocks(queries, method, **options)  # type: ignore[arg-type]
+    block = block[:, 0].astype(np.float64)
     rows = three.store.unnormalized[0].astype(np.float64)
     if method == "retrac":
         rows = rows / np.linalg.norm(rows, axis=2, keepdims=True)

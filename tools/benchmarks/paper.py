@@ -68,10 +68,10 @@ def measure(work: Path, seed: int, device: str) -> dict[str, Any]:
     fresh = build(home / "fresh", timesteps="recorded", log=log, noise="own")
     grid = build(home / "grid", checkpoints=weights_of(index), timesteps=10)
     scores = {
-        "recorded": {method: index.scores(everyone, method) for method in METHODS},
-        "fresh noise": {method: fresh.scores(everyone, method) for method in METHODS},
-        "grid, mean": {method: grid.scores(everyone, method, pairing="mean") for method in METHODS},
-        "grid, matched": {method: grid.scores(everyone, method) for method in METHODS},
+        "recorded": index.scores_by_method(everyone, *METHODS),
+        "fresh noise": fresh.scores_by_method(everyone, *METHODS),
+        "grid, mean": grid.scores_by_method(everyone, *METHODS, pairing="mean"),
+        "grid, matched": grid.scores_by_method(everyone, *METHODS),
     }
     flat = training.reshape(len(training), -1)
     pixels = -np.square(everyone.reshape(len(everyone), 1, -1) - flat[None]).sum(2)
