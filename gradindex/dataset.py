@@ -3,7 +3,7 @@
 import hashlib
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -63,6 +63,10 @@ class Dataset:
             raise
         except UNREADABLE as error:
             raise DataError(f"{self.source}: {self.sample_ids[row]!r} is not a readable picture ({error})") from error
+
+    def labels_of(self, rows: Sequence[int], classes: int | None) -> list[int] | None:
+        """Class labels of some rows, for a model of so many classes; None for an unconditional one."""
+        return [self.labels[row] for row in rows] if classes is not None and self.labels else None
 
     def thumbnail(self, row: int) -> Image.Image:
         """Picture number `row` as it is on disk, for people to look at."""

@@ -17,7 +17,7 @@ from gradindex.index import ROWS_OF
 from gradindex.ranking import influence, overlap, spearman
 from gradindex.recipe import Recipe, grid, require_positive
 from gradindex.scoring import unit
-from gradindex.search import QUERY_DRAWS, QUERY_TIMESTEPS, Index, Picture, picture_name
+from gradindex.search import QUERY_DRAWS, QUERY_TIMESTEPS, Index, Picture, picture_name, to_labels
 from gradindex.store import Store
 
 METHODS = tuple(ROWS_OF)
@@ -213,13 +213,10 @@ def _taken(
     index: Index, denoiser: Denoiser, setting: Recipe, rows: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Gradients [·, T, D] of training pictures at a setting's timesteps and noise, in the index's projection."""
-    dataset = _dataset(index)
-    known = dataset.labels if setting.classes is not None else None
     with capture_for(denoiser, index.store.recipe) as capture:
         for some in np.array_split(rows, -(-len(rows) // FIT)):
-            pictures = np.stack([dataset.picture(int(row), setting.image) for row in some])
-            events = grid_events(setting, [dataset.sample_ids[row] for row in some])
-            labels = known and [known[row] for row in some]
+            pictures, names, labels = _pictures(index, some)
+            events = grid_events(setting, names)
             yield (
                 some,
                 sample_gradients(denoiser, capture, setting, pictures, events, labels, batch_size=index.fitting_batch),
@@ -241,14 +238,19 @@ def _queries(
     if len(pictures):
         arrays = index.arrays(pictures)
         names = [picture_name(picture, number) for number, picture in enumerate(pictures)]
-        labels = [class_label] * len(names) if isinstance(class_label, int) else class_label
+        labels = to_labels(class_label, len(names), index.store.recipe.classes)
         return arrays, names, [None] * len(names), labels
-    dataset = _dataset(index)
-    rows = np.setdiff1d(np.arange(len(dataset)), index.store.skipped())
-    chosen = [int(row) for row in rows[np.unique(np.linspace(0, len(rows) - 1, count).astype(int))]]
-    arrays = np.stack([dataset.picture(row, index.store.recipe.image) for row in chosen])
-    known = dataset.labels if index.store.recipe.classes is not None else None
-    return arrays, [dataset.sample_ids[row] for row in chosen], list(chosen), known and [known[row] for row in chosen]
+    rows = np.setdiff1d(np.arange(index.store.shape[1]), index.store.skipped())
+    chosen = rows[np.unique(np.linspace(0, len(rows) - 1, count).astype(int))]
+    arrays, names, labels = _pictures(index, chosen)
+    return arrays, names, chosen.tolist(), labels
+
+
+def _pictures(index: Index, rows: np.ndarray) -> tuple[np.ndarray, list[str], list[int] | None]:
+    """Training pictures [·, channels, height, width], their ids and class labels."""
+    dataset, recipe = _dataset(index), index.store.recipe
+    pictures = np.stack([dataset.picture(int(row), recipe.image) for row in rows])
+    return pictures, [dataset.sample_ids[row] for row in rows], dataset.labels_of(rows, recipe.classes)
 
 
 def _dataset(index: Index) -> Any:

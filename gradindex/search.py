@@ -211,7 +211,7 @@ class Index:
         if not len(pictures):
             raise CallError("pictures: give at least one")
         arrays = self.arrays(pictures)
-        labels = _labels(class_label, len(arrays), recipe.classes)
+        labels = to_labels(class_label, len(arrays), recipe.classes)
         ids = [hashlib.sha256(array.tobytes()).hexdigest() for array in arrays] if ids is None else list(ids)
         if len(ids) != len(arrays):
             raise CallError(f"ids: {len(ids)} for {len(arrays)} pictures")
@@ -324,7 +324,8 @@ def _picture_array(picture: Picture, image: tuple[int, int, int]) -> np.ndarray:
     return array
 
 
-def _labels(class_label: int | Sequence[int] | None, count: int, classes: int | None) -> list[int] | None:
+def to_labels(class_label: int | Sequence[int] | None, count: int, classes: int | None) -> list[int] | None:
+    """The class labels of `count` queries; None for an unconditional model."""
     if classes is None:
         if class_label is not None:
             raise CallError(f"class_label = {class_label}: the model is not class-conditional")

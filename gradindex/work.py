@@ -57,11 +57,6 @@ class Work:
     def ids(self, rows: Sequence[int]) -> list[str]:
         return [self.dataset.sample_ids[row] for row in rows]
 
-    def labels(self, rows: Sequence[int]) -> list[int] | None:
-        """Class labels, for a class-conditional model."""
-        known = self.dataset.labels if self.recipe.classes is not None else None
-        return [known[row] for row in rows] if known else None
-
     def events(self, checkpoint: int, rows: Sequence[int]) -> Events:
         """Where these pictures' gradients are taken."""
         if self.recorded is None:
@@ -81,7 +76,9 @@ def find_strong(denoiser: Denoiser, work: Work, batch_size: int) -> tuple[str, .
     rows, pictures = work.read(some)
     if not rows:
         raise DataError(f"data {work.dataset.source}: not one of {len(some)} pictures tried can be read")
-    return choose_strong(denoiser, work.recipe, pictures, work.ids(rows), work.labels(rows), batch_size)
+    return choose_strong(
+        denoiser, work.recipe, pictures, work.ids(rows), work.dataset.labels_of(rows, work.recipe.classes), batch_size
+    )
 
 
 def fill(store: Store, work: Work, denoisers: Checkpoints, batch_size: int) -> None:
@@ -120,7 +117,7 @@ def fill(store: Store, work: Work, denoisers: Checkpoints, batch_size: int) -> N
                             recipe,
                             pictures,
                             work.events(checkpoint, readable),
-                            work.labels(readable),
+                            work.dataset.labels_of(readable, recipe.classes),
                             batch_size=batch_size,
                             progress=bar.update,
                         )
