@@ -41,10 +41,13 @@ class Several:
 class Subject:
     """A trained model with training pictures that it saw and query pictures that it did not."""
 
-    def __init__(self, folder: Path, pictures: np.ndarray, device: str, dtype: str = "float32") -> None:
+    def __init__(
+        self, folder: Path, pictures: np.ndarray, device: str, dtype: str = "float32", *, training: int = TRAINING
+    ) -> None:
         checkpoints = Checkpoints([folder], folder, None, device, dtype)
         self.denoiser: Denoiser = checkpoints[0]
-        self.pictures = np.concatenate([pictures[:TRAINING], pictures[-QUERIES:]])
+        self.training = training
+        self.pictures = np.concatenate([pictures[:training], pictures[-QUERIES:]])
         self.ids = [f"picture {number}" for number in range(len(self.pictures))]
         count = sum(self.denoiser.model.get_parameter(name).numel() for name in self.denoiser.trainable)
         self.recipe = Recipe(
@@ -54,7 +57,7 @@ class Subject:
 
     def strong(self, rank: int, batch: int = 16) -> tuple[str, ...]:
         """The weights that `build` would find to hold much of the gradient."""
-        some = np.linspace(0, TRAINING - 1, 8).astype(int)
+        some = np.linspace(0, self.training - 1, 8).astype(int)
         recipe = replace(self.recipe, rank=rank)
         return choose_strong(self.denoiser, recipe, self.pictures[some], [self.ids[i] for i in some], None, batch)
 

@@ -12,97 +12,89 @@ from typing import Any
 
 import numpy as np
 import record
+from fidelity import QUERIES, Subject
 from subjects import subject
-from tqdm import tqdm
 
-from gradindex.denoiser import Checkpoints, Denoiser
 from gradindex.diagnose import METHODS
 from gradindex.gradients.noise import noise, random_offset
-from gradindex.gradients.projection import TWO_SIDED
-from gradindex.gradients.rows import Events, capture_for, choose_strong, grid_events, sample_gradients
+from gradindex.gradients.rows import Events, capture_for, grid_events, sample_gradients
 from gradindex.ranking import overlap, spearman
-from gradindex.recipe import Recipe, grid
+from gradindex.recipe import grid
 from gradindex.scoring import unit
 
-PICTURES, QUERIES = 1000, 24
+PICTURES = 1000
 GRIDS = (1, 2, 5, 10, 20, 50, 100)  # timesteps, one draw each
-DRAWS = (1, 2, 4, 8, 16)  # at ten timesteps
+DRAWN, DRAWS = 10, (1, 2, 4, 8, 16)  # timesteps, and draws there
 BUDGETS = ((10, 1), (25, 1), (50, 1), (10, 5), (100, 1), (25, 4), (100, 4), (100, 16))  # of a query to recorded rows
 EVENTS = (1, 5, 10)  # recorded events of a picture
 SEEDS = (0, 1)
+BATCH = 64
 
 Scores = dict[str, np.ndarray]  # {method: [Q, N]}
 
 
 def run(work: Path, device: str, only: list[str]) -> None:
     """Measure, print, and write docs/benchmarks/noise.json and .md; `only` names parts: grid, recorded."""
-    part = record.resumable(work / f"noise-{device}")
-    results = {}
+    subject("tiny", work)  # trained once, before the parts need it side by side
+    parts: dict[str, Callable[[], Any]] = {}
     if not only or "grid" in only:
-        results["grid"] = [
-            row
-            for kind in ("shared", "own")
-            for row in part(f"grid {kind}", lambda kind=kind: on_a_grid(Subject(work, device), kind))
-        ]
+        for kind in ("shared", "own"):
+            for count in reversed(GRIDS):
+                draws = DRAWS if count == DRAWN else (1,)
+                parts[f"grid {kind} {count:03d}"] = partial(on_a_grid, work, device, kind, count, draws)
     if not only or "recorded" in only:
-        results["recorded"] = part("recorded", lambda: recorded(Subject(work, device)))
+        parts["recorded"] = partial(recorded, work, device)
+    found = record.measure(work / f"noise-{device}", parts, device)
+    results = {}
+    for name, rows in found.items():
+        results.setdefault(name.split()[0], []).extend(rows)
+    if "grid" in results:
+        results["grid"].sort(key=lambda row: (row["noise"], row["pairing"], row["draws"], row["timesteps"]))
     text = page(results)
     print(text)
     if not only:
         record.save("noise", device, "tools/bench noise", results, text)
 
 
-class Subject:
-    """A trained model, training pictures, and queries that it never saw."""
+class Setting:
+    """A trained model, training pictures, and queries that it never saw, with projected gradients of all of them."""
 
     def __init__(self, work: Path, device: str) -> None:
-        folder, pictures = subject("tiny", work)
-        checkpoints = Checkpoints([folder], folder, None, device, "float32")
-        self.denoiser: Denoiser = checkpoints[0]
-        self.pictures = np.concatenate([pictures[:PICTURES], pictures[-QUERIES:]])
-        self.ids = [f"picture {number}" for number in range(len(self.pictures))]
-        count = sum(self.denoiser.model.get_parameter(name).numel() for name in self.denoiser.trainable)
-        recipe = Recipe(
-            **checkpoints.facts(), params=None, parameter_count=count, timesteps=grid(10, 1000), draws=1, noise="own",
-            seed=0, loss="mse", projection=TWO_SIDED, rank=16, strong=(), dim=4096,
-        )  # fmt: skip
-        some = np.linspace(0, PICTURES - 1, 8).astype(int)
-        strong = choose_strong(self.denoiser, recipe, self.pictures[some], [self.ids[i] for i in some], None, 64)
-        self.recipe = replace(recipe, strong=strong)
+        self.subject = Subject(*subject("tiny", work), device, training=PICTURES)
+        self.recipe = replace(self.subject.recipe, dim=4096, strong=self.subject.strong(16, BATCH))
+        self.ids = self.subject.ids
 
     def gradients(self, events: Events, rows: slice) -> np.ndarray:
         """[rows, T, D]."""
-        with capture_for(self.denoiser, self.recipe) as capture:
-            return sample_gradients(
-                self.denoiser, capture, self.recipe, self.pictures[rows], events, None, batch_size=64
-            )
+        denoiser, pictures = self.subject.denoiser, self.subject.pictures[rows]
+        with capture_for(denoiser, self.recipe) as capture:
+            return sample_gradients(denoiser, capture, self.recipe, pictures, events, None, batch_size=BATCH)
 
-    def on_grid(self, timesteps: Sequence[int], seed: int, kind: str, draw: int, rows: slice) -> np.ndarray:
+    def on_grid(self, count: int, seed: int, kind: str, draw: int, rows: slice) -> np.ndarray:
         """[rows, T, D] at the same timesteps for all, with one draw of the noise of a seed."""
-        events = grid_events(replace(self.recipe, seed=seed, noise=kind), self.ids[rows], timesteps, draws=1)
+        events = grid_events(replace(self.recipe, seed=seed, noise=kind), self.ids[rows], grid(count, 1000), draws=1)
         return self.gradients(replace(events, noise=lambda i, j, _: events.noise(i, j, draw)), rows)
 
 
 ALL, ASKED, TRAINING = slice(None), slice(PICTURES, None), slice(PICTURES)
 
 
-def on_a_grid(model: Subject, kind: str) -> list[dict[str, Any]]:
-    """Agreement of two seeds for growing grids and growing numbers of draws."""
-    settings = [(count, 1) for count in GRIDS] + [(10, draws) for draws in DRAWS[1:]]
-    scores: dict[tuple[int, int], list[dict[str, Scores]]] = {setting: [] for setting in settings}
+def on_a_grid(work: Path, device: str, kind: str, count: int, draws: Sequence[int]) -> list[dict[str, Any]]:
+    """Agreement of two seeds at one grid, for growing numbers of draws."""
+    setting = Setting(work, device)
+    scores: dict[int, list[dict[str, Scores]]] = {number: [] for number in draws}
     for seed in SEEDS:
-        for count in tqdm(GRIDS, desc=f"{kind} noise, seed {seed}"):
-            timesteps, total = grid(count, 1000), 0.0
-            for draw in range(max(DRAWS) if count == 10 else 1):
-                total = total + model.on_grid(timesteps, seed, kind, draw, ALL)
-                if (count, draw + 1) in scores:
-                    asked, rows = total[ASKED], total[TRAINING]
-                    scores[count, draw + 1].append({name: of(asked, rows) for name, of in PAIRINGS.items()})
+        total = np.zeros(())
+        for draw in range(max(draws)):
+            total = total + setting.on_grid(count, seed, kind, draw, ALL)
+            if draw + 1 in scores:
+                asked, rows = total[ASKED], total[TRAINING]
+                scores[draw + 1].append({name: of(asked, rows) for name, of in PAIRINGS.items()})
     return [
-        {"noise": kind, "pairing": pairing, "timesteps": count, "draws": draws, "gradients": count * draws,
+        {"noise": kind, "pairing": pairing, "timesteps": count, "draws": number, "gradients": count * number,
          **compared(first[pairing], second[pairing])}
         for pairing in PAIRINGS
-        for (count, draws), (first, second) in scores.items()
+        for number, (first, second) in scores.items()
     ]  # fmt: skip
 
 
@@ -122,35 +114,29 @@ def mean(asked: np.ndarray, rows: np.ndarray) -> Scores:
 PAIRINGS = {"matched": matched, "mean": mean}
 
 
-def recorded(model: Subject) -> list[dict[str, Any]]:
+def recorded(work: Path, device: str) -> list[dict[str, Any]]:
     """Agreement of two noise seeds of the queries, and of two trainings' draws, for rows at random timesteps.
 
     The rows' timesteps and noise are drawn as `TrainingRecorder` draws them.
     """
-    rows = {
-        (seed, count): model.gradients(random_events(model.ids[TRAINING], seed, count), TRAINING)
-        for seed in SEEDS
-        for count in EVENTS
-    }
-    times = {count: random_events(model.ids[TRAINING], 0, count).timesteps for count in EVENTS}
-    found, queries = [], {}
-    for count, draws in tqdm(BUDGETS, desc="queries"):
-        timesteps = grid(count, 1000)
-        for seed in SEEDS:
-            queries[seed, count, draws] = np.mean(
-                [model.on_grid(timesteps, seed, "own", draw, ASKED) for draw in range(draws)], axis=0
-            )
+    setting = Setting(work, device)
+    events = {(seed, count): random_events(setting.ids[TRAINING], seed, count) for seed in SEEDS for count in EVENTS}
+    rows = {key: setting.gradients(some, TRAINING) for key, some in events.items()}
+    found = []
+    for count, draws in BUDGETS:
+        queries = [
+            np.mean([setting.on_grid(count, seed, "own", draw, ASKED) for draw in range(draws)], axis=0)
+            for seed in SEEDS
+        ]
         budget = {"timesteps": count, "draws": draws, "gradients": count * draws}
-        for events in EVENTS:
-            for pairing, score in (("mean", mean), ("nearest", partial(to_nearest, times[events], timesteps))):
-                pair = [score(queries[seed, count, draws], rows[0, events]) for seed in SEEDS]
-                found.append({"differs": "query noise", "events": events, "pairing": pairing, **budget,
-                              **compared(*pair)})  # fmt: skip
-    for events in EVENTS:
-        count, draws = BUDGETS[-1]
-        pair = [mean(queries[0, count, draws], rows[seed, events]) for seed in SEEDS]
-        found.append({"differs": "training's draws", "events": events, "pairing": "mean", "timesteps": count,
-                      "draws": draws, "gradients": count * draws, **compared(*pair)})  # fmt: skip
+        for number in EVENTS:
+            stored, nearest = rows[0, number], partial(to_nearest, events[0, number].timesteps)
+            for pairing, score in (("mean", mean), ("nearest", nearest)):
+                agreed = compared(*(score(query, stored) for query in queries))
+                found.append({"differs": "query noise", "events": number, "pairing": pairing, **budget, **agreed})
+    for number in EVENTS:  # with the last budget's queries
+        agreed = compared(*(mean(queries[0], rows[seed, number]) for seed in SEEDS))
+        found.append({"differs": "training's draws", "events": number, "pairing": "mean", **budget, **agreed})
     return found
 
 
@@ -164,9 +150,9 @@ def random_events(ids: Sequence[str], seed: int, count: int) -> Events:
     return Events(ids, timesteps, 1, noise_of)
 
 
-def to_nearest(times: np.ndarray, timesteps: Sequence[int], asked: np.ndarray, rows: np.ndarray) -> Scores:
-    """Every row with the query at the nearest of its timesteps."""
-    nearest = np.abs(times[:, :, None] - np.array(timesteps)).argmin(2)
+def to_nearest(times: np.ndarray, asked: np.ndarray, rows: np.ndarray) -> Scores:
+    """Every row, of its own timesteps [N, T], with the query at the nearest of a grid."""
+    nearest = np.abs(times[:, :, None] - np.array(grid(asked.shape[1], 1000))).argmin(2)
     scores = {}
     for method, change in (("tracin", lambda side: side), ("retrac", unit)):
         left, right = change(asked), change(rows)

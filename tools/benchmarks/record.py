@@ -1,16 +1,20 @@
 """A published figure is a JSON with the machine, the versions and the commit that it was measured with."""
 
 import json
+import multiprocessing
 import os
 import platform
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from gradindex.cli import keep_freed_memory
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs" / "benchmarks"
@@ -37,15 +41,32 @@ def resumable(folder: Path) -> Callable[[str, Callable[[], Any]], Any]:
     tree = _git("rev-parse", "HEAD:gradindex")[:12]
 
     def part(name: str, measure: Callable[[], Any]) -> Any:
-        file = folder / f"{tree} {name}.json"
-        if not file.exists():
-            print(f"{name} …", flush=True)
-            result = json.dumps(measure())
-            folder.mkdir(parents=True, exist_ok=True)
-            file.write_text(result)
-        return json.loads(file.read_text())
+        return _part(folder / f"{tree} {name}.json", measure)
 
     return part
+
+
+def measure(folder: Path, parts: Mapping[str, Callable[[], Any]], device: str) -> dict[str, Any]:
+    """As `resumable`, several parts side by side, each with one of torch's threads; no figure may depend on time."""
+    tree, spawn = _git("rev-parse", "HEAD:gradindex")[:12], multiprocessing.get_context("spawn")
+    workers = torch.get_num_threads() if device == "cpu" else 1
+    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_one_thread) as pool:
+        running = {name: pool.submit(_part, folder / f"{tree} {name}.json", part) for name, part in parts.items()}
+        return {name: future.result() for name, future in running.items()}
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+    keep_freed_memory()
+
+
+def _part(file: Path, measure: Callable[[], Any]) -> Any:
+    if not file.exists():
+        print(f"{file.stem} …", flush=True)
+        result = json.dumps(measure())
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(result)
+    return json.loads(file.read_text())
 
 
 def table(rows: list[dict[str, Any]]) -> str:
