@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from gradindex.errors import CallError, DataError, StoreError
-from gradindex.gradients.noise import noise, random_offset
+from gradindex.gradients.noise import noise, random_timestep
 from gradindex.recipe import require_positive
 
 FORMAT = 1
@@ -88,7 +88,7 @@ class TrainingRecorder:
         if not ids:
             raise CallError("sample_ids: give at least one")
         self._require_step(step)
-        timesteps = [random_offset(self.seed, "timestep", name, step, below=self.num_train_timesteps) for name in ids]
+        timesteps = [random_timestep(self.seed, name, step, below=self.num_train_timesteps) for name in ids]
         epsilon = np.stack([noise(self.seed, name, t, step, one) for name, t in zip(ids, timesteps, strict=True)])
         self._log(ids, np.array(timesteps, "<f4"), step, self.seed)
         return torch.tensor(timesteps, device=device), torch.from_numpy(epsilon).to(device)

@@ -21,6 +21,11 @@ def noise(seed: int, sample_id: str | None, timestep: float, draw: int, shape: S
     return generator.standard_normal(tuple(shape), dtype=np.float32)
 
 
+def random_timestep(seed: int, sample_id: str, step: int, *, below: int) -> int:
+    """The timestep 0 … below − 1 of a picture at a training step; the key's hash is random enough, and quick."""
+    return int.from_bytes(_digest(seed, "timestep", sample_id, step)[:8], "little") % below
+
+
 def random_signs(seed: int, *key: str | int, size: int) -> np.ndarray:
     """`size` independent signs, int8 −1 or 1, that depend on (seed, key) alone."""
     words = _philox(seed, "signs", *key).random_raw(-(-size // 64)).astype("<u8")
@@ -34,5 +39,8 @@ def random_offset(seed: int, *key: str | int, below: int) -> int:
 
 
 def _philox(*key: str | float | None) -> np.random.Philox:
-    digest = hashlib.sha256(json.dumps(key).encode()).digest()
-    return np.random.Philox(key=int.from_bytes(digest[:16], "little"))
+    return np.random.Philox(key=int.from_bytes(_digest(*key)[:16], "little"))
+
+
+def _digest(*key: str | float | None) -> bytes:
+    return hashlib.sha256(json.dumps(key).encode()).digest()
