@@ -127,7 +127,20 @@ def _figure(picture: Image.Image | None, name: str, kind: str, hit: Hit | None =
         content = base64.b64encode(stream.getvalue()).decode()
         shown = f'<img alt="{html.escape(name)}" src="data:image/png;base64,{content}">'
     score = "" if hit is None else f"<span><b>{hit.score:.3g}</b>{_plus_minus(hit)}</span><br>"
-    return f"<figure class={kind}>{shown}<figcaption>{score}{html.escape(name)}</figcaption></figure>"
+    bars = "" if hit is None or hit.by_timestep is None else _bars(hit.by_timestep)
+    return f"<figure class={kind}>{shown}<figcaption>{score}{bars}{html.escape(name)}</figcaption></figure>"
+
+
+def _bars(by_timestep: dict[float, float]) -> str:
+    """What each timestep adds, up from the middle or down, the largest at full height; in words as a tooltip."""
+    largest = max(map(abs, by_timestep.values())) or 1.0
+    heights = [part / largest for part in by_timestep.values()]
+    bars = "".join(
+        f'<rect x="{number + 0.1:.1f}" y="{min(0, -height):.3f}" width=".8" height="{abs(height):.3f}"/>'
+        for number, height in enumerate(heights)
+    )
+    words = ", ".join(f"t = {t:g}: {part:.3g}" for t, part in by_timestep.items())
+    return f'<svg viewBox="0 -1 {len(heights)} 2" preserveAspectRatio="none"><title>{words}</title>{bars}</svg>'
 
 
 _PAGE = re.sub(
@@ -145,6 +158,7 @@ _PAGE = re.sub(
     figure.query { width: 8.5rem; flex: none }
     img { width: 5.5rem; height: 5.5rem; object-fit: contain; image-rendering: pixelated; background: #eee }
     figcaption span { white-space: nowrap }
+    svg { width: 5.5rem; height: 1.5rem; fill: #456; background: linear-gradient(#ccc, #ccc) center/100% 1px no-repeat }
     .query img { width: 8rem; height: 8rem } .gone { height: 5.5rem; background: #eee; color: #666 }
     </style></head><body>
     {body}

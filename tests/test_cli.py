@@ -5,6 +5,7 @@ import inspect
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -240,6 +241,15 @@ def test_json_has_the_documented_shape() -> None:
             }
         ],
     }
+
+
+def test_html_draws_what_each_timestep_adds() -> None:
+    parts = {100.0: -0.02, 500.0: 0.04, 900.0: 0.0}
+    page = to_html([("retrac", [Result("q.png", [Hit(1, "a", 0, 0.02, None, parts)])])], lambda row: None, [None])
+    assert "t = 100: -0.02, t = 500: 0.04, t = 900: 0" in page
+    assert re.findall(r'y="(.*?)" width=".8" height="(.*?)"', page) == [
+        ("0.000", "0.500"), ("-1.000", "1.000"), ("0.000", "0.000")
+    ]  # fmt: skip
 
 
 def test_table_and_page_escape_and_survive_missing_pictures() -> None:
