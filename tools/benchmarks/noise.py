@@ -16,7 +16,7 @@ from fidelity import QUERIES, Subject
 from subjects import subject
 
 from gradindex.diagnose import METHODS
-from gradindex.gradients.noise import noise, random_offset
+from gradindex.gradients.noise import noise, random_timestep
 from gradindex.gradients.rows import Events, capture_for, grid_events, sample_gradients
 from gradindex.ranking import overlap, spearman
 from gradindex.recipe import grid
@@ -98,17 +98,18 @@ def on_a_grid(work: Path, device: str, kind: str, count: int, draws: Sequence[in
     ]  # fmt: skip
 
 
+ROWS = {"tracin": np.asarray, "retrac": unit}  # what each method makes of gradients
+
+
 def matched(asked: np.ndarray, rows: np.ndarray) -> Scores:
     """Timestep by timestep, from rows [·, T, D]."""
-    sides = {"tracin": (asked, rows), "retrac": (unit(asked), unit(rows))}
-    return {method: left.reshape(len(left), -1) @ right.reshape(len(right), -1).T
-            for method, (left, right) in sides.items()}  # fmt: skip
+    return {method: of(asked).reshape(len(asked), -1) @ of(rows).reshape(len(rows), -1).T
+            for method, of in ROWS.items()}  # fmt: skip
 
 
 def mean(asked: np.ndarray, rows: np.ndarray) -> Scores:
     """Means over timesteps, of which the two sides may have different ones."""
-    sides = {"tracin": (asked, rows), "retrac": (unit(asked), unit(rows))}
-    return {method: left.mean(1) @ right.mean(1).T for method, (left, right) in sides.items()}
+    return {method: of(asked).mean(1) @ of(rows).mean(1).T for method, of in ROWS.items()}
 
 
 PAIRINGS = {"matched": matched, "mean": mean}
@@ -142,7 +143,7 @@ def recorded(work: Path, device: str) -> list[dict[str, Any]]:
 
 def random_events(ids: Sequence[str], seed: int, count: int) -> Events:
     """The last `count` of a training run's events; those of a smaller count are among them."""
-    timesteps = np.array([[random_offset(seed, "timestep", name, j, below=1000) for j in range(count)] for name in ids])
+    timesteps = np.array([[random_timestep(seed, name, j, below=1000) for j in range(count)] for name in ids])
 
     def noise_of(i: int, j: int, m: int) -> np.ndarray:
         return noise(seed, ids[i], int(timesteps[i, j]), j, (1, 16, 16))
@@ -153,11 +154,10 @@ def random_events(ids: Sequence[str], seed: int, count: int) -> Events:
 def to_nearest(times: np.ndarray, asked: np.ndarray, rows: np.ndarray) -> Scores:
     """Every row, of its own timesteps [N, T], with the query at the nearest of a grid."""
     nearest = np.abs(times[:, :, None] - np.array(grid(asked.shape[1], 1000))).argmin(2)
-    scores = {}
-    for method, change in (("tracin", lambda side: side), ("retrac", unit)):
-        left, right = change(asked), change(rows)
-        scores[method] = np.stack([np.einsum("ned,ned->n", right, query[nearest]) for query in left])
-    return scores
+    return {
+        method: np.stack([np.einsum("ned,ned->n", of(rows), query[nearest]) for query in of(asked)])
+        for method, of in ROWS.items()
+    }
 
 
 def compared(first: Scores, second: Scores) -> dict[str, float]:

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,20 +39,15 @@ def save(name: str, device: str, command: str, results: dict[str, Any], page: st
 
 def resumable(folder: Path) -> Callable[[str, Callable[[], Any]], Any]:
     """A function that measures a part, or takes what an earlier run of the same package left in `folder`."""
-    tree = _git("rev-parse", "HEAD:gradindex")[:12]
-
-    def part(name: str, measure: Callable[[], Any]) -> Any:
-        return _part(folder / f"{tree} {name}.json", measure)
-
-    return part
+    return partial(_part, folder, _git("rev-parse", "HEAD:gradindex")[:12])
 
 
 def measure(folder: Path, parts: Mapping[str, Callable[[], Any]], device: str) -> dict[str, Any]:
-    """As `resumable`, several parts side by side, each with one of torch's threads; no figure may depend on time."""
-    tree, spawn = _git("rev-parse", "HEAD:gradindex")[:12], multiprocessing.get_context("spawn")
+    """As `resumable`, several parts side by side, each with one of torch's threads; no figure may be a bare time."""
+    part, spawn = resumable(folder), multiprocessing.get_context("spawn")
     workers = torch.get_num_threads() if device == "cpu" else 1
     with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_one_thread) as pool:
-        running = {name: pool.submit(_part, folder / f"{tree} {name}.json", part) for name, part in parts.items()}
+        running = {name: pool.submit(part, name, measured) for name, measured in parts.items()}
         return {name: future.result() for name, future in running.items()}
 
 
@@ -60,11 +56,12 @@ def _one_thread() -> None:
     keep_freed_memory()
 
 
-def _part(file: Path, measure: Callable[[], Any]) -> Any:
+def _part(folder: Path, tree: str, name: str, measured: Callable[[], Any]) -> Any:
+    file = folder / f"{tree} {name}.json"
     if not file.exists():
-        print(f"{file.stem} …", flush=True)
-        result = json.dumps(measure())
-        file.parent.mkdir(parents=True, exist_ok=True)
+        print(f"{name} …", flush=True)
+        result = json.dumps(measured())
+        folder.mkdir(parents=True, exist_ok=True)
         file.write_text(result)
     return json.loads(file.read_text())
 
