@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from gradindex.errors import CallError, StoreError
 
-NOISE_VERSION = 1  # raised whenever `noise` gives other numbers for the same key
+NOISE_VERSION = 2  # raised whenever `noise` gives other numbers for the same key
 PROJECTION_VERSION = 3  # raised whenever a projection of the same name and seed gives other numbers
 
 _LATER = ("events", "log")  # fields that older stores, and most new ones, do without

@@ -21,7 +21,7 @@ import torch
 
 from gradindex.errors import CallError, DataError, StoreError
 from gradindex.gradients.noise import noise, random_timestep
-from gradindex.recipe import require_positive
+from gradindex.recipe import NOISE_VERSION, require_positive
 
 FORMAT = 1
 SESSION, IDS, EVENTS, CHECKPOINT = b"sess", b"pics", b"draw", b"ckpt"
@@ -182,11 +182,14 @@ class TrainingRecorder:
             self._file = -1
 
     def _facts(self) -> dict[str, int]:
-        return {"format": FORMAT, "seed": self.seed, "num_train_timesteps": self.num_train_timesteps}
+        settings = {"seed": self.seed, "num_train_timesteps": self.num_train_timesteps}
+        return {"format": FORMAT, "noise_version": NOISE_VERSION, **settings}
 
     def _differences(self, earlier: dict[str, Any]) -> str:
         return "; ".join(
-            f"{name}: {earlier[name]}, now {value}" for name, value in self._facts().items() if earlier[name] != value
+            f"{name}: {earlier.get(name)}, now {value}"
+            for name, value in self._facts().items()
+            if earlier.get(name) != value
         )
 
     def _require_step(self, step: int) -> None:

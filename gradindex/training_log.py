@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gradindex.errors import CallError, DataError, first_line
-from gradindex.recipe import grid
+from gradindex.recipe import NOISE_VERSION, grid
 from gradindex.recorder import CHECKPOINT, EVENTS, FORMAT, IDS, SESSION, UNKNOWN, records, unpack_events
 
 MISSING = ("error", "skip", "grid")
@@ -205,6 +205,11 @@ def _read_folder(folder: Path) -> TrainingLog:
                 facts = json.loads(content)
                 if facts["format"] != FORMAT:
                     raise DataError(f"{file}: format {facts['format']}, this gradindex reads {FORMAT}: update it")
+                if (version := facts.get("noise_version", 1)) != NOISE_VERSION:
+                    raise DataError(
+                        f"{file}: recorded with noise of version {version}, and this gradindex makes {NOISE_VERSION}:"
+                        " install the version that recorded it"
+                    )
                 sessions.append(_Session(rank, len(sessions), facts["world"], facts["time"]))
             elif kind == IDS:
                 mine += [numbers.setdefault(name, len(numbers)) for name in json.loads(content)]

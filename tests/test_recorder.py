@@ -264,6 +264,18 @@ def test_misuse_is_one_clear_line(tmp_path: Path) -> None:
     assert events(tmp_path / "log") == [("a", 3, 1)]
 
 
+def test_a_log_of_another_noise_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its noise cannot be made again, so neither may it be replayed nor go on."""
+    monkeypatch.setattr("gradindex.recorder.NOISE_VERSION", 1)
+    with gradindex.TrainingRecorder(tmp_path) as recorder:
+        recorder.draw(["a"], SHAPE, 0)
+    monkeypatch.undo()
+    with pytest.raises(DataError, match=r"rank-00000\.log: recorded with noise of version 1, and this .* makes 2"):
+        open_log(tmp_path)
+    with pytest.raises(CallError, match="noise_version: 1, now 2"):
+        gradindex.TrainingRecorder(tmp_path)
+
+
 def test_a_full_disk_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = TrainingRecorder(tmp_path / "log")
     recorder.log(["a"], [1], 0)

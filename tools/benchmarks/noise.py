@@ -25,7 +25,10 @@ from gradindex.scoring import unit
 PICTURES = 1000
 GRIDS = (1, 2, 5, 10, 20, 50, 100)  # timesteps, one draw each
 DRAWN, DRAWS = 10, (1, 2, 4, 8, 16)  # timesteps, and draws there
-BUDGETS = ((10, 1), (25, 1), (50, 1), (10, 5), (100, 1), (25, 4), (100, 4), (100, 16))  # of a query to recorded rows
+BUDGETS = (
+    (10, 1), (5, 2), (10, 2), (25, 1), (50, 1), (25, 2), (10, 5), (5, 10), (100, 1), (50, 2), (25, 4), (100, 2),
+    (100, 4), (100, 16),
+)  # of a query to recorded rows  # fmt: skip
 EVENTS = (1, 5, 10)  # recorded events of a picture
 SEEDS = (0, 1)
 BATCH = 64
@@ -37,13 +40,13 @@ def run(work: Path, device: str, only: list[str]) -> None:
     """Measure, print, and write docs/benchmarks/noise.json and .md; `only` names parts: grid, recorded."""
     subject("tiny", work)  # trained once, before the parts need it side by side
     parts: dict[str, Callable[[], Any]] = {}
+    if not only or "recorded" in only:
+        parts["recorded"] = partial(recorded, work, device)
     if not only or "grid" in only:
         for kind in ("shared", "own"):
             for count in reversed(GRIDS):
                 draws = DRAWS if count == DRAWN else (1,)
                 parts[f"grid {kind} {count:03d}"] = partial(on_a_grid, work, device, kind, count, draws)
-    if not only or "recorded" in only:
-        parts["recorded"] = partial(recorded, work, device)
     found = record.measure(work / f"noise-{device}", parts, device)
     results = {}
     for name, rows in found.items():
