@@ -174,8 +174,8 @@ def build(index: str, image_column: str, id_column: str, label_column: str, **op
     type=click.Choice(["matched", "mean"]),
     help="Timestep by timestep, or means over them.  [default: matched; mean with recorded timesteps]",
 )
-@click.option("--query-timesteps", type=int, metavar="N", help="Timesteps of the mean pairing.  [default: 100]")
-@click.option("--query-draws", type=int, metavar="M", help="Noise draws of the mean pairing.  [default: 4]")
+@click.option("--query-timesteps", type=int, metavar="N", help="Timesteps of the mean pairing.  [default: 25]")
+@click.option("--query-draws", type=int, metavar="M", help="Noise draws of the mean pairing.  [default: 2]")
 @click.option("--timesteps", callback=_range, metavar="A:B", help="Only rows at timesteps from A to below B.")
 @click.option("--by-timestep", is_flag=True, help="Also what each timestep adds to a score.")
 @click.option("--class-label", type=int, help="Of the pictures, for a class-conditional model.")

@@ -23,7 +23,7 @@ from gradindex.store import Store
 METHODS = tuple(ROWS_OF)
 BINS = 20  # of timesteps, where every picture has its own
 FIT = 64  # training pictures whose gradients are in memory at once
-SELF_TIMESTEPS = 10
+SELF_TIMESTEPS, SELF_DRAWS = 5, 2  # of a picture as a query for itself, where its rows are recorded ones
 
 
 def report(
@@ -108,7 +108,7 @@ def self_influence(index: Index) -> dict[str, np.ndarray]:
 
     On a grid it comes from the stored rows. TracIn's is `Σ_c w_c mean_t ‖u‖²`, the matched score; ReTrac's matched
     score would be the same for all, so it is that of the mean pairing, `Σ_c w_c ‖mean_t n‖²`. Recorded rows are
-    scored, in both methods, for the picture as a query at SELF_TIMESTEPS timesteps, whose gradients are taken now.
+    scored, in both methods, for the picture as a query of SELF_TIMESTEPS × SELF_DRAWS gradients, which are taken now.
     """
     store, recipe = index.store, index.store.recipe
     found = {method: np.zeros(store.shape[1]) for method in METHODS}
@@ -121,7 +121,8 @@ def self_influence(index: Index) -> dict[str, np.ndarray]:
                 found["retrac"][block] += weight * np.square(mean).sum(1)
             continue
         denoiser = index.checkpoints[checkpoint]
-        setting = replace(recipe, timesteps=grid(SELF_TIMESTEPS, denoiser.num_train_timesteps), events=None)
+        steps = grid(SELF_TIMESTEPS, denoiser.num_train_timesteps)
+        setting = replace(recipe, timesteps=steps, draws=SELF_DRAWS, events=None)
         rows = np.setdiff1d(np.arange(store.shape[1]), store.skipped())
         for some, gradients in _taken(index, denoiser, setting, rows):
             stored = _mean_rows(store, checkpoint, some)
@@ -153,10 +154,7 @@ def noise_agreement(
     recipe, denoiser = index.store.recipe, index.checkpoints[-1]
     recorded = recipe.events is not None
     usual = (QUERY_TIMESTEPS, QUERY_DRAWS) if recorded else (len(recipe.timesteps), recipe.draws)
-    if recorded:
-        settings = [(10, 1), (50, 1), (QUERY_TIMESTEPS, 1), usual]
-    else:
-        settings = [(max(usual[0] // 2, 1), usual[1]), usual, (2 * usual[0], usual[1]), (usual[0], 2 * usual[1])]
+    settings = [(max(usual[0] // 2, 1), usual[1]), usual, (2 * usual[0], usual[1]), (usual[0], 2 * usual[1])]
     kept = np.setdiff1d(np.arange(index.store.shape[1]), index.store.skipped())
     rows = np.setdiff1d(kept, [row for row in own if row is not None])
     rows = rows if len(rows) > 1 else kept

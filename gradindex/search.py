@@ -24,8 +24,8 @@ from gradindex.store import Store
 
 Picture = str | Path | Image.Image | Any  # a path, a PIL picture, or a tensor [channels, height, width] in [−1, 1]
 
-QUERY_TIMESTEPS = 100  # of the mean pairing
-QUERY_DRAWS = 4
+QUERY_TIMESTEPS = 25  # of the mean pairing
+QUERY_DRAWS = 2
 OVERFETCH = 500  # candidates that FAISS proposes at least
 READ_ROWS = 256  # candidates whose rows are in memory at once
 
@@ -51,7 +51,7 @@ class QueryOptions(TypedDict, total=False):
 
     pairing: "matched" (a grid's default): at the store's own timesteps, draws and noise, compared timestep by
         timestep. "mean" (recorded timesteps'): over a grid of their own, averaged first, the paper's way.
-    query_timesteps, query_draws: that grid of the mean pairing, 100 timesteps × 4 draws by default.
+    query_timesteps, query_draws: that grid of the mean pairing, 25 timesteps × 2 draws by default.
     timesteps: (A, B): score only rows at timesteps A ≤ t < B, exactly, by a scan of the store; either end may be None.
     weights: one per checkpoint, in place of the build's.
     class_label: of the pictures, for a class-conditional model; one for all, or one each.

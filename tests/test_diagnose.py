@@ -80,7 +80,9 @@ def test_self_influence_of_recorded_rows_is_the_score_as_a_query(
 ) -> None:
     files = sorted(pictures.iterdir())
     ids = [file.name for file in files]
-    scores = recorded.scores(files, method, ids=ids, query_timesteps=diagnose.SELF_TIMESTEPS, query_draws=1)
+    scores = recorded.scores(
+        files, method, ids=ids, query_timesteps=diagnose.SELF_TIMESTEPS, query_draws=diagnose.SELF_DRAWS
+    )
     np.testing.assert_allclose(diagnose.self_influence(recorded)[method], np.diag(scores), rtol=2e-3)
 
 
