@@ -76,7 +76,8 @@ def _text(value: Any) -> str:
     if value is None:
         return "–"
     if isinstance(value, float):
-        return f"{value:.0f}" if value >= 100 else f"{value:.2f}" if value >= 1 else f"{value:.4f}".rstrip("0")
+        small = f"{value:.4f}".rstrip("0").rstrip(".")
+        return f"{value:.0f}" if value >= 100 else f"{value:.2f}" if value >= 1 else small
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
