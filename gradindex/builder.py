@@ -1,7 +1,6 @@
 """Walk a training set once: data set × checkpoints → gradient store → FAISS files. Stopped and rerun, it goes on."""
 
 import hashlib
-import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,8 +15,10 @@ from gradindex.denoiser import DTYPES, Checkpoints, resolve_device
 from gradindex.errors import CallError, DataError, GradindexError, RecipeMismatch
 from gradindex.gradients.projection import NAMES, TWO_SIDED
 from gradindex.gradients.rows import check_capture, choose_parameters, fitting_batch
+from gradindex.manifest import is_store
+from gradindex.place import Place, at
 from gradindex.recipe import LOSSES, NOISES, Recipe, grid, require, require_positive
-from gradindex.store import Store, is_store
+from gradindex.store import ROW_ARRAYS, Store
 from gradindex.training_log import MISSING, LoggedCheckpoint, TrainingLog, open_log, training_weights
 from gradindex.work import Work, fill, find_strong
 
@@ -92,7 +93,7 @@ def build(
     Example:
         >>> index = gradindex.build("idx", model="ckpt/", data="pictures/", timesteps=10)
     """
-    path, device = Path(index), resolve_device(device)
+    place, device = at(index), resolve_device(device)
     noise = noise or ("shared" if log is None else "recorded")
     require("noise", noise, NOISES)
     require("loss", loss, LOSSES)
@@ -103,7 +104,7 @@ def build(
     if batch_size != "auto":
         require_positive(batch_size=batch_size)  # type: ignore[arg-type]
     _check_recorded(timesteps, log, events, noise, draws)
-    _check_target(path)
+    _check_target(place)
     faiss_index.require_faiss()
     dataset = open_dataset(data, columns)
     training = None if log is None else open_log(log)
@@ -145,24 +146,25 @@ def build(
         "data": dataset.to_json(),
         "log": None if log is None else str(Path(log).resolve()),
     }
-    store = _existing(path, recipe, dataset, overwrite)
+    store = _existing(place, recipe, dataset, overwrite)
     if store is None:
         if recipe.projection == TWO_SIDED:
             recipe = replace(recipe, strong=find_strong(first, Work(dataset, recipe, recorded, skip_bad), batch))
-        store = Store.create(path, recipe, dataset.sample_ids, **attributes)
+        store = Store.create(place, recipe, dataset.sample_ids, **attributes)
     store.set_attributes(**attributes)
     fill(store, Work(dataset, store.recipe, recorded, skip_bad), denoisers, batch)
     if len(store.skipped()) == len(dataset):
         raise DataError(f"data {dataset.source}: not one of {len(dataset)} pictures can be read")
     for method in faiss_index.ROWS_OF:
         faiss_index.load_index(store, method)
-    shutil.rmtree(_replaced(path), ignore_errors=True)
-    return search.open(path, device=device)
+    place.drop_aside()
+    return search.open(place, device=device)
 
 
-def _check_target(path: Path) -> None:
-    if path.exists() and not is_store(path) and (not path.is_dir() or any(path.iterdir())):
-        raise CallError(f"{path}: exists and is not a gradindex index; choose another place")
+def _check_target(place: Place) -> None:
+    left_by_a_crash = {*ROW_ARRAYS, "sample_ids"}
+    if not is_store(place) and place.names() - left_by_a_crash:
+        raise CallError(f"{place}: exists and is not a gradindex index; choose another place")
 
 
 def _check_recorded(timesteps: object, log: object, events: int, noise: str, draws: int) -> None:
@@ -214,12 +216,12 @@ def _check_data(dataset: Dataset, recipe: Recipe) -> None:
         )
 
 
-def _existing(path: Path, recipe: Recipe, dataset: Dataset, overwrite: bool) -> Store | None:
-    """The store at `path` when it is the same build's; else, with `overwrite`, it is put aside."""
-    if not is_store(path):
+def _existing(place: Place, recipe: Recipe, dataset: Dataset, overwrite: bool) -> Store | None:
+    """The store there when it is the same build's; else, with `overwrite`, it is put aside."""
+    if not is_store(place):
         return None
     try:
-        store = Store(path)
+        store = Store.mended(place, dataset.sample_ids)
         strong = store.recipe.strong  # found by that build; another machine's rounding may find others
         store.require_recipe(replace(recipe, strong=strong), "built with another recipe (overwrite replaces it)")
         _require_same_pictures(store, dataset)
@@ -227,16 +229,13 @@ def _existing(path: Path, recipe: Recipe, dataset: Dataset, overwrite: bool) -> 
     except GradindexError:
         if not overwrite:
             raise
-    if _replaced(path).exists():
-        shutil.rmtree(path)  # never finished: the last whole index is the one kept aside
-    else:
-        path.rename(_replaced(path))
+    place.set_aside()
     return None
 
 
 def _require_same_pictures(store: Store, dataset: Dataset) -> None:
     """The same ids and labels, and no picture exchanged behind a finished row; a bad one may have been repaired."""
-    message = f"{store.path}: built over another data set (overwrite replaces it)"
+    message = f"{store.place}: built over another data set (overwrite replaces it)"
     if store.attributes["data"]["fingerprint"] != dataset.fingerprint or store.sample_ids != dataset.sample_ids:
         raise RecipeMismatch(
             message, [f"data: {len(store.sample_ids)} pictures, now {len(dataset)} or with other ids or labels"]
@@ -244,8 +243,3 @@ def _require_same_pictures(store: Store, dataset: Dataset) -> None:
     for shard, entry in store.committed():
         if not entry["skipped"] and entry["pictures"] != dataset.digest(shard.start, shard.stop):
             raise RecipeMismatch(message, [f"data: rows {shard.start} to {shard.stop - 1}, now other pictures"])
-
-
-def _replaced(path: Path) -> Path:
-    """Where an index that is overwritten stays until its successor is whole."""
-    return path.with_name(f"{path.name}.replaced")

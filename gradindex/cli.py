@@ -214,13 +214,28 @@ def query(
 @click.option("--method", type=METHODS, help="Only this one.  [default: both]")
 def index_(index: str, method: str | None) -> None:
     """Make the FAISS files of INDEX anew from its store."""
-    from gradindex.index import ROWS_OF, build_index
+    from gradindex.index import ROWS_OF, build_index, file_of
     from gradindex.store import Store
 
-    store = Store(Path(index))
+    store = Store(index)
     for name in [method] if method else ROWS_OF:
         build_index(store, name)
-        click.echo(f"{name}: {store.path / 'faiss' / name}.faiss")
+        click.echo(f"{name}: {store.place}/{file_of(name)}")
+
+
+@main.command()
+@click.argument("index")
+def verify(index: str) -> None:
+    """Read every byte of INDEX and name each file that is damaged or missing; a build mends them."""
+    from gradindex.verify import damages
+
+    count = 0
+    for line in damages(index):
+        click.echo(line)
+        count += 1
+    if count:
+        _fail(f"{index}: {count} files are damaged or missing; run the same build again, it makes only those", 1)
+    click.echo(f"{index}: whole")
 
 
 @main.command()
@@ -229,7 +244,7 @@ def info(index: str) -> None:
     """Show what INDEX holds and what is missing."""
     from gradindex.store import Store
 
-    click.echo(_describe(Store(Path(index))))
+    click.echo(_describe(Store(index)))
 
 
 @main.command()
@@ -277,7 +292,7 @@ def _describe(store: Any) -> str:
     recipe, (checkpoints, rows, timesteps, dim) = store.recipe, store.shape
     shards, missing = len(store.shards()), len(store.missing())
     facts = {
-        "index": store.path,
+        "index": store.place,
         "pictures": rows if missing else f"{rows} ({len(store.skipped())} skipped)",
         "rows": f"{checkpoints} checkpoints × {rows} pictures × {timesteps} timesteps × {dim} numbers",
         "shards": f"{shards - missing} of {shards} done",

@@ -61,7 +61,7 @@ def report(
         _leave_out(table, own)
     norm = picture_norms(index.store)
     found = {
-        "index": str(index.store.path),
+        "index": str(index.store.place),
         "queries": names,
         "k": k,
         "norm": norms(index.store),

@@ -5,19 +5,20 @@ than WIDTH numbers, each row is added into one vector with random signs and a ra
 inner products right on average; the exact scores come from the store afterwards.
 """
 
-import json
+import hashlib
+from contextlib import suppress
 from importlib.metadata import distributions
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from gradindex.errors import MissingPackage
+from gradindex.errors import MissingPackage, StoreError
 from gradindex.gradients.noise import random_offset, random_signs
+from gradindex.manifest import seal, unseal
 from gradindex.recipe import Recipe
-from gradindex.store import Store, file_digest, publish
+from gradindex.store import Store
 
 ROWS_OF = {"tracin": "unnormalized", "retrac": "normalized"}
 WIDTH = 4096
@@ -47,6 +48,8 @@ def build_index(store: Store, method: str) -> Any:
     faiss = require_faiss()
     skipped = set(store.skipped())
     index = None
+    if found := [line for entry in store.entries() for line in store.damaged(entry, ROWS_OF[method])]:
+        raise StoreError(f"{store.place}: {found[0]}; run the same build again, it mends that")
     for block in tqdm(list(store.blocks()), desc=f"{method} index", unit="shard", delay=2, disable=None):
         keep = [row for row in range(block.start, block.stop) if row not in skipped]
         array = ROWS_OF[method]
@@ -55,22 +58,19 @@ def build_index(store: Store, method: str) -> Any:
         if index is None:
             index = faiss.IndexIDMap2(faiss.IndexFlatIP(vectors.shape[1]))
         index.add_with_ids(vectors, np.array(keep, np.int64))
-    file = _file(store, method)
-    publish(file, faiss.serialize_index(index))
-    facts = {"sha256": file_digest(file), **_made_from(store)}
-    publish(file.with_suffix(".json"), json.dumps(facts).encode())
+    content = faiss.serialize_index(index).tobytes()
+    facts = {"sha256": hashlib.sha256(content).hexdigest(), **made_from(store)}
+    store.place.publish(file_of(method), content)
+    store.place.publish(facts_of(method), seal(facts))
     return index
 
 
 def load_index(store: Store, method: str) -> Any:
     """The saved index of a method; built anew when it is absent, damaged or made from other rows."""
-    file = _file(store, method)
-    try:
-        facts = json.loads(file.with_suffix(".json").read_text())
-        if facts == {"sha256": file_digest(file), **_made_from(store)}:
-            return require_faiss().deserialize_index(np.fromfile(file, np.uint8))
-    except (OSError, ValueError, RuntimeError):
-        pass
+    content, facts = store.place.read_many((file_of(method), facts_of(method)))
+    with suppress(ValueError):
+        if content and unseal(facts) == {"sha256": hashlib.sha256(content).hexdigest(), **made_from(store)}:
+            return require_faiss().deserialize_index(np.frombuffer(content, np.uint8))
     return build_index(store, method)
 
 
@@ -80,13 +80,19 @@ def candidates(index: Any, queries: np.ndarray, count: int) -> np.ndarray:
     return np.sort(rows, axis=1)
 
 
-def _made_from(store: Store) -> dict[str, Any]:
+def made_from(store: Store) -> dict[str, Any]:
     """What an index file must agree with: the rows, and how search vectors are made of them."""
     return {"recipe": store.recipe.digest, "state": store.state(), "fold": FOLD_VERSION, "width": WIDTH}
 
 
-def _file(store: Store, method: str) -> Path:
-    return store.path / "faiss" / f"{method}.faiss"
+def file_of(method: str) -> str:
+    """The file of a method's index."""
+    return f"faiss/{method}.faiss"
+
+
+def facts_of(method: str) -> str:
+    """The file that says what it was made from."""
+    return f"faiss/{method}.json"
 
 
 def require_faiss() -> ModuleType:

@@ -36,10 +36,9 @@ def contributions(
     """
     parts = []
     for checkpoint in range(block.shape[1]):
-        u = store.read("unnormalized", checkpoint, rows).astype(np.float64)
+        u, norm = store.read_rows(checkpoint, rows)
         products = np.matmul(u.transpose(1, 0, 2), block[:, checkpoint].astype(np.float64).transpose(1, 2, 0))
         if method == "retrac":
-            norm = store.read("norm", checkpoint, rows).astype(np.float64)
             products /= np.where(norm == 0, 1, norm).T[:, :, None]
         parts.append(products.transpose(2, 1, 0))
     every = np.stack(parts, axis=2)

@@ -17,6 +17,7 @@ from gradindex.denoiser import Checkpoints, resolve_device
 from gradindex.errors import CallError, GradindexError
 from gradindex.gradients.rows import capture_for, fitting_batch, grid_events, sample_gradients
 from gradindex.index import ROWS_OF, candidates, load_index, search_vectors
+from gradindex.place import Place
 from gradindex.recipe import NOISE_VERSION, PROJECTION_VERSION, grid, require, require_positive
 from gradindex.results import Hit, Result
 from gradindex.scoring import Span, contributions, inside, scan, spread, stderrs, to_span, unit
@@ -30,11 +31,11 @@ OVERFETCH = 500  # candidates that FAISS proposes at least
 READ_ROWS = 256  # candidates whose rows are in memory at once
 
 
-def open(path: str | Path, *, model: str | Path | None = None, device: str = "auto") -> "Index":
+def open(path: str | Path | Place, *, model: str | Path | None = None, device: str = "auto") -> "Index":
     """Open an index that `build` made.
 
     Args:
-        path: the index folder.
+        path: the index: a folder, or a URL such as s3://bucket/index.
         model: where the model is now, when it was moved since the build (one checkpoint only).
 
     Raises:
@@ -43,7 +44,7 @@ def open(path: str | Path, *, model: str | Path | None = None, device: str = "au
     Example:
         >>> results = gradindex.open("idx").query(["gen.png"], k=10, method="retrac")
     """
-    return Index(Store(Path(path)), model, resolve_device(device))
+    return Index(Store(path), model, resolve_device(device))
 
 
 class QueryOptions(TypedDict, total=False):

@@ -1,17 +1,14 @@
-"""The gradient store on disk: format v1, specified in docs/format.md.
+"""The gradient store: format v1, specified in docs/format.md.
 
 The unit of work is a shard: up to `shard_rows` pictures of one checkpoint. A shard counts once its manifest entry
-is there, and the entry is published last: chunks written → fsync → read back → manifest entry renamed into place.
+is there, and the entry is published last: chunks written → fsync → read back → manifest entry.
 """
 
 import hashlib
-import json
-import os
-import shutil
-import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,89 +16,115 @@ import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec
 
-from gradindex.errors import CallError, RecipeMismatch, StoreError
+from gradindex.errors import RecipeMismatch, StoreError
+from gradindex.manifest import COPY, FORMAT, HEADER, Shard, differences, read_header, seal, seal_header, unseal
+from gradindex.place import Place, at
 from gradindex.recipe import Recipe
 
-FORMAT = 1
 ROW_ARRAYS = ("normalized", "unnormalized", "norm", "timestep")
 SHARD_ROWS = 256  # pictures in a shard: what an interruption can cost
 CHUNK_BYTES = 2 << 20  # unnormalized bytes in a chunk: the least that a read fetches
 RUN = 16  # chunks that scattered rows are read from at once, at most
 
 
-@dataclass(frozen=True)
-class Shard:
-    """One unit of work: pictures `start` … `stop` − 1 at checkpoint number `checkpoint`."""
-
-    checkpoint: int
-    number: int
-    start: int
-    stop: int
-
-    @property
-    def name(self) -> str:
-        return f"c{self.checkpoint:03d}-s{self.number:06d}"
-
-
 class Store:
     """A gradient store: rows of shape [C, N, T, D] and what made them.
 
     Attributes:
+        place: where it lies.
         unnormalized, normalized: zarr arrays [C, N, T, D]. norm, timestep: zarr arrays [C, N, T].
-        sample_ids: N strings. recipe: the Recipe of every row. attributes: what else `create` was given.
+        recipe: the Recipe of every row. attributes: what else `create` was given.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        header = _read_header(path)
-        self.attributes: dict[str, Any] = header
-        self.recipe = Recipe.from_json(header["recipe"])
-        if self.recipe.digest != header["digest"]:
-            raise StoreError(f"{path}: the recipe in zarr.json was changed by hand (its digest does not match)")
-        try:
-            ids = path / "sample_ids" / "c"
-            if not ids.is_dir():
-                raise KeyError("sample_ids")  # zarr would read empty names
-            self._group = zarr.open_group(path, mode="r+")
-            self.normalized, self.unnormalized, self.norm, self.timestep = (self._group[name] for name in ROW_ARRAYS)
-            self.sample_ids: list[str] = self._group["sample_ids"][:].tolist()
-        except (KeyError, ValueError, OSError) as error:
-            raise StoreError(f"{path}: damaged ({error}); build it again with overwrite") from error
-        self.shape: tuple[int, int, int, int] = self.unnormalized.shape
-        self.shard_rows: int = self.norm.shards[1]
+    def __init__(self, path: str | Path | Place) -> None:
+        self.place = at(path)
+        self.attributes: dict[str, Any] = read_header(self.place)
+        self.recipe = Recipe.from_json(self.attributes["recipe"])
+        self.shape = _shape(self.recipe, self.attributes["pictures"])
+        self.shard_rows: int = self.attributes["shard_rows"]
 
     @classmethod
-    def create(cls, path: Path, recipe: Recipe, sample_ids: Sequence[str], **attributes: Any) -> Self:
-        """Make an empty store, all of it or nothing: it is filled in a folder beside `path` and renamed."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-        try:
-            _create_arrays(draft, recipe, sample_ids, attributes)
-            (draft / "manifest").mkdir()
-            draft.chmod(0o755)
-            for place in draft.rglob("*"):
-                _fsync(place)
-            _fsync(draft)
-            draft.rename(path)
-        except BaseException:
-            shutil.rmtree(draft, ignore_errors=True)
-            raise
-        _fsync(path.parent)
-        return cls(path)
+    def create(cls, path: str | Path | Place, recipe: Recipe, sample_ids: Sequence[str], **attributes: Any) -> Self:
+        """Make an empty store. It is one once its header is there; where another process was faster, it is that one."""
+        place, layout = at(path), {"shard_rows": SHARD_ROWS, "chunk_rows": _chunk_rows(recipe)}
+        skeleton = _skeleton(recipe, sample_ids, **layout)
+        for name, content in skeleton.items():
+            place.publish(name, content)
+        files = {name: hashlib.sha256(content).hexdigest() for name, content in skeleton.items()}
+        header = {
+            "format": FORMAT,
+            "recipe": recipe.to_json(),
+            "digest": recipe.digest,
+            "pictures": len(sample_ids),
+            **layout,
+            "files": files,
+            **attributes,
+        }
+        with suppress(FileExistsError):
+            place.publish(HEADER, seal_header(header), only_new=True)
+        return cls.mended(place, sample_ids)
+
+    @classmethod
+    def mended(cls, path: str | Path | Place, sample_ids: Sequence[str]) -> Self:
+        """The store at a path; what is damaged of its header, its ids and the arrays' metadata is made again."""
+        place = at(path)
+        header = read_header(place)
+        for name in (HEADER, COPY):
+            if next(place.read_many([name])) != seal_header(header):
+                place.publish(name, seal_header(header))
+        if found := differences(place, header["files"]):
+            skeleton = _skeleton(
+                Recipe.from_json(header["recipe"]), sample_ids, header["shard_rows"], header["chunk_rows"]
+            )
+            for name, digest in header["files"].items():
+                if hashlib.sha256(skeleton.get(name, b"")).hexdigest() != digest:
+                    raise StoreError(f"{place}: {found[0]}; only a build over the same data set mends that")
+                place.publish(name, skeleton[name])
+        return cls(place)
+
+    @property
+    def unnormalized(self) -> Any:
+        return self._arrays["unnormalized"]
+
+    @property
+    def normalized(self) -> Any:
+        return self._arrays["normalized"]
+
+    @property
+    def norm(self) -> Any:
+        return self._arrays["norm"]
+
+    @property
+    def timestep(self) -> Any:
+        return self._arrays["timestep"]
+
+    @cached_property
+    def _arrays(self) -> dict[str, Any]:
+        self._require_unchanged("/zarr.json")
+        return {name: zarr.open_array(str(self.place), path=name, mode="r+") for name in ROW_ARRAYS}
+
+    @cached_property
+    def sample_ids(self) -> list[str]:
+        """N distinct strings.
+
+        Raises:
+            StoreError: they are damaged.
+        """
+        self._require_unchanged("sample_ids/")
+        return zarr.open_array(str(self.place), path="sample_ids", mode="r")[:].tolist()
 
     def require_recipe(self, recipe: Recipe, message: str) -> None:
         """Raise RecipeMismatch, naming the fields, unless `recipe` is the store's."""
-        if differences := self.recipe.differences(recipe):
-            raise RecipeMismatch(f"{self.path}: {message}", differences)
+        if differing := self.recipe.differences(recipe):
+            raise RecipeMismatch(f"{self.place}: {message}", differing)
 
     def set_attributes(self, **attributes: Any) -> None:
         """Change attributes that are not part of the recipe."""
         if all(self.attributes.get(name) == value for name, value in attributes.items()):
             return
         self.attributes.update(attributes)
-        whole = json.loads((self.path / "zarr.json").read_text())
-        whole["attributes"]["gradindex"] = self.attributes
-        publish(self.path / "zarr.json", json.dumps(whole, indent=2).encode())
+        for name in (COPY, HEADER):
+            self.place.publish(name, seal_header(self.attributes))
 
     def shards(self) -> list[Shard]:
         """All units of work, checkpoint by checkpoint."""
@@ -114,8 +137,9 @@ class Store:
         ]
 
     def missing(self) -> list[Shard]:
-        """The shards that are not committed, or whose files are not as they were committed."""
-        return [shard for shard in self.shards() if self._entry(shard) is None]
+        """The shards that are not committed, or whose files are not of the sizes that were committed."""
+        committed = {shard for shard, _ in self.committed()}
+        return [shard for shard in self.shards() if shard not in committed]
 
     def write(
         self, shard: Shard, rows: np.ndarray, timestep: np.ndarray, skipped: Sequence[int] = (), pictures: str = ""
@@ -139,30 +163,24 @@ class Store:
         where = (shard.checkpoint, slice(shard.start, shard.stop))
         blocks = {"normalized": normalized, "unnormalized": rows, "norm": norm.astype(np.float32), "timestep": timestep}
         files = [self._file(name, shard) for name in ROW_ARRAYS]
-        for file in (self._entry_file(shard), *files):
-            file.unlink(missing_ok=True)  # zarr would read a damaged file before writing over it
+        for file in (shard.entry, *files):
+            self.place.remove(file)  # zarr would read a damaged file before writing over it
         for name, block in blocks.items():
-            self._group[name][where] = block
-        for file in files:
-            _fsync(file)
-            _fsync(file.parent)
+            self._arrays[name][where] = block
+        self.place.settle(files)
         for name, block in blocks.items():
-            if not np.array_equal(self._group[name][where], block):
-                raise StoreError(f"{self.path}: the disk gave back other numbers than were written to {name}")
+            if not np.array_equal(self._arrays[name][where], block):
+                raise StoreError(f"{self.place}: the disk gave back other numbers than were written to {name}")
         entry = {
             "checkpoint": shard.checkpoint,
             "rows": [shard.start, shard.stop],
-            "sample_ids": self._ids_digest(shard),
             "recipe": self.recipe.digest,
             "zero_gradients": int((norm == 0).sum()) - len(skipped) * self.shape[2],
             "skipped": list(skipped),
             "pictures": pictures,
-            "files": {
-                file.relative_to(self.path).as_posix(): {"bytes": file.stat().st_size, "sha256": file_digest(file)}
-                for file in files
-            },
+            "files": {file: {"bytes": self.place.size(file), "sha256": self.place.digest(file)} for file in files},
         }
-        publish(self._entry_file(shard), json.dumps(entry, indent=1).encode())
+        self.place.publish(shard.entry, seal(entry))
 
     def entries(self) -> list[dict[str, Any]]:
         """The manifest entry of every shard.
@@ -170,19 +188,39 @@ class Store:
         Raises:
             StoreError: a shard is missing or damaged.
         """
-        shards, committed = self.shards(), self.committed()
+        shards, committed = self.shards(), list(self.committed())
         if len(committed) < len(shards):
             done = {shard for shard, _ in committed}
             first = next(shard for shard in shards if shard not in done)
             raise StoreError(
-                f"{self.path}: {len(shards) - len(done)} of {len(shards)} shards are missing or damaged"
+                f"{self.place}: {len(shards) - len(done)} of {len(shards)} shards are missing or damaged"
                 f" ({first.name} first); run the same build again, it makes only those"
             )
         return [entry for _, entry in committed]
 
-    def committed(self) -> list[tuple[Shard, dict[str, Any]]]:
-        """The finished shards with their manifest entries."""
-        return [(shard, entry) for shard in self.shards() if (entry := self._entry(shard)) is not None]
+    def committed(self) -> Iterator[tuple[Shard, dict[str, Any]]]:
+        """The finished shards with their manifest entries: those whose files have the sizes that the entry says."""
+        sizes, shards = self.place.files(*ROW_ARRAYS), self.shards()
+        for shard, content in zip(shards, self.place.read_many(shard.entry for shard in shards), strict=True):
+            with suppress(ValueError):
+                entry = self.entry(shard, content)
+                if all(sizes.get(name) == facts["bytes"] for name, facts in entry["files"].items()):
+                    yield shard, entry
+
+    def entry(self, shard: Shard, content: bytes | None) -> dict[str, Any]:
+        """A shard's manifest entry, from what its file holds; ValueError, saying what is wrong, unless it is whole."""
+        entry = unseal(content)
+        mine = {"checkpoint": shard.checkpoint, "rows": [shard.start, shard.stop], "recipe": self.recipe.digest}
+        if {name: entry.get(name) for name in mine} != mine:
+            raise ValueError("belongs elsewhere")
+        return entry
+
+    def damaged(self, entry: Mapping[str, Any], array: str = "") -> list[str]:
+        """Which files of a committed shard, or those of one array, are not as they were; every byte is read."""
+        files = {
+            name: facts["sha256"] for name, facts in entry["files"].items() if array in ("", name.partition("/")[0])
+        }
+        return differences(self.place, files)
 
     def skipped(self) -> list[int]:
         """Row numbers without a picture, at any checkpoint."""
@@ -199,15 +237,28 @@ class Store:
         Raises:
             StoreError: a checksum does not match.
         """
-        array = self._group[name]
+        array = self._arrays[name]
         try:
             if isinstance(rows, slice):
                 return array[checkpoint, rows]
             runs = _runs(rows, array.chunks[1])
             return np.concatenate([array[checkpoint, run[0] : run[-1] + 1][run - run[0]] for run in runs])
         except (ValueError, OSError) as error:
-            files = ", ".join(self._changed_files(name)) or "its metadata"
-            raise StoreError(f"{self.path}: {name} is damaged: delete {files} and run the same build again") from error
+            raise StoreError(
+                f"{self.place}: {name} is damaged ({error}); run the same build again, it mends that"
+            ) from error
+
+    def read_rows(self, checkpoint: int, rows: slice | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Unnormalized rows [B, T, D] float64 and their norms [B, T], as `read` reads them.
+
+        Raises:
+            StoreError: also when rows and norms disagree, as where a file is missing or another lies in its place.
+        """
+        u = self.read("unnormalized", checkpoint, rows).astype(np.float64)
+        norm = self.read("norm", checkpoint, rows).astype(np.float64)
+        if not np.allclose(np.linalg.norm(u, axis=2), norm, rtol=1e-5, atol=0):
+            raise StoreError(f"{self.place}: rows and their norms disagree; run the same build again, it mends that")
+        return u, norm
 
     def blocks(self) -> Iterator[slice]:
         """Slices of rows that are read best together: one shard each."""
@@ -215,34 +266,15 @@ class Store:
             if shard.checkpoint == 0:
                 yield slice(shard.start, shard.stop)
 
-    def _changed_files(self, name: str) -> list[str]:
-        """The files of an array that are not as they were committed."""
-        return [
-            file
-            for entry in self.entries()
-            for file, facts in entry["files"].items()
-            if file.startswith(f"{name}/") and file_digest(self.path / file) != facts["sha256"]
-        ]
+    def _file(self, name: str, shard: Shard) -> str:
+        trailing = "/0" * (self._arrays[name].ndim - 2)
+        return f"{name}/c/{shard.checkpoint}/{shard.number}{trailing}"
 
-    def _file(self, name: str, shard: Shard) -> Path:
-        trailing = "/0" * (self._group[name].ndim - 2)
-        return self.path / name / f"c/{shard.checkpoint}/{shard.number}{trailing}"
-
-    def _entry_file(self, shard: Shard) -> Path:
-        return self.path / "manifest" / f"{shard.name}.json"
-
-    def _ids_digest(self, shard: Shard) -> str:
-        return hashlib.sha256("\n".join(self.sample_ids[shard.start : shard.stop]).encode()).hexdigest()
-
-    def _entry(self, shard: Shard) -> dict[str, Any] | None:
-        """A shard's manifest entry; None unless it is there and its files have the sizes that it says."""
-        try:
-            entry = json.loads(self._entry_file(shard).read_text())
-            sizes = all((self.path / name).stat().st_size == facts["bytes"] for name, facts in entry["files"].items())
-            same = entry["recipe"] == self.recipe.digest and entry["sample_ids"] == self._ids_digest(shard)
-        except (OSError, ValueError, KeyError):
-            return None
-        return entry if sizes and same else None
+    def _require_unchanged(self, part: str) -> None:
+        """Raise StoreError when a file of the header's list with this in its name is not as it was made."""
+        files = {name: digest for name, digest in self.attributes["files"].items() if part in name}
+        if found := differences(self.place, files):
+            raise StoreError(f"{self.place}: {found[0]}; run the same build again, it mends that")
 
 
 def _runs(rows: np.ndarray, chunk: int) -> list[np.ndarray]:
@@ -252,58 +284,11 @@ def _runs(rows: np.ndarray, chunk: int) -> list[np.ndarray]:
     return np.split(rows, np.flatnonzero(gaps) + 1)
 
 
-def is_store(path: Path) -> bool:
-    """Whether a folder holds a gradient store of any version."""
-    try:
-        return "gradindex" in json.loads((path / "zarr.json").read_text())["attributes"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def publish(file: Path, content: bytes) -> None:
-    """Write a file so that after a crash it is there whole or not at all."""
-    file.parent.mkdir(exist_ok=True)
-    handle, draft = tempfile.mkstemp(prefix=f".{file.name}-", dir=file.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(draft, 0o644)
-        os.replace(draft, file)
-    except BaseException:
-        Path(draft).unlink(missing_ok=True)
-        raise
-    _fsync(file.parent)
-
-
-def file_digest(file: Path) -> str:
-    """SHA-256 hex of a file's bytes."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _read_header(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise CallError(f"{path}: no such index; make it with `gradindex build`")
-    if not is_store(path):
-        raise CallError(f"{path}: not a gradindex index (no zarr.json of one)")
-    header = json.loads((path / "zarr.json").read_text())["attributes"]["gradindex"]
-    if header.get("format") != FORMAT:
-        raise StoreError(
-            f"{path}: format version {header.get('format')}, this gradindex reads {FORMAT}: update gradindex"
-        )
-    if absent := {"recipe", "digest"} - header.keys():
-        raise StoreError(f"{path}: zarr.json lacks {', '.join(sorted(absent))}; build it again with overwrite")
-    return header
-
-
-def _create_arrays(path: Path, recipe: Recipe, sample_ids: Sequence[str], attributes: dict[str, Any]) -> None:
-    header = {"format": FORMAT, "recipe": recipe.to_json(), "digest": recipe.digest, **attributes}
-    group = zarr.create_group(path, attributes={"gradindex": header})
-    shape = (len(recipe.checkpoints), len(sample_ids), recipe.per_picture, recipe.dim)
-    shard_rows = min(SHARD_ROWS, len(sample_ids))
-    chunk_rows = next(n for n in range(shard_rows, 0, -1) if (shard_rows % n == 0 and _fits(n, shape)) or n == 1)
+def _skeleton(recipe: Recipe, sample_ids: Sequence[str], shard_rows: int, chunk_rows: int) -> dict[str, bytes]:
+    """The files of an empty store but its header: ids, and the arrays' metadata. They depend on the arguments alone."""
+    memory: dict[str, Any] = {}
+    group = zarr.create_group(memory)
+    shape = _shape(recipe, len(sample_ids))
     types = {"normalized": "float16", "unnormalized": "float32", "norm": "float32", "timestep": "float32"}
     for name in ROW_ARRAYS:
         full = shape if name in ("normalized", "unnormalized") else shape[:3]
@@ -325,15 +310,14 @@ def _create_arrays(path: Path, recipe: Recipe, sample_ids: Sequence[str], attrib
             "sample_ids", shape=(count,), dtype="string", chunks=(min(count, 65536),), compressors=[Crc32cCodec()]
         )
     ids[:] = np.array(sample_ids, dtype=object)
+    return {name: content.to_bytes() for name, content in memory.items() if name != HEADER}
 
 
-def _fits(rows: int, shape: tuple[int, ...]) -> bool:
-    return rows * shape[2] * shape[3] * 4 <= CHUNK_BYTES
+def _chunk_rows(recipe: Recipe) -> int:
+    """The most pictures that divide a shard and fit a chunk."""
+    picture = recipe.per_picture * recipe.dim * 4
+    return next(n for n in range(SHARD_ROWS, 0, -1) if n == 1 or (SHARD_ROWS % n == 0 and n * picture <= CHUNK_BYTES))
 
 
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _shape(recipe: Recipe, pictures: int) -> tuple[int, int, int, int]:
+    return len(recipe.checkpoints), pictures, recipe.per_picture, recipe.dim

@@ -84,12 +84,14 @@ def find_strong(denoiser: Denoiser, work: Work, batch_size: int) -> tuple[str, .
 def fill(store: Store, work: Work, denoisers: Checkpoints, batch_size: int) -> None:
     """Make every shard that is missing, checkpoint by checkpoint; the next is read and the last written meanwhile."""
     recipe = work.recipe
-    repairable = [
+    committed = tqdm(list(store.committed()), unit="shard", desc="checking", delay=2, disable=None)
+    again = [
         shard
-        for shard, entry in store.committed()
-        if not work.skip_bad and any(not work.left_out(shard.checkpoint, row) for row in entry["skipped"])
+        for shard, entry in committed
+        if store.damaged(entry)
+        or (not work.skip_bad and any(not work.left_out(shard.checkpoint, row) for row in entry["skipped"]))
     ]
-    missing = sorted(store.missing() + repairable, key=lambda shard: (shard.checkpoint, shard.start))
+    missing = sorted(store.missing() + again, key=lambda shard: (shard.checkpoint, shard.start))
     events = recipe.per_picture * recipe.draws * sum(shard.stop - shard.start for shard in missing)
     written: Future[None] | None = None
 

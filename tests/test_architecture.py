@@ -12,6 +12,7 @@ FLOORS = [
     "cli",
     "demo",
     "diagnose",
+    "verify",
     "builder",
     "work",
     "training_log",
@@ -22,6 +23,7 @@ FLOORS = [
     "scoring",
     "index",
     "store",
+    "manifest",
     "gradients.rows",
     "gradients.capture",
     "gradients.bare",
@@ -32,6 +34,7 @@ FLOORS = [
     "denoiser",
     "dataset",
     "recipe",
+    "place",
     "errors",
 ]
 
@@ -43,6 +46,7 @@ HOMES = {
     "datasets": {"dataset"},
     "zarr": {"store"},
     "faiss": {"index"},
+    "fsspec": {"place"},
     "sklearn": {"demo"},
     "PIL": {"dataset", "search", "results", "demo"},
     "pyarrow": {"dataset", "training_log"},
@@ -53,7 +57,7 @@ HOMES = {
         *(f"gradients.{room}" for room in ("rows", "capture", "bare", "layers", "projection")),
     },
     "matplotlib": {"diagnose"},
-    "tqdm": {"work", "demo", "diagnose", "index", "scoring", "search"},
+    "tqdm": {"work", "demo", "diagnose", "index", "scoring", "search", "verify"},
 }
 
 

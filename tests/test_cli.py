@@ -160,8 +160,8 @@ def test_failures_have_status_1(built: Path, model: Path, pictures: Path, querie
     done = run(*command, "--skip-bad")
     assert (done.returncode, "9 (1 skipped)" in done.stderr) == (0, True)
     shutil.copytree(built, tmp_path / "newer")
-    header = tmp_path / "newer/zarr.json"
-    header.write_text(header.read_text().replace('"format": 1', '"format": 9'))
+    for header in (tmp_path / "newer/zarr.json", tmp_path / "newer/manifest/header.json"):
+        header.write_text(header.read_text().replace('"format": 1', '"format": 9'))
     done = run("query", tmp_path / "newer", queries[0])
     assert (done.returncode, "format version 9, this gradindex reads 1" in done.stderr) == (1, True)
 
@@ -172,7 +172,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, model: Path) -> None:
     command = [sys.executable, "-m", "gradindex.cli", "build", str(tmp_path / "idx"), "--model", str(model)]
     command += ["--data", str(data), "--timesteps", "30", "--dim", "16"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / "idx").exists():
+    while not (tmp_path / "idx/zarr.json").exists():
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)

@@ -218,9 +218,9 @@ def test_pictures_without_events(tmp_path: Path, build: Build, queries: list[Pat
     index = build(log, missing="skip")
     assert index.store.skipped() == [0, 1]
     assert np.isnan(index.scores(queries, query_timesteps=2, query_draws=1)).sum(1).tolist() == [2, 2]
-    before = (index.store.path / "manifest/c000-s000000.json").stat().st_mtime_ns
+    before = (index.store.place.path / "manifest/c000-s000000.json").stat().st_mtime_ns
     build(log, missing="skip")  # nothing to repair
-    assert (index.store.path / "manifest/c000-s000000.json").stat().st_mtime_ns == before
+    assert (index.store.place.path / "manifest/c000-s000000.json").stat().st_mtime_ns == before
     with pytest.raises(gradindex.GradindexError, match="log: "):
         build(log, missing="grid")
     index = build(log, missing="grid", events=2, overwrite=True)

@@ -1,7 +1,6 @@
 """A query: FAISS proposes, the store decides, and nothing that does not fit is compared."""
 
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from gradindex import index as index_module
 from gradindex import search as search_module
 from gradindex.errors import CallError, MissingPackage, RecipeMismatch
 from gradindex.index import load_index, search_vectors
+from gradindex.manifest import COPY, HEADER, seal, seal_header, unseal
 from gradindex.recipe import Recipe
 from gradindex.store import Store
 
@@ -223,13 +223,14 @@ def test_a_store_made_by_other_noise_code_is_refused(
 ) -> None:
     """A store whose noise or projection version is not this package's gives no scores."""
     place = tmp_path / "copy"
-    shutil.copytree(index.store.path, place)
+    shutil.copytree(index.store.place.path, place)
     old = Recipe.from_json({**index.store.recipe.to_json(), "projection_version": 0})
-    header = json.loads((place / "zarr.json").read_text())
-    header["attributes"]["gradindex"] |= {"recipe": old.to_json(), "digest": old.digest}
-    (place / "zarr.json").write_text(json.dumps(header))
-    for file in (place / "manifest").iterdir():
-        file.write_text(re.sub('"recipe": "[^"]*"', f'"recipe": "{old.digest}"', file.read_text()))
+    header = seal_header({**index.store.attributes, "recipe": old.to_json(), "digest": old.digest})
+    for name in (HEADER, COPY):
+        (place / name).write_bytes(header)
+    for shard in index.store.shards():
+        entry = place / shard.entry
+        entry.write_bytes(seal({**unseal(entry.read_bytes()), "recipe": old.digest}))
     with pytest.raises(RecipeMismatch, match="projection_version: 0, now 3"):
         gradindex.open(place).scores(queries)
 

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from gradindex import store as store_module
 from gradindex.errors import CallError, RecipeMismatch, StoreError
+from gradindex.manifest import COPY, HEADER, Shard, is_store, seal_header
+from gradindex.place import Disk, at
 from gradindex.recipe import Recipe, grid
-from gradindex.store import ROW_ARRAYS, Shard, Store, is_store
+from gradindex.store import ROW_ARRAYS, Store
 
 RECIPE = Recipe(
     model="UNet2DModel",
@@ -154,24 +156,46 @@ def test_a_flipped_byte_is_an_error_when_read(tmp_path: Path, name: str) -> None
     content = bytearray(file.read_bytes())
     content[5] ^= 1
     file.write_bytes(content)
-    with pytest.raises(StoreError, match=rf"{name} is damaged: delete {name}/c/0/0.* and run the same build again"):
+    with pytest.raises(StoreError, match=rf"{name} is damaged \(.*\); run the same build again"):
         Store(tmp_path / "idx").read(name, 0, slice(0, 10))
 
 
 def test_a_store_of_a_newer_format_is_refused(tmp_path: Path) -> None:
     Store.create(tmp_path / "idx", RECIPE, IDS)
-    header = tmp_path / "idx" / "zarr.json"
-    header.write_text(header.read_text().replace('"format": 1', '"format": 2'))
+    for name in (HEADER, COPY):
+        file = tmp_path / "idx" / name
+        header = json.loads(file.read_text())["attributes"]["gradindex"]
+        file.write_bytes(seal_header({**header, "format": 2}))
     with pytest.raises(StoreError, match="format version 2, this gradindex reads 1: update gradindex"):
         Store(tmp_path / "idx")
 
 
-def test_a_changed_recipe_is_seen(tmp_path: Path) -> None:
+def test_a_changed_header_is_not_believed(tmp_path: Path) -> None:
+    """Its copy is; where both were changed, the store is refused."""
     Store.create(tmp_path / "idx", RECIPE, IDS)
-    header = tmp_path / "idx" / "zarr.json"
+    header, copy = tmp_path / "idx" / HEADER, tmp_path / "idx" / COPY
     header.write_text(header.read_text().replace('"seed": 0', '"seed": 1'))
+    assert Store(tmp_path / "idx").recipe == RECIPE
+    assert Store.mended(tmp_path / "idx", IDS).recipe == RECIPE
+    assert header.read_bytes() == copy.read_bytes()
+    for file in (header, copy):
+        file.write_text(file.read_text().replace('"seed": 0', '"seed": 1'))
     with pytest.raises(StoreError, match="changed by hand"):
         Store(tmp_path / "idx")
+
+
+@pytest.mark.parametrize("name", ["norm/zarr.json", "sample_ids/zarr.json", "sample_ids/c/0"])
+def test_damaged_metadata_and_ids_are_mended_from_the_same_pictures(tmp_path: Path, name: str) -> None:
+    store = fill(Store.create(tmp_path / "idx", RECIPE, IDS))
+    file = tmp_path / "idx" / name
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(StoreError, match=f"{name} was changed; run the same build again"):
+        _ = Store(tmp_path / "idx").norm if "norm" in name else Store(tmp_path / "idx").sample_ids
+    with pytest.raises(StoreError, match=f"{name} was changed; only a build over the same data set mends that"):
+        Store.mended(tmp_path / "idx", [*IDS[:-1], "another.png", "one.png"])
+    assert Store.mended(tmp_path / "idx", IDS).state() == store.state()
+    assert file.read_bytes() == whole
 
 
 def test_a_recipe_with_unknown_fields_is_refused() -> None:
@@ -180,18 +204,34 @@ def test_a_recipe_with_unknown_fields_is_refused() -> None:
 
 
 def test_a_folder_that_is_no_index(tmp_path: Path) -> None:
+    (tmp_path / "other.txt").touch()
     with pytest.raises(CallError, match="not a gradindex index"):
         Store(tmp_path)
+    with pytest.raises(CallError, match="not a gradindex index"):
+        Store(tmp_path / "other.txt")
     with pytest.raises(CallError, match="no such index"):
         Store(tmp_path / "absent")
 
 
-def test_creation_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "_create_arrays", lambda *args: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
-        Store.create(tmp_path / "idx", RECIPE, IDS)
-    assert not is_store(tmp_path / "idx")
-    assert list(tmp_path.iterdir()) == []
+def test_creation_is_all_or_nothing(tmp_path: Path) -> None:
+    """Whichever file the crash comes before, there is no store, and creating it again makes one."""
+    publish = Disk.publish
+    for limit in range(6):
+
+        def fail(place: Disk, name: str, content: bytes, *, only_new: bool = False) -> None:
+            if len(place.files()) == limit:  # noqa: B023
+                raise OSError("disk full")
+            publish(place, name, content, only_new=only_new)
+
+        with mock.patch.object(Disk, "publish", fail), pytest.raises(OSError, match="disk full"):
+            Store.create(tmp_path / str(limit), RECIPE, IDS)
+        assert not is_store(at(tmp_path / str(limit)))
+        assert Store.create(tmp_path / str(limit), RECIPE, IDS).sample_ids == IDS
+
+
+def test_the_first_of_two_that_create_a_store_wins(tmp_path: Path) -> None:
+    Store.create(tmp_path / "idx", RECIPE, IDS, weights=[1])
+    assert Store.create(tmp_path / "idx", RECIPE, IDS, weights=[2]).attributes["weights"] == [1]
 
 
 def test_recipes_differ_field_by_field() -> None:

@@ -1,0 +1,220 @@
+"""Where an index lies: a folder on a disk, or a URL of an object store. Names in it are relative, with slashes."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from gradindex.errors import CallError, MissingPackage, StoreError, first_line
+
+AT_ONCE = 256  # small objects that are fetched side by side
+
+
+class Disk:
+    """A folder; what is published in it is there whole or not at all, and survives a power failure."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __str__(self) -> str:
+        """As zarr opens it."""
+        return str(self.path)
+
+    def exists(self) -> bool:
+        """Whether anything is there, be it an empty folder."""
+        return self.path.exists()
+
+    def names(self) -> set[str]:
+        """What lies in it, folders too, or the file itself that is there."""
+        if self.path.is_dir():
+            return set(os.listdir(self.path))
+        return {self.path.name} if self.path.exists() else set()
+
+    def set_aside(self) -> None:
+        """Rename it to NAME.replaced, until `drop_aside`; what is aside already stays, and this goes."""
+        if self._aside.exists():
+            shutil.rmtree(self.path)
+        else:
+            self.path.rename(self._aside)
+
+    def drop_aside(self) -> None:
+        """Delete what was set aside."""
+        shutil.rmtree(self._aside, ignore_errors=True)
+
+    @property
+    def _aside(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.replaced")
+
+    def read(self, name: str) -> bytes:
+        """The content of a file; FileNotFoundError when there is none."""
+        return (self.path / name).read_bytes()
+
+    def read_many(self, names: Iterable[str]) -> Iterator[bytes | None]:
+        """The contents of files, one by one; None where there is none."""
+        for name in names:
+            try:
+                yield self.read(name)
+            except (FileNotFoundError, NotADirectoryError):
+                yield None
+
+    def publish(self, name: str, content: bytes, *, only_new: bool = False) -> None:
+        """Write a file; FileExistsError when it has to be new and is not."""
+        file = self.path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, draft = tempfile.mkstemp(prefix=f".{file.name}-", dir=file.parent)
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.chmod(draft, 0o644)
+            if only_new:
+                os.link(draft, file)
+                os.unlink(draft)
+            else:
+                os.replace(draft, file)
+        except BaseException:
+            Path(draft).unlink(missing_ok=True)
+            raise
+        _fsync(file.parent)
+
+    def remove(self, name: str) -> None:
+        """Delete a file, if it is there."""
+        (self.path / name).unlink(missing_ok=True)
+
+    def files(self, *folders: str) -> dict[str, int]:
+        """The bytes of each file in some folders, by name, or in all; drafts that a crash left are not among them."""
+        found: dict[str, int] = {}
+        for parent, _, names in chain.from_iterable(os.walk(self.path / folder) for folder in folders or [""]):
+            place = os.path.relpath(parent, self.path)
+            for name in names:
+                if not name.startswith("."):
+                    whole = name if place == "." else f"{place}/{name}"
+                    found[whole] = os.stat(os.path.join(parent, name)).st_size
+        return found
+
+    def size(self, name: str) -> int:
+        """The bytes of a file; FileNotFoundError when there is none."""
+        return (self.path / name).stat().st_size
+
+    def settle(self, names: Iterable[str]) -> None:
+        """Have files that another library wrote survive a power failure."""
+        for name in names:
+            _fsync(self.path / name)
+            _fsync((self.path / name).parent)
+
+    def digest(self, name: str) -> str:
+        """SHA-256 hex of a file; FileNotFoundError when there is none."""
+        with (self.path / name).open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+class Bucket:
+    """A folder of an object store, or of anything else that fsspec knows: `s3://bucket/index`."""
+
+    def __init__(self, url: str) -> None:
+        import fsspec
+
+        self.url = url.rstrip("/")
+        try:
+            self._fs, self._root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
+        except ImportError as error:
+            raise MissingPackage(f"{url}: {first_line(error)}; for s3, pip install 'gradindex[s3]'") from error
+        except ValueError as error:
+            raise StoreError(f"{url}: {first_line(error)}") from error
+
+    def __str__(self) -> str:
+        return self.url
+
+    def exists(self) -> bool:
+        return bool(self.names())
+
+    def names(self) -> set[str]:
+        with suppress(FileNotFoundError):
+            return {name.rstrip("/").rpartition("/")[2] for name in self._call("ls", self._root, detail=False)}
+        return set()
+
+    def set_aside(self) -> None:
+        raise CallError(f"{self.url}: an object store overwrites nothing; delete it yourself, or give another URL")
+
+    def drop_aside(self) -> None:
+        """Nothing was set aside."""
+
+    def read(self, name: str) -> bytes:
+        return self._call("cat_file", self._key(name))
+
+    def read_many(self, names: Iterable[str]) -> Iterator[bytes | None]:
+        for some in batched(names, AT_ONCE):
+            keys = [self._key(name) for name in some]
+            found = self._call("cat", keys, on_error="return")
+            for key in keys:
+                content = found[key]
+                if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
+                    raise self._failed(content)
+                yield content if isinstance(content, bytes) else None
+
+    def publish(self, name: str, content: bytes, *, only_new: bool = False) -> None:
+        self._call("pipe_file", self._key(name), content, mode="create" if only_new else "overwrite")
+
+    def remove(self, name: str) -> None:
+        with suppress(FileNotFoundError):
+            self._call("rm_file", self._key(name))
+
+    def files(self, *folders: str) -> dict[str, int]:
+        found = [self._call("find", self._key(folder), detail=True) for folder in folders or [""]]
+        return {name[len(self._root) + 1 :]: facts["size"] for some in found for name, facts in some.items()}
+
+    def size(self, name: str) -> int:
+        return self._call("size", self._key(name))
+
+    def settle(self, names: Iterable[str]) -> None:
+        """An object is durable once it is there."""
+
+    def digest(self, name: str) -> str:
+        with self._call("open", self._key(name), "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+
+    def _key(self, name: str) -> str:
+        return f"{self._root}/{name}" if name else self._root
+
+    def _call(self, verb: str, *args: Any, **options: Any) -> Any:
+        """A call of the file system, whose libraries raise whatever they like."""
+        try:
+            return getattr(self._fs, verb)(*args, **options)
+        except (FileNotFoundError, FileExistsError):
+            raise
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> StoreError:
+        return StoreError(f"{self.url}: {first_line(error)}; what was committed stays, run it again")
+
+
+Place = Disk | Bucket
+
+
+def at(path: str | Path | Place) -> Place:
+    """The place at a path or URL."""
+    if isinstance(path, Disk | Bucket):
+        return path
+    return Bucket(path) if isinstance(path, str) and "://" in path else Disk(Path(path))
+
+
+def batched(items: Iterable[str], count: int) -> Iterator[list[str]]:
+    """Lists of up to `count` items."""
+    rest = iter(items)
+    while some := list(islice(rest, count)):
+        yield some
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,110 @@
+"""`verify`: whatever is done to a file of an index, its name is in the answer, and nothing else is."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gradindex
+from gradindex import store as store_module
+from gradindex.errors import StoreError
+from gradindex.verify import damages
+
+Damage = Callable[[Path], None]
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[np.random.default_rng(len(content)).integers(len(content))] ^= 1
+    file.write_bytes(content)
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def swap(file: Path) -> None:
+    """Put a sibling's content in its place, as a copy gone wrong would."""
+    others = [other for other in file.parent.parent.rglob(f"*{file.suffix}") if other.is_file() and other != file]
+    same = [other for other in others if other.read_bytes() != file.read_bytes()]
+    file.write_bytes(same[0].read_bytes() if same else b"another file")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, model: Path, pictures: Path) -> Path:
+    """Nine pictures in shards of four at one checkpoint."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store_module, "SHARD_ROWS", 4)
+        place = tmp_path_factory.mktemp("built") / "idx"
+        gradindex.build(place, model=model, data=pictures, timesteps=2, dim=16, device="cpu")
+    return place
+
+
+def files_of(index: Path) -> list[str]:
+    return sorted(file.relative_to(index).as_posix() for file in index.rglob("*") if file.is_file())
+
+
+def test_a_whole_index_has_no_damage(built: Path) -> None:
+    assert list(damages(built)) == []
+    assert len(files_of(built)) == 5 + 1 + 2 + 3 * (4 + 1) + 4  # metadata, ids, header and copy, shards, FAISS
+
+
+@pytest.mark.parametrize("damage", [flip, cut, empty, swap, Path.unlink])
+def test_every_damaged_file_is_named(built: Path, tmp_path: Path, damage: Damage) -> None:
+    for number, name in enumerate(files_of(built)):
+        place = tmp_path / str(number)
+        shutil.copytree(built, place)
+        damage(place / name)
+        assert [line.split()[0] for line in damages(place)] == [name]
+
+
+def test_all_damages_are_named_at_once_and_mended(built: Path, tmp_path: Path, model: Path, pictures: Path) -> None:
+    place = tmp_path / "idx"
+    shutil.copytree(built, place)
+    names = [name for name in files_of(place) if name != "zarr.json"]
+    for name in names:
+        flip(place / name)
+    found = {line.split()[0] for line in damages(place)}
+    unknown = {name for name in names if name.endswith(".faiss") or ("/c/" in name and "sample_ids" not in name)}
+    assert found == set(names) - unknown  # what described these is damaged itself
+    gradindex.build(place, model=model, data=pictures, timesteps=2, dim=16, device="cpu")
+    assert list(damages(place)) == []
+    for name in files_of(built):
+        assert (place / name).read_bytes() == (built / name).read_bytes()
+
+
+@pytest.mark.parametrize("method", ["tracin", "retrac"])
+@pytest.mark.parametrize("damage", [flip, cut, empty, swap, Path.unlink])
+def test_no_answer_comes_from_damaged_files(
+    built: Path, tmp_path: Path, queries: list[Path], damage: Damage, method: str
+) -> None:
+    """A query of an index that was open before or is opened after: the true answer, or an error."""
+    truth = gradindex.open(built).scores(queries, method)
+    top = [result.ids for result in gradindex.open(built).query(queries, 3, method)]
+    refused = 0
+    for number, name in enumerate(files_of(built)):
+        place = tmp_path / str(number)
+        shutil.copytree(built, place)
+        before = gradindex.open(place)
+        damage(place / name)
+        for index in (lambda: before, lambda: gradindex.open(place)):  # noqa: B023
+            try:
+                np.testing.assert_array_equal(index().scores(queries, method), truth)
+                assert [result.ids for result in index().query(queries, 3, method)] == top
+            except StoreError:
+                refused += 1
+    assert refused >= 2 * 3 * 2  # at least the files that scores are made of
+
+
+def test_an_unfinished_index_names_what_is_missing(built: Path, tmp_path: Path) -> None:
+    place = tmp_path / "idx"
+    shutil.copytree(built, place)
+    (place / "manifest/c000-s000001.json").unlink()
+    shutil.rmtree(place / "faiss")
+    assert list(damages(place)) == ["manifest/c000-s000001.json is missing: pictures 4 to 7 do not count"]
