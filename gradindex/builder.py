@@ -10,6 +10,7 @@ import numpy as np
 
 from gradindex import index as faiss_index
 from gradindex import search
+from gradindex.arrays import ROW_ARRAYS
 from gradindex.dataset import Columns, Dataset, open_dataset
 from gradindex.denoiser import DTYPES, Checkpoints, resolve_device
 from gradindex.errors import CallError, DataError, GradindexError, RecipeMismatch
@@ -18,7 +19,7 @@ from gradindex.gradients.rows import check_capture, choose_parameters, fitting_b
 from gradindex.manifest import is_store
 from gradindex.place import Place, at
 from gradindex.recipe import LOSSES, NOISES, Recipe, grid, require, require_positive
-from gradindex.store import ROW_ARRAYS, Store
+from gradindex.store import Store
 from gradindex.training_log import MISSING, LoggedCheckpoint, TrainingLog, open_log, training_weights
 from gradindex.work import Work, fill, find_strong
 

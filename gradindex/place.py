@@ -98,16 +98,6 @@ class Disk:
                     found[whole] = os.stat(os.path.join(parent, name)).st_size
         return found
 
-    def size(self, name: str) -> int:
-        """The bytes of a file; FileNotFoundError when there is none."""
-        return (self.path / name).stat().st_size
-
-    def settle(self, names: Iterable[str]) -> None:
-        """Have files that another library wrote survive a power failure."""
-        for name in names:
-            _fsync(self.path / name)
-            _fsync((self.path / name).parent)
-
     def digest(self, name: str) -> str:
         """SHA-256 hex of a file; FileNotFoundError when there is none."""
         with (self.path / name).open("rb") as stream:
@@ -168,12 +158,6 @@ class Bucket:
     def files(self, *folders: str) -> dict[str, int]:
         found = [self._call("find", self._key(folder), detail=True) for folder in folders or [""]]
         return {name[len(self._root) + 1 :]: facts["size"] for some in found for name, facts in some.items()}
-
-    def size(self, name: str) -> int:
-        return self._call("size", self._key(name))
-
-    def settle(self, names: Iterable[str]) -> None:
-        """An object is durable once it is there."""
 
     def digest(self, name: str) -> str:
         with self._call("open", self._key(name), "rb") as stream:

@@ -1,11 +1,10 @@
 """The gradient store: format v1, specified in docs/format.md.
 
 The unit of work is a shard: up to `shard_rows` pictures of one checkpoint. A shard counts once its manifest entry
-is there, and the entry is published last: chunks written → fsync → read back → manifest entry.
+is there, and the entry is published last: files written → fsync → read back → manifest entry.
 """
 
 import hashlib
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -13,15 +12,13 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import zarr
-from zarr.codecs import Crc32cCodec
 
+from gradindex.arrays import IDS, ROW_ARRAYS, open_array, shard_file, shard_key, skeleton
 from gradindex.errors import RecipeMismatch, StoreError
 from gradindex.manifest import COPY, FORMAT, HEADER, Shard, differences, read_header, seal, seal_header, unseal
 from gradindex.place import Place, at
 from gradindex.recipe import Recipe
 
-ROW_ARRAYS = ("normalized", "unnormalized", "norm", "timestep")
 SHARD_ROWS = 256  # pictures in a shard: what an interruption can cost
 CHUNK_BYTES = 2 << 20  # unnormalized bytes in a chunk: the least that a read fetches
 RUN = 16  # chunks that scattered rows are read from at once, at most
@@ -47,10 +44,10 @@ class Store:
     def create(cls, path: str | Path | Place, recipe: Recipe, sample_ids: Sequence[str], **attributes: Any) -> Self:
         """Make an empty store. It is one once its header is there; where another process was faster, it is that one."""
         place, layout = at(path), {"shard_rows": SHARD_ROWS, "chunk_rows": _chunk_rows(recipe)}
-        skeleton = _skeleton(recipe, sample_ids, **layout)
-        for name, content in skeleton.items():
+        empty = skeleton(_shape(recipe, len(sample_ids)), sample_ids, **layout)
+        for name, content in empty.items():
             place.publish(name, content)
-        files = {name: hashlib.sha256(content).hexdigest() for name, content in skeleton.items()}
+        files = {name: hashlib.sha256(content).hexdigest() for name, content in empty.items()}
         header = {
             "format": FORMAT,
             "recipe": recipe.to_json(),
@@ -73,13 +70,12 @@ class Store:
             if next(place.read_many([name])) != seal_header(header):
                 place.publish(name, seal_header(header))
         if found := differences(place, header["files"]):
-            skeleton = _skeleton(
-                Recipe.from_json(header["recipe"]), sample_ids, header["shard_rows"], header["chunk_rows"]
-            )
+            shape = _shape(Recipe.from_json(header["recipe"]), len(sample_ids))
+            empty = skeleton(shape, sample_ids, header["shard_rows"], header["chunk_rows"])
             for name, digest in header["files"].items():
-                if hashlib.sha256(skeleton.get(name, b"")).hexdigest() != digest:
+                if hashlib.sha256(empty.get(name, b"")).hexdigest() != digest:
                     raise StoreError(f"{place}: {found[0]}; only a build over the same data set mends that")
-                place.publish(name, skeleton[name])
+                place.publish(name, empty[name])
         return cls(place)
 
     @property
@@ -101,7 +97,7 @@ class Store:
     @cached_property
     def _arrays(self) -> dict[str, Any]:
         self._require_unchanged("/zarr.json")
-        return {name: zarr.open_array(str(self.place), path=name, mode="r+") for name in ROW_ARRAYS}
+        return {name: open_array(self.place, name) for name in ROW_ARRAYS}
 
     @cached_property
     def sample_ids(self) -> list[str]:
@@ -110,8 +106,8 @@ class Store:
         Raises:
             StoreError: they are damaged.
         """
-        self._require_unchanged("sample_ids/")
-        return zarr.open_array(str(self.place), path="sample_ids", mode="r")[:].tolist()
+        self._require_unchanged(f"{IDS}/")
+        return open_array(self.place, IDS)[:].tolist()
 
     def require_recipe(self, recipe: Recipe, message: str) -> None:
         """Raise RecipeMismatch, naming the fields, unless `recipe` is the store's."""
@@ -160,17 +156,18 @@ class Store:
             raise StoreError(f"gradient of {self.sample_ids[shard.start + bad]!r} is not finite: nothing written")
         norm = np.linalg.norm(rows.astype(np.float64), axis=2)
         normalized = (rows / np.where(norm == 0, 1, norm)[:, :, None]).astype(np.float16)
-        where = (shard.checkpoint, slice(shard.start, shard.stop))
         blocks = {"normalized": normalized, "unnormalized": rows, "norm": norm.astype(np.float32), "timestep": timestep}
-        files = [self._file(name, shard) for name in ROW_ARRAYS]
-        for file in (shard.entry, *files):
-            self.place.remove(file)  # zarr would read a damaged file before writing over it
-        for name, block in blocks.items():
-            self._arrays[name][where] = block
-        self.place.settle(files)
-        for name, block in blocks.items():
-            if not np.array_equal(self._arrays[name][where], block):
-                raise StoreError(f"{self.place}: the disk gave back other numbers than were written to {name}")
+        files = {
+            f"{name}/{shard_key(name, shard.checkpoint, shard.number)}": shard_file(
+                name, block, self.shard_rows, self.attributes["chunk_rows"]
+            )
+            for name, block in blocks.items()
+        }
+        digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+        for name, content in files.items():
+            self.place.publish(name, content)
+        if found := differences(self.place, digests):
+            raise StoreError(f"{self.place}: the disk gave back other bytes than were written ({found[0]})")
         entry = {
             "checkpoint": shard.checkpoint,
             "rows": [shard.start, shard.stop],
@@ -178,7 +175,7 @@ class Store:
             "zero_gradients": int((norm == 0).sum()) - len(skipped) * self.shape[2],
             "skipped": list(skipped),
             "pictures": pictures,
-            "files": {file: {"bytes": self.place.size(file), "sha256": self.place.digest(file)} for file in files},
+            "files": {name: {"bytes": len(content), "sha256": digests[name]} for name, content in files.items()},
         }
         self.place.publish(shard.entry, seal(entry))
 
@@ -266,10 +263,6 @@ class Store:
             if shard.checkpoint == 0:
                 yield slice(shard.start, shard.stop)
 
-    def _file(self, name: str, shard: Shard) -> str:
-        trailing = "/0" * (self._arrays[name].ndim - 2)
-        return f"{name}/c/{shard.checkpoint}/{shard.number}{trailing}"
-
     def _require_unchanged(self, part: str) -> None:
         """Raise StoreError when a file of the header's list with this in its name is not as it was made."""
         files = {name: digest for name, digest in self.attributes["files"].items() if part in name}
@@ -282,35 +275,6 @@ def _runs(rows: np.ndarray, chunk: int) -> list[np.ndarray]:
     chunks = rows // chunk
     gaps = (np.diff(chunks) > 1) | (np.diff(chunks // RUN) > 0)
     return np.split(rows, np.flatnonzero(gaps) + 1)
-
-
-def _skeleton(recipe: Recipe, sample_ids: Sequence[str], shard_rows: int, chunk_rows: int) -> dict[str, bytes]:
-    """The files of an empty store but its header: ids, and the arrays' metadata. They depend on the arguments alone."""
-    memory: dict[str, Any] = {}
-    group = zarr.create_group(memory)
-    shape = _shape(recipe, len(sample_ids))
-    types = {"normalized": "float16", "unnormalized": "float32", "norm": "float32", "timestep": "float32"}
-    for name in ROW_ARRAYS:
-        full = shape if name in ("normalized", "unnormalized") else shape[:3]
-        group.create_array(
-            name,
-            shape=full,
-            dtype=types[name],
-            shards=(1, shard_rows, *full[2:]),
-            chunks=(1, chunk_rows, *full[2:]),
-            compressors=[Crc32cCodec()],
-            filters=None,
-            fill_value=float("nan"),
-            dimension_names=("checkpoint", "picture", "timestep", "dim")[: len(full)],
-        )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a user's zarr may call variable-length strings unstable
-        count = len(sample_ids)
-        ids = group.create_array(
-            "sample_ids", shape=(count,), dtype="string", chunks=(min(count, 65536),), compressors=[Crc32cCodec()]
-        )
-    ids[:] = np.array(sample_ids, dtype=object)
-    return {name: content.to_bytes() for name, content in memory.items() if name != HEADER}
 
 
 def _chunk_rows(recipe: Recipe) -> int:

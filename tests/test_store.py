@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradindex import store as store_module
+from gradindex.arrays import ROW_ARRAYS
 from gradindex.errors import CallError, RecipeMismatch, StoreError
 from gradindex.manifest import COPY, HEADER, Shard, is_store, seal_header
 from gradindex.place import Disk, at
 from gradindex.recipe import Recipe, grid
-from gradindex.store import ROW_ARRAYS, Store
+from gradindex.store import Store
 
 RECIPE = Recipe(
     model="UNet2DModel",
