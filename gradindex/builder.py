@@ -51,11 +51,12 @@ def build(
     batch_size: int | str = "auto",
     skip_bad: bool = False,
     overwrite: bool = False,
+    part: tuple[int, int] = (0, 1),
 ) -> "search.Index":
     """Build an index over a training set, or go on with one that was stopped.
 
     Args:
-        index: the folder to write.
+        index: the folder to write, or a URL such as s3://bucket/index.
         model: a diffusers pipeline folder, a model folder, or a training checkpoint.
         data: a folder of pictures, or anything that `datasets` opens.
         checkpoints: where the weights are, {path: weight}, when there are several; a weight of None, or a plain
@@ -84,9 +85,11 @@ def build(
         skip_bad: leave out pictures that cannot be read, instead of stopping at them.
         overwrite: replace an index of another recipe or data set, which stays as INDEX.replaced until the new one
             is whole.
+        part: (I, N) makes the I-th of N parts, I from 0 to N − 1, so that N processes anywhere share the work; whoever
+            finishes last makes the search index.
 
     Returns:
-        The open index.
+        The open index; it answers when all parts are made.
 
     Raises:
         CallError, RecipeMismatch, DataError, ModelError, StoreError: see `gradindex.errors`.
@@ -102,6 +105,8 @@ def build(
     require("dtype", dtype, tuple(DTYPES))
     require("missing", missing, MISSING)
     require_positive(dim=dim, draws=draws, events=events)
+    if not 0 <= part[0] < part[1]:
+        raise CallError(f"part = {part}: give (I, N), I from 0 to N - 1")
     if batch_size != "auto":
         require_positive(batch_size=batch_size)  # type: ignore[arg-type]
     _check_recorded(timesteps, log, events, noise, draws)
@@ -152,8 +157,11 @@ def build(
         if recipe.projection == TWO_SIDED:
             recipe = replace(recipe, strong=find_strong(first, Work(dataset, recipe, recorded, skip_bad), batch))
         store = Store.create(place, recipe, dataset.sample_ids, **attributes)
+        store.require_recipe(replace(recipe, strong=store.recipe.strong), "another build was started there")
     store.set_attributes(**attributes)
-    fill(store, Work(dataset, store.recipe, recorded, skip_bad), denoisers, batch)
+    fill(store, Work(dataset, store.recipe, recorded, skip_bad), denoisers, batch, part)
+    if store.missing():  # which the other parts make
+        return search.Index(store, None, device)
     if len(store.skipped()) == len(dataset):
         raise DataError(f"data {dataset.source}: not one of {len(dataset)} pictures can be read")
     for method in faiss_index.ROWS_OF:

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from gradindex import flags
 from gradindex.errors import GradindexError
 
 METHODS = click.Choice(["retrac", "tracin"])
@@ -55,42 +56,6 @@ def main(debug: bool) -> None:
     """
 
 
-def _timesteps(context: click.Context, parameter: click.Parameter, value: str) -> int | list[int] | str:
-    if value == "recorded":
-        return value
-    try:
-        return [int(part) for part in value.split(",") if part] if "," in value else int(value)
-    except ValueError:
-        raise click.BadParameter(f"{value!r}: give a number, timesteps with commas between them, or recorded") from None
-
-
-def _range(context: click.Context, parameter: click.Parameter, value: str | None) -> list[int | None] | None:
-    if value is None:
-        return None
-    parts = value.split(":")
-    if len(parts) != 2 or not all(part == "" or part.isdecimal() for part in parts):
-        raise click.BadParameter(f"{value!r}: give A:B, such as 0:500")
-    return [int(part) if part else None for part in parts]
-
-
-def _batch_size(context: click.Context, parameter: click.Parameter, value: str) -> int | str:
-    if value == "auto" or value.isdecimal():
-        return value if value == "auto" else int(value)
-    raise click.BadParameter(f"{value!r}: give a number, or auto")
-
-
-def _checkpoints(context: click.Context, parameter: click.Parameter, values: Sequence[str]) -> dict[str, float | None]:
-    checkpoints: dict[str, float | None] = {}
-    for value in values:
-        path, equals, weight = value.rpartition("=")
-        whole = not equals or Path(value).exists()  # an equals sign may be part of the path
-        try:
-            checkpoints[value if whole else path] = None if whole else float(weight)
-        except ValueError:
-            raise click.BadParameter(f"{value!r}: no such path, and {weight!r} is not a weight") from None
-    return checkpoints
-
-
 @main.command()
 @click.argument("index")
 @click.option("--model", required=True, help="Diffusers pipeline folder, model folder, or training checkpoint.")
@@ -99,7 +64,7 @@ def _checkpoints(context: click.Context, parameter: click.Parameter, values: Seq
     "--checkpoint",
     "checkpoints",
     multiple=True,
-    callback=_checkpoints,
+    callback=flags.to_checkpoints,
     metavar="PATH[=WEIGHT]",
     help="Where the weights are, for several checkpoints; weight 1/C when not given, or the training log's.",
 )
@@ -111,7 +76,7 @@ def _checkpoints(context: click.Context, parameter: click.Parameter, values: Seq
     "--timesteps",
     default="10",
     show_default=True,
-    callback=_timesteps,
+    callback=flags.to_timesteps,
     metavar="N|T,T,…|recorded",
     help="How many timesteps, evenly spaced, or which (a single one: `500,`), or those of the training log.",
 )
@@ -150,9 +115,15 @@ def _checkpoints(context: click.Context, parameter: click.Parameter, values: Seq
     help="Of the weights while gradients are taken.",
 )
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda")
-@click.option("--batch-size", default="auto", show_default=True, callback=_batch_size, metavar="auto|B")
+@click.option("--batch-size", default="auto", show_default=True, callback=flags.to_batch_size, metavar="auto|B")
 @click.option("--skip-bad", is_flag=True, help="Leave out pictures that cannot be read.")
 @click.option("--overwrite", is_flag=True, help="Replace an index of another recipe or data set.")
+@click.option(
+    "--part",
+    callback=flags.to_part,
+    metavar="I/N",
+    help="Make one of N parts, I from 0 or from 1; /N in a Kubernetes indexed job; Slurm array tasks need no option.",
+)
 def build(index: str, image_column: str, id_column: str, label_column: str, **options: Any) -> None:
     """Build INDEX over a training set; stopped and run again, it goes on where it was."""
     from gradindex.builder import build
@@ -176,7 +147,7 @@ def build(index: str, image_column: str, id_column: str, label_column: str, **op
 )
 @click.option("--query-timesteps", type=int, metavar="N", help="Timesteps of the mean pairing.  [default: 25]")
 @click.option("--query-draws", type=int, metavar="M", help="Noise draws of the mean pairing.  [default: 2]")
-@click.option("--timesteps", callback=_range, metavar="A:B", help="Only rows at timesteps from A to below B.")
+@click.option("--timesteps", callback=flags.to_range, metavar="A:B", help="Only rows at timesteps from A to below B.")
 @click.option("--by-timestep", is_flag=True, help="Also what each timestep adds to a score.")
 @click.option("--class-label", type=int, help="Of the pictures, for a class-conditional model.")
 @click.option("--model", help="Where the model is now, when it was moved since the build.")
@@ -290,19 +261,33 @@ def demo(out: Path) -> None:
 
 def _describe(store: Any) -> str:
     recipe, (checkpoints, rows, timesteps, dim) = store.recipe, store.shape
-    shards, missing = len(store.shards()), len(store.missing())
+    shards, lacking = len(store.shards()), store.missing()
+    missing = len(lacking)
     facts = {
         "index": store.place,
         "pictures": rows if missing else f"{rows} ({len(store.skipped())} skipped)",
         "rows": f"{checkpoints} checkpoints × {rows} pictures × {timesteps} timesteps × {dim} numbers",
         "shards": f"{shards - missing} of {shards} done",
+        "missing": _runs(lacking),
         "model": f"{recipe.model}, {recipe.prediction_type}, {recipe.parameter_count:,} parameters in {recipe.dtype}",
         "timesteps": f"{recipe.events} recorded" if recipe.events else ", ".join(map(str, recipe.timesteps)),
         "noise": f"{recipe.noise}, {recipe.draws} draws, seed {recipe.seed}",
         "projection": recipe.projection,
         "recipe": recipe.digest,
     }
-    return "\n".join(f"{name:<11} {value}" for name, value in facts.items())
+    return "\n".join(f"{name:<11} {value}" for name, value in facts.items() if value)
+
+
+def _runs(shards: Sequence[Any]) -> str:
+    """Shards as runs of neighbours: c000-s000003 to c000-s000007 (pictures 768 to 2047)."""
+    runs: list[list[Any]] = []
+    for shard in shards:
+        if runs and (runs[-1][-1].checkpoint, runs[-1][-1].stop) == (shard.checkpoint, shard.start):
+            runs[-1].append(shard)
+        else:
+            runs.append([shard])
+    texts = [f"{run[0].name} to {run[-1].name} (pictures {run[0].start} to {run[-1].stop - 1})" for run in runs]
+    return ", ".join([*texts[:8], f"and {len(texts) - 8} more runs"] if len(texts) > 8 else texts)
 
 
 def keep_freed_memory() -> None:

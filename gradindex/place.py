@@ -4,15 +4,16 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from gradindex.errors import CallError, MissingPackage, StoreError, first_line
 
 AT_ONCE = 256  # small objects that are fetched side by side
+FEW = 8  # objects that are asked for one by one; of more, their folders are listed
 
 
 class Disk:
@@ -54,6 +55,10 @@ class Disk:
         """The content of a file; FileNotFoundError when there is none."""
         return (self.path / name).read_bytes()
 
+    def fetch(self, name: str, digest: str) -> bytes:
+        """The content of a file; ValueError unless it has this SHA-256."""
+        return _require_digest(self.read(name), digest)
+
     def read_many(self, names: Iterable[str]) -> Iterator[bytes | None]:
         """The contents of files, one by one; None where there is none."""
         for name in names:
@@ -87,15 +92,12 @@ class Disk:
         """Delete a file, if it is there."""
         (self.path / name).unlink(missing_ok=True)
 
-    def files(self, *folders: str) -> dict[str, int]:
-        """The bytes of each file in some folders, by name, or in all; drafts that a crash left are not among them."""
-        found: dict[str, int] = {}
-        for parent, _, names in chain.from_iterable(os.walk(self.path / folder) for folder in folders or [""]):
-            place = os.path.relpath(parent, self.path)
-            for name in names:
-                if not name.startswith("."):
-                    whole = name if place == "." else f"{place}/{name}"
-                    found[whole] = os.stat(os.path.join(parent, name)).st_size
+    def sizes(self, names: Sequence[str]) -> dict[str, int]:
+        """The bytes of those files that are there, by name."""
+        found = {}
+        for name in names:
+            with suppress(FileNotFoundError, NotADirectoryError):
+                found[name] = (self.path / name).stat().st_size
         return found
 
     def digest(self, name: str) -> str:
@@ -116,7 +118,7 @@ class Bucket:
         except ImportError as error:
             raise MissingPackage(f"{url}: {first_line(error)}; for s3, pip install 'gradindex[s3]'") from error
         except ValueError as error:
-            raise StoreError(f"{url}: {first_line(error)}") from error
+            raise CallError(f"{url}: {first_line(error)}") from error
 
     def __str__(self) -> str:
         return self.url
@@ -138,6 +140,17 @@ class Bucket:
     def read(self, name: str) -> bytes:
         return self._call("cat_file", self._key(name))
 
+    def fetch(self, name: str, digest: str) -> bytes:
+        """As on a disk; a copy stays in the user's cache folder, and serves while its SHA-256 is the wanted one."""
+        cache = Disk(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gradindex")
+        copy = hashlib.sha256(f"{self.url}/{name}".encode()).hexdigest()
+        with suppress(OSError, ValueError):
+            return cache.fetch(copy, digest)
+        content = _require_digest(self.read(name), digest)
+        with suppress(OSError):
+            cache.publish(copy, content)
+        return content
+
     def read_many(self, names: Iterable[str]) -> Iterator[bytes | None]:
         for some in batched(names, AT_ONCE):
             keys = [self._key(name) for name in some]
@@ -155,9 +168,13 @@ class Bucket:
         with suppress(FileNotFoundError):
             self._call("rm_file", self._key(name))
 
-    def files(self, *folders: str) -> dict[str, int]:
-        found = [self._call("find", self._key(folder), detail=True) for folder in folders or [""]]
-        return {name[len(self._root) + 1 :]: facts["size"] for some in found for name, facts in some.items()}
+    def sizes(self, names: Sequence[str]) -> dict[str, int]:
+        if len(names) <= FEW:
+            there = [name for name in names if self._call("exists", self._key(name))]
+            return {name: self._call("size", self._key(name)) for name in there}
+        folders = {name.partition("/")[0] for name in names}
+        listed = [self._call("find", self._key(folder), detail=True) for folder in folders]
+        return {key[len(self._root) + 1 :]: facts["size"] for some in listed for key, facts in some.items()}
 
     def digest(self, name: str) -> str:
         with self._call("open", self._key(name), "rb") as stream:
@@ -187,6 +204,12 @@ def at(path: str | Path | Place) -> Place:
     if isinstance(path, Disk | Bucket):
         return path
     return Bucket(path) if isinstance(path, str) and "://" in path else Disk(Path(path))
+
+
+def _require_digest(content: bytes, digest: str) -> bytes:
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise ValueError("was changed")
+    return content
 
 
 def batched(items: Iterable[str], count: int) -> Iterator[list[str]]:

@@ -44,7 +44,9 @@ def open(path: str | Path | Place, *, model: str | Path | None = None, device: s
     Example:
         >>> results = gradindex.open("idx").query(["gen.png"], k=10, method="retrac")
     """
-    return Index(Store(path), model, resolve_device(device))
+    index = Index(Store(path), model, resolve_device(device))
+    _ = index.skipped  # raises unless all of it is built
+    return index
 
 
 class QueryOptions(TypedDict, total=False):
@@ -81,7 +83,6 @@ class Index:
 
     def __init__(self, store: Store, model: str | Path | None, device: str) -> None:
         self.store, self._model, self._device = store, model, device
-        self._skipped = store.skipped()  # raises when a shard is missing
         self._faiss: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}
 
@@ -115,7 +116,7 @@ class Index:
         (block,), span = self._query_blocks(pictures, method, **options), to_span(options.get("timesteps"))
         began = time.perf_counter()
         names = [picture_name(picture, number) for number, picture in enumerate(pictures)]
-        scanned = None if span is None else scan(self.store, block, method, self._skipped, span)
+        scanned = None if span is None else scan(self.store, block, method, self.skipped, span)
         if scanned is not None and np.isnan(scanned).all():
             raise CallError(f"timesteps = {options['timesteps']}: no picture has a row there")
         search = partial(self._search, block, k, method, span, scanned, by_timestep)
@@ -140,7 +141,7 @@ class Index:
         """The `scores` of several methods, whose query gradients are taken once."""
         blocks, span = self._query_blocks(pictures, *methods, **options), to_span(options.get("timesteps"))
         pairs = zip(methods, blocks, strict=True)
-        return {method: scan(self.store, block, method, self._skipped, span) for method, block in pairs}
+        return {method: scan(self.store, block, method, self.skipped, span) for method, block in pairs}
 
     def thumbnail(self, row: int) -> Image.Image | None:
         """The training picture of a row as it is on disk; None when the data set is no longer where it was."""
@@ -149,6 +150,11 @@ class Index:
     def arrays(self, pictures: Sequence[Picture]) -> np.ndarray:
         """Pictures as the model takes them, [Q, channels, height, width] float32 in [−1, 1]."""
         return np.stack([_picture_array(picture, self.store.recipe.image) for picture in pictures])
+
+    @cached_property
+    def skipped(self) -> list[int]:
+        """Row numbers without a picture; StoreError while shards are missing."""
+        return self.store.skipped()
 
     @cached_property
     def dataset(self) -> Dataset | None:
@@ -216,6 +222,7 @@ class Index:
         ids = [hashlib.sha256(array.tobytes()).hexdigest() for array in arrays] if ids is None else list(ids)
         if len(ids) != len(arrays):
             raise CallError(f"ids: {len(ids)} for {len(arrays)} pictures")
+        _ = self.skipped  # raises unless all of it is built
         own_timesteps, own_draws = None, None
         wanted = [j for j, t in enumerate(recipe.timesteps) if inside(t, to_span(timesteps))]
         if not wanted and not recorded:

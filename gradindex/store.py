@@ -157,12 +157,8 @@ class Store:
         norm = np.linalg.norm(rows.astype(np.float64), axis=2)
         normalized = (rows / np.where(norm == 0, 1, norm)[:, :, None]).astype(np.float16)
         blocks = {"normalized": normalized, "unnormalized": rows, "norm": norm.astype(np.float32), "timestep": timestep}
-        files = {
-            f"{name}/{shard_key(name, shard.checkpoint, shard.number)}": shard_file(
-                name, block, self.shard_rows, self.attributes["chunk_rows"]
-            )
-            for name, block in blocks.items()
-        }
+        layout = self.shard_rows, self.attributes["chunk_rows"]
+        files = {file: shard_file(name, blocks[name], *layout) for file, name in self.files(shard).items()}
         digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
         for name, content in files.items():
             self.place.publish(name, content)
@@ -195,9 +191,13 @@ class Store:
             )
         return [entry for _, entry in committed]
 
-    def committed(self) -> Iterator[tuple[Shard, dict[str, Any]]]:
-        """The finished shards with their manifest entries: those whose files have the sizes that the entry says."""
-        sizes, shards = self.place.files(*ROW_ARRAYS), self.shards()
+    def committed(self, shards: Sequence[Shard] | None = None) -> Iterator[tuple[Shard, dict[str, Any]]]:
+        """The finished ones of all or some shards, with their manifest entries.
+
+        Those count whose files have the sizes that the entry says.
+        """
+        shards = self.shards() if shards is None else shards
+        sizes = self.place.sizes([name for shard in shards for name in self.files(shard)])
         for shard, content in zip(shards, self.place.read_many(shard.entry for shard in shards), strict=True):
             with suppress(ValueError):
                 entry = self.entry(shard, content)
@@ -262,6 +262,10 @@ class Store:
         for shard in self.shards():
             if shard.checkpoint == 0:
                 yield slice(shard.start, shard.stop)
+
+    def files(self, shard: Shard) -> dict[str, str]:
+        """The file of a shard's rows in each array, {file: array}."""
+        return {f"{name}/{shard_key(name, shard.checkpoint, shard.number)}": name for name in ROW_ARRAYS}
 
     def _require_unchanged(self, part: str) -> None:
         """Raise StoreError when a file of the header's list with this in its name is not as it was made."""

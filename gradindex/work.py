@@ -81,21 +81,33 @@ def find_strong(denoiser: Denoiser, work: Work, batch_size: int) -> tuple[str, .
     )
 
 
-def fill(store: Store, work: Work, denoisers: Checkpoints, batch_size: int) -> None:
-    """Make every shard that is missing, checkpoint by checkpoint; the next is read and the last written meanwhile."""
-    recipe = work.recipe
-    committed = tqdm(list(store.committed()), unit="shard", desc="checking", delay=2, disable=None)
-    again = [
+def shards_of(store: Store, part: tuple[int, int]) -> list[Shard]:
+    """Those of one builder of several: part (I, N), I from 0 to N − 1."""
+    number, parts = part
+    shards = store.shards()
+    return shards[len(shards) * number // parts : len(shards) * (number + 1) // parts]
+
+
+def fill(store: Store, work: Work, denoisers: Checkpoints, batch_size: int, part: tuple[int, int] = (0, 1)) -> None:
+    """Make every shard of a part that is missing or damaged, checkpoint by checkpoint.
+
+    The next shard is read and the last one written meanwhile. One that another builder has finished is left alone.
+    """
+    recipe, mine = work.recipe, shards_of(store, part)
+    committed = dict(store.committed(mine))
+    again = {
         shard
-        for shard, entry in committed
+        for shard, entry in tqdm(committed.items(), unit="shard", desc="checking", delay=2, disable=None)
         if store.damaged(entry)
         or (not work.skip_bad and any(not work.left_out(shard.checkpoint, row) for row in entry["skipped"]))
-    ]
-    missing = sorted(store.missing() + again, key=lambda shard: (shard.checkpoint, shard.start))
+    }
+    missing = [shard for shard in mine if shard not in committed or shard in again]
     events = recipe.per_picture * recipe.draws * sum(shard.stop - shard.start for shard in missing)
     written: Future[None] | None = None
 
-    def read(shard: Shard) -> tuple[Shard, list[int], np.ndarray]:
+    def read(shard: Shard) -> tuple[Shard, list[int], np.ndarray] | None:
+        if shard not in again and dict(store.committed([shard])):
+            return None
         wanted = (row for row in range(shard.start, shard.stop) if not work.left_out(shard.checkpoint, row))
         return shard, *work.read(wanted)
 
@@ -110,7 +122,7 @@ def fill(store: Store, work: Work, denoisers: Checkpoints, batch_size: int) -> N
         for checkpoint, shards in groupby(missing, key=lambda shard: shard.checkpoint):
             denoiser = denoisers[checkpoint]
             with capture_for(denoiser, recipe) as capture:
-                for shard, readable, pictures in _ahead(read, shards):
+                for shard, readable, pictures in filter(None, _ahead(read, shards)):
                     rows = np.zeros((shard.stop - shard.start, recipe.per_picture, recipe.dim), np.float32)
                     if readable:
                         rows[[row - shard.start for row in readable]] = sample_gradients(

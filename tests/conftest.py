@@ -1,7 +1,9 @@
 """Small real models and picture folders that many tests share."""
 
+import importlib
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +12,13 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
 
 torch.set_num_threads(1)
+
+
+def required(name: str) -> Any:
+    """An optional package; without it a test is skipped, or in CI fails."""
+    return importlib.import_module(name) if os.environ.get("GRADINDEX_REQUIRE_ALL") else pytest.importorskip(name)
+
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 

@@ -10,6 +10,7 @@ PACKAGE = Path(gradindex.__file__).parent
 # Top of the house first: a room may import only rooms below it.
 FLOORS = [
     "cli",
+    "flags",
     "demo",
     "diagnose",
     "verify",
@@ -41,7 +42,7 @@ FLOORS = [
 
 # The only rooms that may import a library. `demo` plays the user, who trains and samples a model.
 HOMES = {
-    "click": {"cli"},
+    "click": {"cli", "flags"},
     "diffusers": {"denoiser", "demo"},
     "safetensors": {"denoiser"},
     "datasets": {"dataset"},

@@ -128,6 +128,31 @@ def test_kill_9_loses_nothing(tmp_path: Path, model: Path) -> None:
         np.testing.assert_array_equal(arrays_of(resumed)[name], array)
 
 
+@pytest.mark.parametrize("parts", [2, 3, 7])
+def test_parts_make_the_same_index(
+    build: Build, tmp_path: Path, model: Path, queries: list[Path], monkeypatch: pytest.MonkeyPatch, parts: int
+) -> None:
+    """Whatever their number, also more than there are shards; only when the last is made does the index answer."""
+    monkeypatch.setattr(store_module, "SHARD_ROWS", 4)
+    options = {"checkpoints": [model, make_model(tmp_path / "second", seed=1)]}
+    whole = build(index=tmp_path / "whole", **options)
+    for number in reversed(range(parts)):
+        build(part=(number, parts), **options)
+        if number * 6 // parts:  # of six shards
+            with pytest.raises(StoreError, match="run the same build again"):
+                gradindex.open(tmp_path / "idx")
+    index = gradindex.open(tmp_path / "idx")
+    for name, array in arrays_of(whole).items():
+        np.testing.assert_array_equal(arrays_of(index)[name], array)
+    assert index.query(queries) == whole.query(queries)
+
+
+@pytest.mark.parametrize("part", [(2, 2), (-1, 2), (0, 0)])
+def test_a_part_that_there_is_not(build: Build, part: tuple[int, int]) -> None:
+    with pytest.raises(CallError, match=r"part = .*: give \(I, N\)"):
+        build(part=part)
+
+
 def test_a_rebuild_with_another_recipe_is_refused(build: Build) -> None:
     build()
     with pytest.raises(RecipeMismatch, match="seed: 0, now 1") as caught:

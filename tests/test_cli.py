@@ -15,11 +15,13 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 
+import click
 import pytest
 from conftest import make_pictures
 
 import gradindex
 from gradindex.cli import main
+from gradindex.flags import to_part
 from gradindex.results import Hit, Result, to_html, to_json, to_table
 
 
@@ -258,3 +260,34 @@ def test_table_and_page_escape_and_survive_missing_pictures() -> None:
     assert "a&lt;b&gt;.png" in page
     assert "a<b>" not in page
     assert page.count("picture not found") == 3
+
+
+@pytest.mark.parametrize(
+    ("option", "environment", "part"),
+    [
+        ("1/4", {}, (1, 4)),
+        ("4/4", {}, (0, 4)),
+        ("0/4", {"SLURM_ARRAY_TASK_ID": "3"}, (0, 4)),
+        (None, {}, (0, 1)),
+        (None, {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "5", "SLURM_ARRAY_TASK_COUNT": "3"}, (2, 3)),
+        (None, {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_COUNT": "4"}, (3, 4)),
+        ("/8", {"JOB_COMPLETION_INDEX": "7"}, (7, 8)),
+        ("5/4", {}, None),
+        ("/8", {}, None),
+        ("1", {}, None),
+        ("0/0", {}, None),
+    ],
+)
+def test_parts_come_from_the_option_or_the_cluster(
+    monkeypatch: pytest.MonkeyPatch, option: str | None, environment: dict[str, str], part: tuple[int, int] | None
+) -> None:
+    for name in ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_COUNT", "JOB_COMPLETION_INDEX"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    context, parameter = click.Context(click.Command("build")), click.Option(["--part"])
+    if part is None:
+        with pytest.raises(click.BadParameter, match="give I/N"):
+            to_part(context, parameter, option)
+    else:
+        assert to_part(context, parameter, option) == part
