@@ -26,6 +26,7 @@ from gradindex.dataset import Dataset, to_array
 from gradindex.errors import CallError, DataError, ModelError, RecipeMismatch, StoreError
 from gradindex.gradients.capture import Capture
 from gradindex.store import Store
+from gradindex.verify import damages
 
 Build = Callable[..., gradindex.Index]
 
@@ -126,6 +127,21 @@ def test_kill_9_loses_nothing(tmp_path: Path, model: Path) -> None:
     whole, resumed = gradindex.open(tmp_path / "whole"), gradindex.open(tmp_path / "idx")
     for name, array in arrays_of(whole).items():
         np.testing.assert_array_equal(arrays_of(resumed)[name], array)
+
+
+@pytest.mark.slow
+def test_two_builders_at_once_do_no_harm(tmp_path: Path, model: Path) -> None:
+    """Both make the same index in the same place: both end well, and it is what one would have made."""
+    data = make_pictures(tmp_path / "data", 600)
+    options = ["--model", str(model), "--data", str(data), "--timesteps", "2", "--dim", "16", "--device", "cpu"]
+    command = [sys.executable, "-m", "gradindex.cli", "build"]
+    both = [subprocess.Popen([*command, str(tmp_path / "idx"), *options], stderr=subprocess.PIPE) for _ in range(2)]
+    said = [process.communicate()[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert list(damages(tmp_path / "idx")) == []
+    subprocess.run([*command, str(tmp_path / "whole"), *options], check=True, capture_output=True)
+    one, two = gradindex.open(tmp_path / "whole"), gradindex.open(tmp_path / "idx")
+    assert one.store.state() == two.store.state()
 
 
 @pytest.mark.parametrize("parts", [2, 3, 7])
