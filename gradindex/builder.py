@@ -10,7 +10,7 @@ import numpy as np
 
 from gradindex import index as faiss_index
 from gradindex import search
-from gradindex.arrays import ROW_ARRAYS
+from gradindex.arrays import IDS, ROW_ARRAYS
 from gradindex.dataset import Columns, Dataset, open_dataset
 from gradindex.denoiser import DTYPES, Checkpoints, resolve_device
 from gradindex.errors import CallError, DataError, GradindexError, RecipeMismatch
@@ -160,18 +160,19 @@ def build(
         store.require_recipe(replace(recipe, strong=store.recipe.strong), "another build was started there")
     store.set_attributes(**attributes)
     fill(store, Work(dataset, store.recipe, recorded, skip_bad), denoisers, batch, part)
+    opened = search.Index(store, None, device)
     if store.missing():  # which the other parts make
-        return search.Index(store, None, device)
-    if len(store.skipped()) == len(dataset):
+        return opened
+    if len(opened.skipped) == len(dataset):
         raise DataError(f"data {dataset.source}: not one of {len(dataset)} pictures can be read")
     for method in faiss_index.ROWS_OF:
         faiss_index.load_index(store, method)
     place.drop_aside()
-    return search.open(place, device=device)
+    return opened
 
 
 def _check_target(place: Place) -> None:
-    left_by_a_crash = {*ROW_ARRAYS, "sample_ids"}
+    left_by_a_crash = {*ROW_ARRAYS, IDS}
     if not is_store(place) and place.names() - left_by_a_crash:
         raise CallError(f"{place}: exists and is not a gradindex index; choose another place")
 

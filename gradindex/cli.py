@@ -261,14 +261,13 @@ def demo(out: Path) -> None:
 
 def _describe(store: Any) -> str:
     recipe, (checkpoints, rows, timesteps, dim) = store.recipe, store.shape
-    shards, lacking = len(store.shards()), store.missing()
-    missing = len(lacking)
+    shards, missing = len(store.shards()), store.missing()
     facts = {
         "index": store.place,
         "pictures": rows if missing else f"{rows} ({len(store.skipped())} skipped)",
         "rows": f"{checkpoints} checkpoints × {rows} pictures × {timesteps} timesteps × {dim} numbers",
-        "shards": f"{shards - missing} of {shards} done",
-        "missing": _runs(lacking),
+        "shards": f"{shards - len(missing)} of {shards} done",
+        "missing": _runs(missing),
         "model": f"{recipe.model}, {recipe.prediction_type}, {recipe.parameter_count:,} parameters in {recipe.dtype}",
         "timesteps": f"{recipe.events} recorded" if recipe.events else ", ".join(map(str, recipe.timesteps)),
         "noise": f"{recipe.noise}, {recipe.draws} draws, seed {recipe.seed}",

@@ -5,7 +5,6 @@ than WIDTH numbers, each row is added into one vector with random signs and a ra
 inner products right on average; the exact scores come from the store afterwards.
 """
 
-import hashlib
 from contextlib import suppress
 from importlib.metadata import distributions
 from types import ModuleType
@@ -14,9 +13,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from gradindex.errors import MissingPackage, StoreError
+from gradindex.errors import MissingPackage
 from gradindex.gradients.noise import random_offset, random_signs
 from gradindex.manifest import seal, unseal
+from gradindex.place import sha256
 from gradindex.recipe import Recipe
 from gradindex.store import Store
 
@@ -46,10 +46,9 @@ def search_vectors(rows: np.ndarray, recipe: Recipe) -> np.ndarray:
 def build_index(store: Store, method: str) -> Any:
     """A flat inner-product index over all rows but the skipped ones, saved in the store's `faiss` folder."""
     faiss = require_faiss()
+    store.require_whole(ROWS_OF[method])
     skipped = set(store.skipped())
     index = None
-    if found := [line for entry in store.entries() for line in store.damaged(entry, ROWS_OF[method])]:
-        raise StoreError(f"{store.place}: {found[0]}; run the same build again, it mends that")
     for block in tqdm(list(store.blocks()), desc=f"{method} index", unit="shard", delay=2, disable=None):
         keep = [row for row in range(block.start, block.stop) if row not in skipped]
         array = ROWS_OF[method]
@@ -59,7 +58,7 @@ def build_index(store: Store, method: str) -> Any:
             index = faiss.IndexIDMap2(faiss.IndexFlatIP(vectors.shape[1]))
         index.add_with_ids(vectors, np.array(keep, np.int64))
     content = faiss.serialize_index(index).tobytes()
-    facts = {"sha256": hashlib.sha256(content).hexdigest(), **made_from(store)}
+    facts = {"sha256": sha256(content), **made_from(store)}
     store.place.publish(file_of(method), content)
     store.place.publish(facts_of(method), seal(facts))
     return index
@@ -68,7 +67,7 @@ def build_index(store: Store, method: str) -> Any:
 def load_index(store: Store, method: str) -> Any:
     """The saved index of a method; built anew when it is absent, damaged or made from other rows."""
     (facts,) = store.place.read_many([facts_of(method)])
-    with suppress(ValueError, FileNotFoundError):
+    with suppress(ValueError, FileNotFoundError, RuntimeError):  # RuntimeError: another FAISS wrote it
         known = unseal(facts)
         digest = known.pop("sha256")
         if known == made_from(store):

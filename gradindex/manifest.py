@@ -3,14 +3,13 @@
 So no flipped byte in them goes unseen.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from gradindex.errors import CallError, StoreError
-from gradindex.place import Place
+from gradindex.place import Place, sha256
 
 FORMAT = 1
 HEADER, COPY = "zarr.json", "manifest/header.json"
@@ -56,7 +55,7 @@ def unseal(content: bytes | None) -> dict[str, Any]:
 
 def _checked(facts: Mapping[str, Any]) -> dict[str, Any]:
     plain = {name: value for name, value in facts.items() if name != CHECK}
-    return {**plain, CHECK: hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()}
+    return {**plain, CHECK: sha256(json.dumps(plain, sort_keys=True).encode())}
 
 
 def is_store(place: Place) -> bool:
@@ -80,6 +79,19 @@ def seal_header(header: Mapping[str, Any]) -> bytes:
     """The header as a zarr group's metadata."""
     group = {"zarr_format": 3, "node_type": "group", "attributes": {"gradindex": _checked(header)}}
     return json.dumps(group, indent=1).encode()
+
+
+def header_files(header: Mapping[str, Any]) -> dict[str, str]:
+    """The header's own two files with their SHA-256."""
+    return dict.fromkeys((HEADER, COPY), sha256(seal_header(header)))
+
+
+def publish_header(place: Place, header: Mapping[str, Any]) -> None:
+    """Write the header and its copy, where they are not so already."""
+    content = seal_header(header)
+    for name, before in zip((COPY, HEADER), place.read_many((COPY, HEADER)), strict=True):
+        if before != content:
+            place.publish(name, content)
 
 
 def _parse_header(content: bytes | None) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -88,10 +88,6 @@ class Disk:
             raise
         _fsync(file.parent)
 
-    def remove(self, name: str) -> None:
-        """Delete a file, if it is there."""
-        (self.path / name).unlink(missing_ok=True)
-
     def sizes(self, names: Sequence[str]) -> dict[str, int]:
         """The bytes of those files that are there, by name."""
         found = {}
@@ -143,7 +139,7 @@ class Bucket:
     def fetch(self, name: str, digest: str) -> bytes:
         """As on a disk; a copy stays in the user's cache folder, and serves while its SHA-256 is the wanted one."""
         cache = Disk(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gradindex")
-        copy = hashlib.sha256(f"{self.url}/{name}".encode()).hexdigest()
+        copy = sha256(f"{self.url}/{name}".encode())
         with suppress(OSError, ValueError):
             return cache.fetch(copy, digest)
         content = _require_digest(self.read(name), digest)
@@ -152,7 +148,7 @@ class Bucket:
         return content
 
     def read_many(self, names: Iterable[str]) -> Iterator[bytes | None]:
-        for some in batched(names, AT_ONCE):
+        for some in _batched(names, AT_ONCE):
             keys = [self._key(name) for name in some]
             found = self._call("cat", keys, on_error="return")
             for key in keys:
@@ -164,29 +160,33 @@ class Bucket:
     def publish(self, name: str, content: bytes, *, only_new: bool = False) -> None:
         self._call("pipe_file", self._key(name), content, mode="create" if only_new else "overwrite")
 
-    def remove(self, name: str) -> None:
-        with suppress(FileNotFoundError):
-            self._call("rm_file", self._key(name))
-
     def sizes(self, names: Sequence[str]) -> dict[str, int]:
         if len(names) <= FEW:
-            there = [name for name in names if self._call("exists", self._key(name))]
-            return {name: self._call("size", self._key(name)) for name in there}
+            found = {}
+            for name in names:
+                with suppress(FileNotFoundError):
+                    found[name] = self._call("size", self._key(name))
+            return found
         folders = {name.partition("/")[0] for name in names}
         listed = [self._call("find", self._key(folder), detail=True) for folder in folders]
         return {key[len(self._root) + 1 :]: facts["size"] for some in listed for key, facts in some.items()}
 
     def digest(self, name: str) -> str:
-        with self._call("open", self._key(name), "rb") as stream:
+        with self._one_line_errors(), self._fs.open(self._key(name), "rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
 
     def _key(self, name: str) -> str:
-        return f"{self._root}/{name}" if name else self._root
+        return f"{self._root}/{name}"
 
     def _call(self, verb: str, *args: Any, **options: Any) -> Any:
-        """A call of the file system, whose libraries raise whatever they like."""
-        try:
+        with self._one_line_errors():
             return getattr(self._fs, verb)(*args, **options)
+
+    @contextmanager
+    def _one_line_errors(self) -> Iterator[None]:
+        """For calls of the file system, whose libraries raise whatever they like."""
+        try:
+            yield
         except (FileNotFoundError, FileExistsError):
             raise
         except Exception as error:
@@ -199,6 +199,11 @@ class Bucket:
 Place = Disk | Bucket
 
 
+def sha256(content: bytes) -> str:
+    """SHA-256 hex."""
+    return hashlib.sha256(content).hexdigest()
+
+
 def at(path: str | Path | Place) -> Place:
     """The place at a path or URL."""
     if isinstance(path, Disk | Bucket):
@@ -207,12 +212,12 @@ def at(path: str | Path | Place) -> Place:
 
 
 def _require_digest(content: bytes, digest: str) -> bytes:
-    if hashlib.sha256(content).hexdigest() != digest:
+    if sha256(content) != digest:
         raise ValueError("was changed")
     return content
 
 
-def batched(items: Iterable[str], count: int) -> Iterator[list[str]]:
+def _batched(items: Iterable[str], count: int) -> Iterator[list[str]]:
     """Lists of up to `count` items."""
     rest = iter(items)
     while some := list(islice(rest, count)):

@@ -182,8 +182,12 @@ class TrainingRecorder:
             self._file = -1
 
     def _facts(self) -> dict[str, int]:
-        settings = {"seed": self.seed, "num_train_timesteps": self.num_train_timesteps}
-        return {"format": FORMAT, "noise_version": NOISE_VERSION, **settings}
+        return {
+            "format": FORMAT,
+            "noise_version": NOISE_VERSION,
+            "seed": self.seed,
+            "num_train_timesteps": self.num_train_timesteps,
+        }
 
     def _differences(self, earlier: dict[str, Any]) -> str:
         return "; ".join(

@@ -4,7 +4,6 @@ The unit of work is a shard: up to `shard_rows` pictures of one checkpoint. A sh
 is there, and the entry is published last: files written → fsync → read back → manifest entry.
 """
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -15,13 +14,28 @@ import numpy as np
 
 from gradindex.arrays import IDS, ROW_ARRAYS, open_array, shard_file, shard_key, skeleton
 from gradindex.errors import RecipeMismatch, StoreError
-from gradindex.manifest import COPY, FORMAT, HEADER, Shard, differences, read_header, seal, seal_header, unseal
-from gradindex.place import Place, at
+from gradindex.manifest import (
+    FORMAT,
+    HEADER,
+    Shard,
+    differences,
+    publish_header,
+    read_header,
+    seal,
+    seal_header,
+    unseal,
+)
+from gradindex.place import Place, at, sha256
 from gradindex.recipe import Recipe
 
 SHARD_ROWS = 256  # pictures in a shard: what an interruption can cost
 CHUNK_BYTES = 2 << 20  # unnormalized bytes in a chunk: the least that a read fetches
 RUN = 16  # chunks that scattered rows are read from at once, at most
+
+
+def _array(name: str) -> Any:
+    """A property: the zarr array of that name, which is opened, after a check, when it is first wanted."""
+    return property(lambda store: store._arrays[name])
 
 
 class Store:
@@ -47,14 +61,13 @@ class Store:
         empty = skeleton(_shape(recipe, len(sample_ids)), sample_ids, **layout)
         for name, content in empty.items():
             place.publish(name, content)
-        files = {name: hashlib.sha256(content).hexdigest() for name, content in empty.items()}
         header = {
             "format": FORMAT,
             "recipe": recipe.to_json(),
             "digest": recipe.digest,
             "pictures": len(sample_ids),
             **layout,
-            "files": files,
+            "files": {name: sha256(content) for name, content in empty.items()},
             **attributes,
         }
         with suppress(FileExistsError):
@@ -66,33 +79,17 @@ class Store:
         """The store at a path; what is damaged of its header, its ids and the arrays' metadata is made again."""
         place = at(path)
         header = read_header(place)
-        for name in (HEADER, COPY):
-            if next(place.read_many([name])) != seal_header(header):
-                place.publish(name, seal_header(header))
+        publish_header(place, header)
         if found := differences(place, header["files"]):
             shape = _shape(Recipe.from_json(header["recipe"]), len(sample_ids))
             empty = skeleton(shape, sample_ids, header["shard_rows"], header["chunk_rows"])
             for name, digest in header["files"].items():
-                if hashlib.sha256(empty.get(name, b"")).hexdigest() != digest:
+                if sha256(empty.get(name, b"")) != digest:
                     raise StoreError(f"{place}: {found[0]}; only a build over the same data set mends that")
                 place.publish(name, empty[name])
         return cls(place)
 
-    @property
-    def unnormalized(self) -> Any:
-        return self._arrays["unnormalized"]
-
-    @property
-    def normalized(self) -> Any:
-        return self._arrays["normalized"]
-
-    @property
-    def norm(self) -> Any:
-        return self._arrays["norm"]
-
-    @property
-    def timestep(self) -> Any:
-        return self._arrays["timestep"]
+    normalized, unnormalized, norm, timestep = map(_array, ROW_ARRAYS)
 
     @cached_property
     def _arrays(self) -> dict[str, Any]:
@@ -119,8 +116,7 @@ class Store:
         if all(self.attributes.get(name) == value for name, value in attributes.items()):
             return
         self.attributes.update(attributes)
-        for name in (COPY, HEADER):
-            self.place.publish(name, seal_header(self.attributes))
+        publish_header(self.place, self.attributes)
 
     def shards(self) -> list[Shard]:
         """All units of work, checkpoint by checkpoint."""
@@ -159,7 +155,7 @@ class Store:
         blocks = {"normalized": normalized, "unnormalized": rows, "norm": norm.astype(np.float32), "timestep": timestep}
         layout = self.shard_rows, self.attributes["chunk_rows"]
         files = {file: shard_file(name, blocks[name], *layout) for file, name in self.files(shard).items()}
-        digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+        digests = {name: sha256(content) for name, content in files.items()}
         for name, content in files.items():
             self.place.publish(name, content)
         if found := differences(self.place, digests):
@@ -219,6 +215,12 @@ class Store:
         }
         return differences(self.place, files)
 
+    def require_whole(self, array: str) -> None:
+        """Raise StoreError unless every byte of an array's rows is as it was committed."""
+        for entry in self.entries():
+            if found := self.damaged(entry, array):
+                raise self._damage(found[0])
+
     def skipped(self) -> list[int]:
         """Row numbers without a picture, at any checkpoint."""
         return sorted({row for entry in self.entries() for row in entry["skipped"]})
@@ -226,7 +228,7 @@ class Store:
     def state(self) -> str:
         """SHA-256 over the recipe and every file of rows; a FAISS file made from other rows does not carry it."""
         files = sorted((name, facts["sha256"]) for entry in self.entries() for name, facts in entry["files"].items())
-        return hashlib.sha256(repr((self.recipe.digest, files)).encode()).hexdigest()
+        return sha256(repr((self.recipe.digest, files)).encode())
 
     def read(self, name: str, checkpoint: int, rows: slice | np.ndarray) -> np.ndarray:
         """Rows of one array at one checkpoint; `rows` is a slice or ascending row numbers.
@@ -241,9 +243,7 @@ class Store:
             runs = _runs(rows, array.chunks[1])
             return np.concatenate([array[checkpoint, run[0] : run[-1] + 1][run - run[0]] for run in runs])
         except (ValueError, OSError) as error:
-            raise StoreError(
-                f"{self.place}: {name} is damaged ({error}); run the same build again, it mends that"
-            ) from error
+            raise self._damage(f"{name} is damaged ({error})") from error
 
     def read_rows(self, checkpoint: int, rows: slice | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Unnormalized rows [B, T, D] float64 and their norms [B, T], as `read` reads them.
@@ -254,7 +254,7 @@ class Store:
         u = self.read("unnormalized", checkpoint, rows).astype(np.float64)
         norm = self.read("norm", checkpoint, rows).astype(np.float64)
         if not np.allclose(np.linalg.norm(u, axis=2), norm, rtol=1e-5, atol=0):
-            raise StoreError(f"{self.place}: rows and their norms disagree; run the same build again, it mends that")
+            raise self._damage("rows and their norms disagree")
         return u, norm
 
     def blocks(self) -> Iterator[slice]:
@@ -271,7 +271,10 @@ class Store:
         """Raise StoreError when a file of the header's list with this in its name is not as it was made."""
         files = {name: digest for name, digest in self.attributes["files"].items() if part in name}
         if found := differences(self.place, files):
-            raise StoreError(f"{self.place}: {found[0]}; run the same build again, it mends that")
+            raise self._damage(found[0])
+
+    def _damage(self, what: str) -> StoreError:
+        return StoreError(f"{self.place}: {what}; run the same build again, it mends that")
 
 
 def _runs(rows: np.ndarray, chunk: int) -> list[np.ndarray]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from gradindex.index import ROWS_OF, facts_of, file_of, made_from
-from gradindex.manifest import COPY, HEADER, differences, read_header, seal_header, unseal
+from gradindex.manifest import differences, header_files, read_header, unseal
 from gradindex.place import Place, at
 from gradindex.store import Store
 
@@ -19,10 +19,7 @@ def damages(path: str | Path | Place) -> Iterator[str]:
     """
     place = at(path)
     header = read_header(place)
-    for name, content in zip((HEADER, COPY), place.read_many((HEADER, COPY)), strict=True):
-        if content != seal_header(header):
-            yield f"{name} {'is missing' if content is None else 'was changed'}"
-    yield from differences(place, header["files"])
+    yield from differences(place, {**header_files(header), **header["files"]})
     store = Store(place)
     shards = store.shards()
     contents = place.read_many(shard.entry for shard in shards)
