@@ -1,9 +1,15 @@
-"""The zarr side of a store: the metadata of its arrays, the file of a shard, and arrays open for reading."""
+"""The arrays of a store: their metadata and the file of a shard, made by zarr, and a fast way to read rows back.
+
+Chunks lie in a shard's file one after the other, each followed by its crc32c; zarr's index is at the end.
+"""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from operator import eq
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec
@@ -14,7 +20,9 @@ from gradindex.place import Place
 ROW_ARRAYS = ("normalized", "unnormalized", "norm", "timestep")
 WIDE = ROW_ARRAYS[:2]  # [C, N, T, D]; the others are [C, N, T]
 IDS = "sample_ids"
-CHUNK_IDS = 65536
+CHUNK_IDS = 16384
+READ_BYTES = 2 << 20  # of a file at once: what stays in a processor's cache
+CHECKSUM = 4  # bytes after each chunk
 
 
 def skeleton(
@@ -27,11 +35,11 @@ def skeleton(
         _create(group, name, shape if name in WIDE else shape[:3], shard_rows, chunk_rows)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a user's zarr may call variable-length strings unstable
-        chunks = (min(len(sample_ids), CHUNK_IDS),)
         ids = group.create_array(
-            IDS, shape=(len(sample_ids),), dtype="string", chunks=chunks, compressors=[Crc32cCodec()]
+            IDS, shape=(len(sample_ids),), dtype="string", chunks=(CHUNK_IDS,), compressors=[Crc32cCodec()]
         )
-    ids[:] = np.array(sample_ids, dtype=object)
+    for start in range(0, len(sample_ids), CHUNK_IDS):
+        ids[start : start + CHUNK_IDS] = np.array(sample_ids[start : start + CHUNK_IDS], dtype=object)
     return {name: content.to_bytes() for name, content in memory.items() if name != HEADER}
 
 
@@ -53,15 +61,83 @@ def open_array(place: Place, name: str) -> Any:
     return zarr.open_array(str(place), path=name, mode="r")
 
 
+class SampleIds(Sequence[str]):
+    """The ids of a store, a chunk of them in memory at a time."""
+
+    def __init__(self, place: Place, count: int, require_unchanged: Callable[..., None]) -> None:
+        self._place, self._count, self._require_unchanged = place, count, require_unchanged
+        self._chunk = lru_cache(4)(self._read_chunk)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, row: Any) -> Any:
+        if isinstance(row, slice):
+            return [self[each] for each in range(self._count)[row]]
+        row = range(self._count)[row]
+        return self._chunk(row // CHUNK_IDS)[row % CHUNK_IDS]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(eq, self, other))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _read_chunk(self, number: int) -> list[str]:
+        self._require_unchanged(f"{IDS}/zarr.json", f"{IDS}/c/{number}")
+        return open_array(self._place, IDS)[number * CHUNK_IDS : (number + 1) * CHUNK_IDS].tolist()
+
+
+def read_pieces(
+    place: Place, name: str, checkpoint: int, rows: np.ndarray, picture: tuple[int, ...], shard_rows: int,
+    chunk_rows: int,
+) -> Iterator[np.ndarray]:  # fmt: skip
+    """The given rows of an array, ascending numbers, in consecutive pieces [b, *picture].
+
+    Raises:
+        FileNotFoundError: of a shard. ValueError: a checksum does not match.
+    """
+    dtype, chunk = _dtype(name), _chunk_rows(name, shard_rows, chunk_rows)
+    size = chunk * int(np.prod(picture)) * dtype.itemsize + CHECKSUM
+    per_shard = shard_rows // chunk
+    chunks = np.unique(rows // chunk)
+    at_once = max(1, min(per_shard, READ_BYTES // size))
+    gaps = (np.diff(chunks) > 1) | (np.diff(chunks // at_once) > 0) | (np.diff(chunks // per_shard) > 0)
+    runs = np.split(chunks, np.flatnonzero(gaps) + 1)
+    files = [f"{name}/{shard_key(name, checkpoint, int(run[0]) // per_shard)}" for run in runs]
+    spans = [(int(run[0]) % per_shard * size, (int(run[-1]) % per_shard + 1) * size) for run in runs]
+    bounds = np.searchsorted(rows, [int(run[-1] + 1) * chunk for run in runs]).tolist()
+    ranges = [(file, *span) for file, span in zip(files, spans, strict=True)]
+    for run, file, content, first, last in zip(
+        runs, files, place.read_ranges(ranges), [0, *bounds], bounds, strict=False
+    ):
+        if len(content) != len(run) * size:
+            raise ValueError(f"{file} is cut off")
+        block = np.frombuffer(content, np.uint8).reshape(len(run), size)
+        for each in block:
+            if google_crc32c.value(each[:-CHECKSUM]) != int.from_bytes(each[-CHECKSUM:].tobytes(), "little"):
+                raise ValueError(f"{file} was changed")
+        values = block[:, :-CHECKSUM].view(dtype).reshape(len(run), chunk, *picture)
+        mine = rows[first:last] - int(run[0]) * chunk
+        yield values[mine // chunk, mine % chunk]
+
+
 def _create(group: Any, name: str, shape: tuple[int, ...], shard_rows: int, chunk_rows: int) -> Any:
     return group.create_array(
         name,
         shape=shape,
-        dtype="float16" if name == "normalized" else "float32",
+        dtype=_dtype(name),
         shards=(1, shard_rows, *shape[2:]),
-        chunks=(1, chunk_rows, *shape[2:]),
+        chunks=(1, _chunk_rows(name, shard_rows, chunk_rows), *shape[2:]),
         compressors=[Crc32cCodec()],
         filters=None,
         fill_value=float("nan"),
         dimension_names=("checkpoint", "picture", "timestep", "dim")[: len(shape)],
     )
+
+
+def _dtype(name: str) -> np.dtype:
+    return np.dtype("float16" if name == "normalized" else "float32")
+
+
+def _chunk_rows(name: str, shard_rows: int, chunk_rows: int) -> int:
+    return chunk_rows if name in WIDE else shard_rows

@@ -2,13 +2,12 @@
 
 import hashlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from gradindex import index as faiss_index
 from gradindex import search
 from gradindex.arrays import IDS, ROW_ARRAYS
 from gradindex.dataset import Columns, Dataset, open_dataset
@@ -16,12 +15,14 @@ from gradindex.denoiser import DTYPES, Checkpoints, resolve_device
 from gradindex.errors import CallError, DataError, GradindexError, RecipeMismatch
 from gradindex.gradients.projection import NAMES, TWO_SIDED
 from gradindex.gradients.rows import check_capture, choose_parameters, fitting_batch
+from gradindex.index import METHODS, build_index, open_index, require_faiss
 from gradindex.manifest import is_store
 from gradindex.place import Place, at
 from gradindex.recipe import LOSSES, NOISES, Recipe, grid, require, require_positive
 from gradindex.store import Store
 from gradindex.training_log import MISSING, LoggedCheckpoint, TrainingLog, open_log, training_weights
-from gradindex.work import Work, fill, find_strong
+from gradindex.upkeep import grow, id_key
+from gradindex.work import Work, exchanged, fill, find_strong
 
 DIM = 4096
 RANK = 16  # of the two-sided projection
@@ -111,7 +112,7 @@ def build(
         require_positive(batch_size=batch_size)  # type: ignore[arg-type]
     _check_recorded(timesteps, log, events, noise, draws)
     _check_target(place)
-    faiss_index.require_faiss()
+    require_faiss()
     dataset = open_dataset(data, columns)
     training = None if log is None else open_log(log)
     chosen, weights = _checkpoints(checkpoints, model, training)
@@ -120,30 +121,44 @@ def build(
     facts = denoisers.facts()
     first = denoisers[0]
     steps = [each.step for each in chosen]
-    recorded = None
-    if training is not None:
-        recorded = training.replay(dataset.sample_ids, steps, events, missing, first.num_train_timesteps)
     names = choose_parameters(first.trainable, params)
     parameter_count = sum(first.model.get_parameter(name).numel() for name in names)
-    recipe = Recipe(
-        **facts,
-        params=params,
-        parameter_count=parameter_count,
-        timesteps=() if recorded is not None else grid(timesteps, first.num_train_timesteps),  # type: ignore[arg-type]
-        draws=draws,
-        noise=noise,
-        seed=seed,
-        loss=loss,
-        projection=TWO_SIDED if projection == "auto" else projection,
-        rank=RANK if projection == "auto" else None,
-        strong=(),
-        dim=parameter_count if projection == "none" else dim,
-        events=None if recorded is None else events,
-        log=None if recorded is None else hashlib.sha256(recorded.tobytes()).hexdigest(),
-    )
-    _check_data(dataset, recipe)
-    check_capture(first, recipe)  # a layer without a rule is an error before anything is written
-    batch = fitting_batch(first, recipe) if batch_size == "auto" else int(batch_size)
+
+    def plan(dataset: Dataset) -> Work:
+        recorded = None
+        if training is not None:
+            recorded = training.replay(dataset.sample_ids, steps, events, missing, first.num_train_timesteps)
+        recipe = Recipe(
+            **facts,
+            params=params,
+            parameter_count=parameter_count,
+            timesteps=() if recorded is not None else grid(timesteps, first.num_train_timesteps),  # type: ignore[arg-type]
+            draws=draws,
+            noise=noise,
+            seed=seed,
+            loss=loss,
+            projection=TWO_SIDED if projection == "auto" else projection,
+            rank=RANK if projection == "auto" else None,
+            strong=(),
+            dim=parameter_count if projection == "none" else dim,
+            events=None if recorded is None else events,
+            log=None if recorded is None else hashlib.sha256(recorded.tobytes()).hexdigest(),
+        )
+        _check_data(dataset, recipe)
+        return Work(dataset, recipe, recorded, skip_bad)
+
+    if facts["classes"] is None:
+        dataset = replace(dataset, labels=None)
+    store, work = None, plan(dataset)
+    check_capture(first, work.recipe)  # a layer without a rule is an error before anything is written
+    batch = fitting_batch(first, work.recipe) if batch_size == "auto" else int(batch_size)
+    if is_store(place):
+        try:
+            store, work = _continued(place, dataset, plan)
+        except GradindexError:
+            if not overwrite:
+                raise
+            place.set_aside()
     attributes = {
         "model": str(Path(model).resolve()),
         "scheduler": None if scheduler is None else str(Path(scheduler).resolve()),
@@ -152,27 +167,28 @@ def build(
         "data": dataset.to_json(),
         "log": None if log is None else str(Path(log).resolve()),
     }
-    store = _existing(place, recipe, dataset, overwrite)
     if store is None:
+        recipe = work.recipe
         if recipe.projection == TWO_SIDED:
-            recipe = replace(recipe, strong=find_strong(first, Work(dataset, recipe, recorded, skip_bad), batch))
+            recipe = replace(recipe, strong=find_strong(first, work, batch))
         store = Store.create(place, recipe, dataset.sample_ids, **attributes)
         store.require_recipe(replace(recipe, strong=store.recipe.strong), "another build was started there")
     store.set_attributes(**attributes)
-    fill(store, Work(dataset, store.recipe, recorded, skip_bad), denoisers, batch, part)
-    opened = search.Index(store, None, device)
+    fill(store, replace(work, recipe=store.recipe), denoisers, batch, part)
     if store.missing():  # which the other parts make
-        return opened
-    if len(opened.skipped) == len(dataset):
+        return search.Index(store, None, device)
+    store.finish()
+    if len(store.left_out) == len(store.sample_ids):
         raise DataError(f"data {dataset.source}: not one of {len(dataset)} pictures can be read")
-    for method in faiss_index.ROWS_OF:
-        faiss_index.load_index(store, method)
+    for method in METHODS:
+        if open_index(store, method).damages():
+            build_index(store, method)
     place.drop_aside()
-    return opened
+    return search.Index(store, None, device)
 
 
 def _check_target(place: Place) -> None:
-    left_by_a_crash = {*ROW_ARRAYS, IDS}
+    left_by_a_crash = {*ROW_ARRAYS, IDS, "manifest"}
     if not is_store(place) and place.names() - left_by_a_crash:
         raise CallError(f"{place}: exists and is not a gradindex index; choose another place")
 
@@ -226,30 +242,28 @@ def _check_data(dataset: Dataset, recipe: Recipe) -> None:
         )
 
 
-def _existing(place: Place, recipe: Recipe, dataset: Dataset, overwrite: bool) -> Store | None:
-    """The store there when it is the same build's; else, with `overwrite`, it is put aside."""
-    if not is_store(place):
-        return None
-    try:
-        store = Store.mended(place, dataset.sample_ids)
-        strong = store.recipe.strong  # found by that build; another machine's rounding may find others
-        store.require_recipe(replace(recipe, strong=strong), "built with another recipe (overwrite replaces it)")
-        _require_same_pictures(store, dataset)
-        return store
-    except GradindexError:
-        if not overwrite:
-            raise
-    place.set_aside()
-    return None
+def _continued(place: Place, dataset: Dataset, plan: Callable[[Dataset], Work]) -> tuple[Store, Work]:
+    """The store there, with the data set's new pictures at its end, and the work on it in the order of its rows.
 
-
-def _require_same_pictures(store: Store, dataset: Dataset) -> None:
-    """The same ids and labels, and no picture exchanged behind a finished row; a bad one may have been repaired."""
-    message = f"{store.place}: built over another data set (overwrite replaces it)"
-    if store.attributes["data"]["fingerprint"] != dataset.fingerprint or store.sample_ids != dataset.sample_ids:
-        raise RecipeMismatch(
-            message, [f"data: {len(store.sample_ids)} pictures, now {len(dataset)} or with other ids or labels"]
-        )
+    Raises:
+        RecipeMismatch: it is another build's; a picture of it is gone and was not removed, or is another one now.
+    """
+    store = Store.mended(place)
+    removed, kept = store.attributes["removed"], store.sample_ids
+    other_data = f"{store.place}: built over another data set (overwrite replaces it)"
+    positions = dataset.positions(kept)
+    gone = [name for row in np.flatnonzero(positions < 0) if id_key(name := kept[int(row)]) not in removed]
+    if gone:
+        what = f"data: {len(gone)} of {len(kept)} pictures are gone, such as {gone[0]!r}; `remove` them first"
+        raise RecipeMismatch(other_data, [what])
+    new = np.setdiff1d(np.arange(len(dataset)), positions)
+    new = np.array([row for row in new if not removed or id_key(dataset.sample_ids[row]) not in removed], np.int64)
+    names = [dataset.sample_ids[row] for row in new]
+    work = plan(dataset.in_order([*kept, *names], np.concatenate([positions, new])))
+    strong = store.recipe.strong  # found by that build; another machine's rounding may find others
+    recipe = replace(work.recipe, strong=strong)
+    store.require_recipe(recipe, "built with another recipe (overwrite replaces it)")
     for shard, entry in store.committed():
-        if not entry["skipped"] and entry["pictures"] != dataset.digest(shard.start, shard.stop):
-            raise RecipeMismatch(message, [f"data: rows {shard.start} to {shard.stop - 1}, now other pictures"])
+        for row in exchanged(shard, entry, work.dataset):
+            raise RecipeMismatch(other_data, [f"data: {kept[row]!r} is another picture now"])
+    return grow(store, names) if names else store, work

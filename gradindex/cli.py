@@ -183,15 +183,36 @@ def query(
 @main.command("index")
 @click.argument("index")
 @click.option("--method", type=METHODS, help="Only this one.  [default: both]")
-def index_(index: str, method: str | None) -> None:
-    """Make the FAISS files of INDEX anew from its store."""
-    from gradindex.index import ROWS_OF, build_index, file_of
+@click.option(
+    "--factory",
+    default="auto",
+    show_default=True,
+    metavar="auto|flat|store|FACTORY",
+    help="Float vectors, none at all (a query scans the store), or a string of FAISS's index_factory;"
+    " auto takes RaBitQ codes where vectors pass a gigabyte.",
+)
+def index_(index: str, method: str | None, factory: str) -> None:
+    """Make the search files of INDEX anew from its store, and measure them."""
+    from gradindex.index import METHODS, build_index
     from gradindex.store import Store
 
-    store = Store(index)
-    for name in [method] if method else ROWS_OF:
-        build_index(store, name)
-        click.echo(f"{name}: {store.place}/{file_of(name)}")
+    store = Store.finished(index)
+    for name in [method] if method else METHODS:
+        click.echo(f"{name}: {_search_facts(build_index(store, name, factory).facts)}")
+
+
+@main.command()
+@click.argument("index")
+@click.argument("ids", nargs=-1, metavar="[ID]...")
+@click.option("--file", type=click.File(), help="File with one id a line; - is standard input.")
+def remove(index: str, ids: tuple[str, ...], file: Any) -> None:
+    """Take training pictures out of INDEX: no query returns them, and no build adds them again."""
+    from gradindex.upkeep import remove
+
+    named = [*ids, *(line.rstrip("\r\n") for line in file or () if line.strip())]
+    if not named:
+        raise click.UsageError("give ids, or --file")
+    click.echo(f"{index}: {remove(index, named)} of {len(set(named))} pictures removed")
 
 
 @main.command()
@@ -260,11 +281,16 @@ def demo(out: Path) -> None:
 
 
 def _describe(store: Any) -> str:
+    from gradindex.index import METHODS, saved_index
+
     recipe, (checkpoints, rows, timesteps, dim) = store.recipe, store.shape
     shards, missing = len(store.shards()), store.missing()
+    less = {"skipped": 0 if missing else len(store.summary["skipped"]), "removed": len(store.attributes["removed"])}
+    without = ", ".join(f"{count} {why}" for why, count in less.items() if count)
+    searches = {name: saved_index(store, name) for name in METHODS}
     facts = {
         "index": store.place,
-        "pictures": rows if missing else f"{rows} ({len(store.skipped())} skipped)",
+        "pictures": f"{rows} ({without})" if without else rows,
         "rows": f"{checkpoints} checkpoints × {rows} pictures × {timesteps} timesteps × {dim} numbers",
         "shards": f"{shards - len(missing)} of {shards} done",
         "missing": _runs(missing),
@@ -273,8 +299,20 @@ def _describe(store: Any) -> str:
         "noise": f"{recipe.noise}, {recipe.draws} draws, seed {recipe.seed}",
         "projection": recipe.projection,
         "recipe": recipe.digest,
+        **{name: _search_facts(index.facts) for name, index in searches.items() if index},
     }
     return "\n".join(f"{name:<11} {value}" for name, value in facts.items() if value)
+
+
+def _search_facts(facts: dict[str, Any]) -> str:
+    """A search index in one line."""
+    if not facts["files"]:
+        return "scans the store"
+    size = sum(part["bytes"] for part in facts["files"]) / 2**20
+    return (
+        f"{facts['factory']}, {size:.1f} MiB in {len(facts['files'])} files; recall@10 {facts['recall_at_10']:.3f} with"
+        f" {facts['candidates']} candidates, {facts['query_seconds'] * 1e3:.1f} ms a query here"
+    )
 
 
 def _runs(shards: Sequence[Any]) -> str:

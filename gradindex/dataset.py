@@ -3,9 +3,8 @@
 import hashlib
 import io
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,8 @@ from gradindex.errors import CallError, DataError, first_line
 # What Pillow raises for damaged files, and a table without a picture in the cell
 UNREADABLE = (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError)
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
+MARK = 8  # digits of a picture's mark
+GONE = MARK * "-"
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
@@ -36,15 +37,15 @@ class Dataset:
     Attributes:
         source: the path or hub name that it was opened from.
         sample_ids: N distinct strings: relative paths of a folder, the id column or row numbers of a table.
-        labels: N class labels, or None where there are none.
-        sizes: bytes of each encoded picture, which tell a changed picture at no cost.
+        labels: N class labels, int64, or None where there are none.
+        sizes: N, int64: bytes of each encoded picture, which tell a changed picture at no cost.
     """
 
     source: str
     columns: Columns
-    sample_ids: list[str]
-    labels: list[int] | None
-    sizes: list[int]
+    sample_ids: Sequence[str]
+    labels: np.ndarray | None
+    sizes: np.ndarray
     _open: Callable[[int], Image.Image]
 
     def __len__(self) -> int:
@@ -66,28 +67,43 @@ class Dataset:
 
     def labels_of(self, rows: Sequence[int], classes: int | None) -> list[int] | None:
         """Class labels of some rows, for a model of so many classes; None for an unconditional one."""
-        return [self.labels[row] for row in rows] if classes is not None and self.labels else None
+        return self.labels[rows].tolist() if classes is not None and self.labels is not None else None
 
     def thumbnail(self, row: int) -> Image.Image:
         """Picture number `row` as it is on disk, for people to look at."""
         with self._open(row) as picture:
             return picture.convert("RGB")
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 over ids and labels in order."""
-        return hashlib.sha256(repr((self.sample_ids, self.labels)).encode()).hexdigest()
+    def mark(self, row: int) -> str:
+        """Eight hex digits over id, label and size of a picture: others when it is exchanged, GONE when it is gone."""
+        if self.sizes[row] < 0:
+            return GONE
+        label = None if self.labels is None else int(self.labels[row])
+        return hashlib.sha256(repr((self.sample_ids[row], label, int(self.sizes[row]))).encode()).hexdigest()[:MARK]
 
-    def digest(self, start: int, stop: int) -> str:
-        """SHA-256 over ids, labels and sizes of some rows; it changes when a picture is exchanged."""
-        labels = self.labels[start:stop] if self.labels else None
-        return hashlib.sha256(repr((self.sample_ids[start:stop], labels, self.sizes[start:stop])).encode()).hexdigest()
+    def in_order(self, sample_ids: Sequence[str], positions: np.ndarray) -> "Dataset":
+        """The pictures with these ids, which are those at these positions; at −1 there is no picture."""
+        return replace(
+            self,
+            sample_ids=sample_ids,
+            labels=None if self.labels is None else self.labels[positions],
+            sizes=np.where(positions < 0, -1, self.sizes[positions]),
+            _open=lambda row: self._open(int(positions[row])),
+        )
+
+    def positions(self, sample_ids: Iterable[str]) -> np.ndarray:
+        """Where the pictures with these ids are; −1 for one that is not there."""
+        wanted = list(sample_ids)
+        if wanted == self.sample_ids[: len(wanted)]:
+            return np.arange(len(wanted))
+        row_of = {name: row for row, name in enumerate(self.sample_ids)}
+        return np.array([row_of.get(name, -1) for name in wanted], np.int64)
 
     def to_json(self) -> dict[str, Any]:
-        """What `open_dataset` needs to open it again, and the fingerprint to recognise it by."""
+        """What `open_dataset` needs to open it again."""
         place = Path(self.source)
         source = str(place.resolve()) if place.exists() else self.source
-        return {"source": source, "columns": asdict(self.columns), "fingerprint": self.fingerprint}
+        return {"source": source, "columns": asdict(self.columns)}
 
 
 def to_array(picture: Image.Image, image: tuple[int, int, int]) -> np.ndarray:
@@ -159,17 +175,19 @@ def _is_table(path: Path) -> bool:
 def _open_folder(path: Path, columns: Columns) -> Dataset:
     if columns != Columns():
         raise CallError(f"data {path}: a plain folder of pictures has no columns")
-    files = sorted(
-        (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()),
-        key=lambda file: file.relative_to(path).as_posix(),
-    )
-    sample_ids = [file.relative_to(path).as_posix() for file in files]
+    sizes = {
+        os.path.relpath(file, path).replace(os.sep, "/"): os.path.getsize(file)
+        for folder, _, names in os.walk(path)
+        for name in names
+        if os.path.splitext(name)[1].lower() in SUFFIXES and os.path.isfile(file := os.path.join(folder, name))
+    }
+    sample_ids = sorted(sizes)
     folders = sorted({name.partition("/")[0] for name in sample_ids if "/" in name})
     classes = {folder: label for label, folder in enumerate(folders)}
-    labels = [classes.get(name.partition("/")[0], -1) for name in sample_ids]
-    known = labels if labels and min(labels) >= 0 else None
-    sizes = [file.stat().st_size for file in files]
-    return Dataset(str(path), columns, sample_ids, known, sizes, lambda row: Image.open(files[row]))
+    labels = np.array([classes.get(name.partition("/")[0], -1) for name in sample_ids], np.int64)
+    known = labels if len(labels) and labels.min() >= 0 else None
+    in_order = np.array([sizes[name] for name in sample_ids], np.int64)
+    return Dataset(str(path), columns, sample_ids, known, in_order, lambda row: Image.open(path / sample_ids[row]))
 
 
 def _open_table(source: str, path: Path, columns: Columns) -> Dataset:
@@ -201,7 +219,7 @@ def _open_table(source: str, path: Path, columns: Columns) -> Dataset:
     return Dataset(source, columns, ids, labels, _table_sizes(table, image), open_row)
 
 
-def _table_sizes(table: Any, image: str) -> list[int]:
+def _table_sizes(table: Any, image: str) -> np.ndarray:
     """From the offsets alone: no picture is read."""
     import pyarrow.compute as pc
 
@@ -211,15 +229,15 @@ def _table_sizes(table: Any, image: str) -> list[int]:
         for length, path in zip(lengths, paths, strict=True):
             place = Path(path.as_py() or "")
             sizes.append(length.as_py() or (place.stat().st_size if place.is_file() else 0))
-    return sizes
+    return np.array(sizes, np.int64)
 
 
-def _table_labels(source: str, table: Any, column: str | None) -> list[int] | None:
+def _table_labels(source: str, table: Any, column: str | None) -> np.ndarray | None:
     """The label column as whole numbers; a column that nobody named counts only when it holds such."""
     if column is None and "label" not in table.column_names:
         return None
     try:
-        return [int(value) for value in table[column or "label"]]
+        return np.array([int(value) for value in table[column or "label"]], np.int64)
     except (ValueError, TypeError) as error:
         if column is None:
             return None

@@ -13,14 +13,14 @@ from tqdm import tqdm
 from gradindex.denoiser import Denoiser
 from gradindex.errors import CallError, MissingPackage
 from gradindex.gradients.rows import capture_for, grid_events, sample_gradients
-from gradindex.index import ROWS_OF
+from gradindex.index import METHODS
+from gradindex.queries import Picture, picture_name, to_labels
 from gradindex.ranking import influence, overlap, spearman
 from gradindex.recipe import Recipe, grid, require_positive
 from gradindex.scoring import unit
-from gradindex.search import QUERY_DRAWS, QUERY_TIMESTEPS, Index, Picture, picture_name, to_labels
+from gradindex.search import QUERY_DRAWS, QUERY_TIMESTEPS, Index
 from gradindex.store import Store
 
-METHODS = tuple(ROWS_OF)
 BINS = 20  # of timesteps, where every picture has its own
 FIT = 64  # training pictures whose gradients are in memory at once
 SELF_TIMESTEPS, SELF_DRAWS = 5, 2  # of a picture as a query for itself, where its rows are recorded ones
@@ -81,7 +81,7 @@ def norms(store: Store) -> list[dict[str, float]]:
 
     Each has `timestep` (a bin's mean), `count`, `mean`, `median`, `p10`, `p90`, over all pictures and checkpoints.
     """
-    kept = np.setdiff1d(np.arange(store.shape[1]), store.skipped())
+    kept = np.setdiff1d(np.arange(store.shape[1]), store.left_out)
     t, norm = (_whole(store, name)[:, kept].ravel() for name in ("timestep", "norm"))
     bins = np.digitize(t, np.linspace(t.min(), t.max() + 1, BINS + 1)) if store.recipe.events else t
     found = []
@@ -123,13 +123,13 @@ def self_influence(index: Index) -> dict[str, np.ndarray]:
         denoiser = index.checkpoints[checkpoint]
         steps = grid(SELF_TIMESTEPS, denoiser.num_train_timesteps)
         setting = replace(recipe, timesteps=steps, draws=SELF_DRAWS, events=None)
-        rows = np.setdiff1d(np.arange(store.shape[1]), store.skipped())
+        rows = np.setdiff1d(np.arange(store.shape[1]), store.left_out)
         for some, gradients in _taken(index, denoiser, setting, rows):
             stored = _mean_rows(store, checkpoint, some)
             for method, asked in (("tracin", gradients), ("retrac", unit(gradients))):
                 found[method][some] += weight * np.einsum("nd,nd->n", asked.mean(1), stored[method])
     for values in found.values():
-        values[store.skipped()] = np.nan
+        values[store.left_out] = np.nan
     return found
 
 
@@ -155,7 +155,7 @@ def noise_agreement(
     recorded = recipe.events is not None
     usual = (QUERY_TIMESTEPS, QUERY_DRAWS) if recorded else (len(recipe.timesteps), recipe.draws)
     settings = [(max(usual[0] // 2, 1), usual[1]), usual, (2 * usual[0], usual[1]), (usual[0], 2 * usual[1])]
-    kept = np.setdiff1d(np.arange(index.store.shape[1]), index.store.skipped())
+    kept = np.setdiff1d(np.arange(index.store.shape[1]), index.store.left_out)
     rows = np.setdiff1d(kept, [row for row in own if row is not None])
     rows = rows if len(rows) > 1 else kept
     if not recorded:
@@ -238,7 +238,7 @@ def _queries(
         names = [picture_name(picture, number) for number, picture in enumerate(pictures)]
         labels = to_labels(class_label, len(names), index.store.recipe.classes)
         return arrays, names, [None] * len(names), labels
-    rows = np.setdiff1d(np.arange(index.store.shape[1]), index.store.skipped())
+    rows = np.setdiff1d(np.arange(index.store.shape[1]), index.store.left_out)
     chosen = rows[np.unique(np.linspace(0, len(rows) - 1, count).astype(int))]
     arrays, names, labels = _pictures(index, chosen)
     return arrays, names, chosen.tolist(), labels

@@ -1,28 +1,45 @@
-"""FAISS proposes candidates: one inner-product index per method over the store's rows.
+"""FAISS proposes candidates: inner-product indexes over the store's rows, in files of a bounded size per method.
 
 The search vector of a picture is its rows over all (checkpoint, timestep), one after the other. Where that is wider
 than WIDTH numbers, each row is added into one vector with random signs and a random shift of its own, which keeps
-inner products right on average; the exact scores come from the store afterwards.
+inner products right on average. The exact scores come from the store afterwards; how many candidates that takes, for
+10 hits to be the true 10, is measured when an index is made, with rows of the store as queries.
 """
 
+import os
+import time
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import distributions
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from gradindex.errors import MissingPackage
+from gradindex.ahead import ahead
+from gradindex.errors import CallError, MissingPackage, StoreError, first_line
 from gradindex.gradients.noise import random_offset, random_signs
-from gradindex.manifest import seal, unseal
+from gradindex.manifest import differences, seal, unseal
 from gradindex.place import sha256
 from gradindex.recipe import Recipe
+from gradindex.scoring import THREADS, Best, as_columns, products
 from gradindex.store import Store
 
-ROWS_OF = {"tracin": "unnormalized", "retrac": "normalized"}
+METHODS = ("tracin", "retrac")
 WIDTH = 4096
 FOLD_VERSION = 1  # raised whenever `search_vectors` gives other numbers for the same rows
+
+FLAT, CODES, STORE = "flat", "HR,RaBitQfs", "store"  # what `auto` chooses among
+LADDER = (CODES, "HR,RaBitQfs4", STORE)  # after each other, where the measured recall is too low
+FLAT_BYTES = 1 << 30  # of search vectors, up to which they are kept as they are
+FILE_BYTES = 64 << 20  # of an index file, about
+TRAINED_ON = 4096  # vectors, or 64 for each list of an inverted file
+QUERIES, K = 64, 10  # that recall is measured with
+TIMED = 8  # of them, one by one
+GOAL = 0.995
+CANDIDATES = (50, 100, 200, 500, 1000, 2000)
 
 
 def search_vectors(rows: np.ndarray, recipe: Recipe) -> np.ndarray:
@@ -43,58 +60,237 @@ def search_vectors(rows: np.ndarray, recipe: Recipe) -> np.ndarray:
     return vectors
 
 
-def build_index(store: Store, method: str) -> Any:
-    """A flat inner-product index over all rows but the skipped ones, saved in the store's `faiss` folder."""
-    faiss = require_faiss()
-    store.require_whole(ROWS_OF[method])
-    skipped = set(store.skipped())
-    index = None
-    for block in tqdm(list(store.blocks()), desc=f"{method} index", unit="shard", delay=2, disable=None):
-        keep = [row for row in range(block.start, block.stop) if row not in skipped]
-        array = ROWS_OF[method]
-        rows = np.stack([store.read(array, c, block) for c in range(store.shape[0])], axis=1)
-        vectors = search_vectors(rows[[row - block.start for row in keep]], store.recipe)
-        if index is None:
-            index = faiss.IndexIDMap2(faiss.IndexFlatIP(vectors.shape[1]))
-        index.add_with_ids(vectors, np.array(keep, np.int64))
-    content = faiss.serialize_index(index).tobytes()
-    facts = {"sha256": sha256(content), **made_from(store)}
-    store.place.publish(file_of(method), content)
-    store.place.publish(facts_of(method), seal(facts))
+def build_index(store: Store, method: str, factory: str = "auto") -> "SearchIndex":
+    """Make and measure a method's index over all rows, and save it in the store's `faiss` folder.
+
+    Args:
+        factory: "flat" (float32 vectors), "store" (none at all: a query scans the store), a string of FAISS's
+            `index_factory`, or "auto": flat up to a gigabyte of vectors, then RaBitQ codes, of as many bits as a
+            recall@10 of 0.995 takes; the store where none does.
+
+    Raises:
+        CallError: FAISS does not know the factory. StoreError: rows are damaged.
+    """
+    width = search_vectors(np.zeros((1, store.shape[0], *store.shape[2:]), np.float32), store.recipe).shape[1]
+    flat = store.shape[1] * width * 4 <= min(FLAT_BYTES, free_memory() // 4)
+    tried = [factory] if factory != "auto" else [FLAT, *LADDER] if flat else LADDER
+    for chosen in tried:
+        index = _Making(store, method, chosen, width).index()
+        if index.facts["recall_at_10"] >= GOAL:
+            break
+    index.facts["asked"] = factory
+    store.place.publish(facts_of(method), seal(index.facts))
     return index
 
 
-def load_index(store: Store, method: str) -> Any:
-    """The saved index of a method; built anew when it is absent, damaged or made from other rows."""
+class _Making:
+    """An index that is being made: its files one after the other, and the true answers meanwhile."""
+
+    def __init__(self, store: Store, method: str, factory: str, width: int) -> None:
+        self._store, self._method, self._factory, self._width = store, method, factory, width
+        kept = np.setdiff1d(np.arange(store.shape[1]), store.left_out)
+        one = kept[np.linspace(0, len(kept) - 1, QUERIES).astype(int)]
+        self._parents = np.stack(
+            [one, np.roll(one, QUERIES // 2)]
+        )  # a query is the sum of two rows, which do not count
+        rows = self._rows(every := np.unique(one), None)[0]
+        queries = sum(rows[np.searchsorted(every, half)] for half in self._parents)
+        self._queries, self._columns = search_vectors(queries, store.recipe), as_columns(queries)
+        self._truth = Best(QUERIES, K)
+        self._facts = {"factory": factory, "width": width, **made_from(store), "files": []}
+
+    def index(self) -> "SearchIndex":
+        """Make all files, measure them."""
+        if self._factory == STORE:
+            return SearchIndex(self._store, self._method, {**self._facts, "candidates": 0, "recall_at_10": 1.0})
+        shard, size = self._store.shard_rows, self._code_size()
+        step = max(1, FILE_BYTES // size // shard) * shard
+        starts = range(0, self._store.shape[1], step)
+        for number, start in enumerate(tqdm(starts, f"{self._method} index", unit="file", delay=2, disable=None)):
+            self._facts["files"].append(self._file(number, start, min(start + step, self._store.shape[1])))
+        index = SearchIndex(self._store, self._method, self._facts)
+        self._measure(index)
+        return index
+
+    def _file(self, number: int, start: int, stop: int) -> dict[str, Any]:
+        """Make the index file of the pictures from `start` to before `stop`."""
+        index = self._new()
+        sample = np.unique(np.linspace(start, stop - 1, max(TRAINED_ON, 64 * _lists(index))).astype(int))
+        index.train(search_vectors(self._rows(sample, None)[0], self._store.recipe))
+        blocks = [block for block in self._store.blocks() if start <= block.start < stop]
+        read = ahead(lambda block: self._rows(block, self._columns), blocks, THREADS)
+        for block, (rows, scores) in zip(blocks, read, strict=True):
+            index.add(search_vectors(rows, self._store.recipe))
+            numbers = np.arange(block.start, block.stop)
+            out = np.isin(numbers, self._store.left_out) | (numbers == self._parents[:, :, None]).any(0)
+            self._truth.add(numbers, np.where(out, -np.inf, scores))
+        content = require_faiss().serialize_index(index).tobytes()
+        file = f"faiss/{self._method}{f'-{number}' * (number > 0)}.faiss"
+        self._store.place.publish(file, content)
+        return {"file": file, "rows": [start, stop], "bytes": len(content), "sha256": sha256(content)}
+
+    def _rows(self, rows: slice | np.ndarray, columns: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """A method's rows [B, C, T, D] float32, and their scores [Q, B] with the columns."""
+        parts, scores = [], []
+        for pieces in zip(*(self._store.row_pieces(c, rows) for c in range(self._store.shape[0])), strict=True):
+            if columns is not None:
+                scores.append(products(pieces, columns, self._method).sum((2, 3)))
+            units = [
+                u / np.where(norm == 0, 1, norm)[:, :, None] if self._method == "retrac" else u for u, norm in pieces
+            ]
+            parts.append(np.stack(units, axis=1).astype(np.float32))
+        return np.concatenate(parts), np.concatenate(scores, axis=1) if scores else np.empty(0)
+
+    def _measure(self, index: "SearchIndex") -> None:
+        """How many candidates it takes, how often the true ten are among them, and how long a query searches."""
+        lists = _lists(self._new())
+        for nprobe in sorted({*(4**power for power in range(20) if 4**power < lists), lists}):
+            if lists:
+                index.facts["nprobe"] = nprobe
+            recalls = self._recalls(index.ranked(self._queries, CANDIDATES[-1] + 2))
+            if recalls[-1] >= GOAL:
+                break
+        enough = next((i for i, recall in enumerate(recalls) if recall >= GOAL), -1)
+        index.facts |= {"candidates": CANDIDATES[enough], "recall_at_10": round(recalls[enough], 4)}
+        began = time.perf_counter()
+        for query in self._queries[:TIMED]:
+            index.candidates(query[None], K)
+        index.facts["query_seconds"] = round((time.perf_counter() - began) / len(self._queries[:TIMED]), 6)
+
+    def _recalls(self, ranked: Sequence[np.ndarray]) -> list[float]:
+        """Which share of the true ten is among so many candidates."""
+        shares: list[list[float]] = [[] for _ in CANDIDATES]
+        lists = zip(self._parents.T, self._truth.rows, self._truth.scores, ranked, strict=True)
+        for parents, rows, scores, mine in lists:
+            true, others = rows[scores > -np.inf], mine[~np.isin(mine, parents)]
+            for share, count in zip(shares, CANDIDATES, strict=True):
+                share.append(len(np.intersect1d(true, others[:count])) / max(1, len(true)) if len(true) else 1.0)
+        return [float(np.mean(share)) for share in shares]
+
+    def _new(self) -> Any:
+        faiss = require_faiss()
+        name = "Flat" if self._factory == FLAT else self._factory
+        try:
+            return faiss.index_factory(self._width, name, faiss.METRIC_INNER_PRODUCT)
+        except RuntimeError as error:
+            what = first_line(error).rpartition(": ")[2]
+            raise CallError(f"factory {self._factory}: give auto, flat, store, or what FAISS knows ({what})") from error
+
+    def _code_size(self) -> int:
+        """Bytes of a vector."""
+        try:
+            return int(self._new().sa_code_size())
+        except RuntimeError:  # of an index that is no codec, such as a graph
+            return 4 * self._width
+
+
+def _lists(index: Any) -> int:
+    """How many lists an inverted file has; 0 for an index of another kind."""
+    found = require_faiss().try_extract_index_ivf(index)
+    return found.nlist if found is not None else 0
+
+
+def open_index(store: Store, method: str) -> "SearchIndex":
+    """The saved index of a method; made anew, as it was asked for, when it is absent or of other rows."""
+    index = saved_index(store, method)
+    if index is None or not index.fits():
+        return build_index(store, method, index.facts["asked"] if index else "auto")
+    return index
+
+
+def saved_index(store: Store, method: str) -> "SearchIndex | None":
+    """The saved index of a method, of whichever rows; None where there is none."""
     (facts,) = store.place.read_many([facts_of(method)])
-    with suppress(ValueError, FileNotFoundError, RuntimeError):  # RuntimeError: another FAISS wrote it
-        known = unseal(facts)
-        digest = known.pop("sha256")
-        if known == made_from(store):
-            content = store.place.fetch(file_of(method), digest)
-            return require_faiss().deserialize_index(np.frombuffer(content, np.uint8))
-    return build_index(store, method)
+    with suppress(ValueError):
+        return SearchIndex(store, method, unseal(facts))
+    return None
 
 
-def candidates(index: Any, queries: np.ndarray, count: int) -> np.ndarray:
-    """The `count` rows that FAISS ranks best for each of the queries [Q, W], ascending: [Q, min(count, rows)]."""
-    _, rows = index.search(queries, min(count, index.ntotal))
-    return np.sort(rows, axis=1)
+class SearchIndex:
+    """The search index of a method.
+
+    Attributes:
+        facts: what is in its JSON: which rows it was made from, `factory`, `candidates` (how many have to be scored
+            exactly for 10 hits), and measured on the machine that made it `recall_at_10` and `query_seconds`.
+    """
+
+    def __init__(self, store: Store, method: str, facts: dict[str, Any]) -> None:
+        self.facts, self._store, self._method = facts, store, method
+        self._open: dict[str, Any] = {}
+
+    def fits(self) -> bool:
+        """Whether it was made from the store's rows."""
+        made = made_from(self._store)
+        return {name: self.facts.get(name) for name in made} == made
+
+    def damages(self) -> list[str]:
+        """Which of its files are not as they were made, one line each."""
+        return differences(self._store.place, {part["file"]: part["sha256"] for part in self.facts["files"]})
+
+    def candidates(self, queries: np.ndarray, k: int) -> list[np.ndarray] | None:
+        """Rows among which the best k of each query [Q, W] are, ascending; None: there is no index, scan the store.
+
+        Raises:
+            StoreError: a file is not as it was made.
+        """
+        if self.facts["factory"] == STORE:
+            return None
+        count = self.facts["candidates"] * -(-k // K)
+        return [np.sort(rows) for rows in self.ranked(queries, count)]
+
+    def ranked(self, queries: np.ndarray, count: int) -> list[np.ndarray]:
+        """The `count` rows that FAISS ranks best for each query, best first; none of those that are left out."""
+        left_out = np.array(self._store.left_out, np.int64)
+        wanted = count + len(left_out)
+        best = Best(len(queries), wanted)
+
+        def search(part: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+            first, stop = part["rows"]
+            scores, found = self._part(part).search(queries, min(wanted, stop - first))
+            return found + first, np.where(found < 0, -np.inf, scores)
+
+        for rows, scores in ahead(search, self.facts["files"], THREADS):
+            best.add(rows, scores)
+        lists = zip(best.rows, best.scores, strict=True)
+        return [rows[(scores > -np.inf) & ~np.isin(rows, left_out)][:count] for rows, scores in lists]
+
+    def _part(self, part: dict[str, Any]) -> Any:
+        """The FAISS index of one file. They stay in memory where all of them fit into half of what is free."""
+        opened = self._open.get(part["file"]) or self._fetch(part)
+        if "nprobe" in self.facts:
+            require_faiss().ParameterSpace().set_index_parameter(opened, "nprobe", self.facts["nprobe"])
+        if sum(each["bytes"] for each in self.facts["files"]) < free_memory() // 2:
+            self._open[part["file"]] = opened
+        return opened
+
+    def _fetch(self, part: dict[str, Any]) -> Any:
+        place = self._store.place
+        try:
+            content = np.frombuffer(place.fetch(part["file"], part["sha256"]), np.uint8)
+            return require_faiss().deserialize_index(content)
+        except (ValueError, FileNotFoundError, RuntimeError) as error:  # RuntimeError: another FAISS wrote it
+            raise StoreError(f"{place}: {part['file']} is damaged ({first_line(error)})") from error
 
 
 def made_from(store: Store) -> dict[str, Any]:
-    """What an index file must agree with: the rows, and how search vectors are made of them."""
-    return {"recipe": store.recipe.digest, "state": store.state(), "fold": FOLD_VERSION, "width": WIDTH}
-
-
-def file_of(method: str) -> str:
-    """The file of a method's index."""
-    return f"faiss/{method}.faiss"
+    """What an index must agree with: the rows, and how search vectors are made of them."""
+    return {"recipe": store.recipe.digest, "state": store.summary["state"], "fold": FOLD_VERSION}
 
 
 def facts_of(method: str) -> str:
-    """The file that says what it was made from."""
+    """The file with a method's facts."""
     return f"faiss/{method}.json"
+
+
+def free_memory() -> int:
+    """Bytes that can still be had: what the kernel calls available, or half of a container's limit."""
+    free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2]
+    with suppress(OSError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable")]
+    with suppress(OSError, ValueError):  # "max" where there is no limit
+        free.append(int(Path("/sys/fs/cgroup/memory.max").read_text()) // 2)
+    return min(free)
 
 
 def require_faiss() -> ModuleType:

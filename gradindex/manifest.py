@@ -13,6 +13,8 @@ from gradindex.place import Place, sha256
 
 FORMAT = 1
 HEADER, COPY = "zarr.json", "manifest/header.json"
+SUMMARY = "manifest/summary.json"
+COPIES = "manifest/copies/"  # of ids and the arrays' metadata
 CHECK = "check"
 
 
@@ -82,8 +84,10 @@ def seal_header(header: Mapping[str, Any]) -> bytes:
 
 
 def header_files(header: Mapping[str, Any]) -> dict[str, str]:
-    """The header's own two files with their SHA-256."""
-    return dict.fromkeys((HEADER, COPY), sha256(seal_header(header)))
+    """Every file that the header answers for, itself and copies among them, with its SHA-256."""
+    files = header["files"]
+    own = dict.fromkeys((HEADER, COPY), sha256(seal_header(header)))
+    return {**own, **files, **{COPIES + name: digest for name, digest in files.items()}}
 
 
 def publish_header(place: Place, header: Mapping[str, Any]) -> None:

@@ -53,6 +53,10 @@ class Recipe:
         """Rows of a picture at one checkpoint: the length T of that axis."""
         return self.events or len(self.timesteps)
 
+    def shape(self, pictures: int) -> tuple[int, int, int, int]:
+        """[C, N, T, D] of the rows of so many pictures."""
+        return len(self.checkpoints), pictures, self.per_picture, self.dim
+
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values; without those of a training log where there is none."""
         values = json.loads(json.dumps(asdict(self)))

@@ -1,29 +1,75 @@
 """Exact scores from the rows of a store: what each row adds, all of them or those of a range of timesteps."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from gradindex.ahead import ahead
 from gradindex.errors import CallError
 from gradindex.recipe import Recipe
 from gradindex.store import Store
 
 Span = tuple[float, float]  # timesteps from the first to before the second
+THREADS = os.cpu_count() or 1  # that scan the store side by side
 
 
-def scan(store: Store, block: np.ndarray, method: str, skipped: Sequence[int], span: Span | None) -> np.ndarray:
-    """The score of every picture, [Q, N] float32; NaN where the build skipped it or no row is in the span."""
-    blocks = tqdm(list(store.blocks()), desc="scores", unit="shard", delay=2, disable=None)
-    parts = [contributions(store, block, method, rows, span).sum((2, 3)) for rows in blocks]
-    scores = np.concatenate(parts, axis=1).astype(np.float32)
-    scores[:, skipped] = np.nan
-    return scores
+class Best:
+    """The k highest of scores that come piece by piece; equal ones in the order of rows.
+
+    Attributes:
+        rows, scores: [Q, up to k], best first.
+    """
+
+    def __init__(self, queries: int, k: int) -> None:
+        self._k, self.rows, self.scores = k, np.empty((queries, 0), np.int64), np.empty((queries, 0))
+
+    def add(self, rows: np.ndarray, scores: np.ndarray) -> None:
+        """Scores [Q, B] of rows [B] that come after all before; −∞ never counts."""
+        every = np.concatenate([self.scores, scores], axis=1)
+        order = np.argsort(-every, axis=1, kind="stable")[:, : self._k]
+        self.scores = np.take_along_axis(every, order, axis=1)
+        whose = np.concatenate([self.rows, np.broadcast_to(rows, scores.shape)], axis=1)
+        self.rows = np.take_along_axis(whose, order, axis=1)
+
+
+def scan(store: Store, block: np.ndarray, method: str, span: Span | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The score of every picture, straight from the store: row numbers [B] and scores [Q, B], shard by shard.
+
+    NaN where no picture counts or no row is in the span.
+    """
+    left_out, columns = np.array(store.left_out, np.int64), as_columns(block)
+
+    def score(rows: slice) -> tuple[np.ndarray, np.ndarray]:
+        scores = contributions(store, columns, method, rows, span).sum((2, 3))
+        scores[:, left_out[(left_out >= rows.start) & (left_out < rows.stop)] - rows.start] = np.nan
+        return np.arange(rows.start, rows.stop), scores
+
+    blocks = list(store.blocks())
+    yield from tqdm(ahead(score, blocks, threads=THREADS), "scores", len(blocks), unit="shard", delay=2, disable=None)
+
+
+def scan_both_ends(
+    store: Store, block: np.ndarray, method: str, span: Span | None, k: int
+) -> dict[int, list[np.ndarray]]:
+    """The k best rows of each query and the k worst, {1: …, -1: …}, ascending, from one pass over the store."""
+    ends = {sign: Best(len(block), k) for sign in (1, -1)}
+    for rows, scores in scan(store, block, method, span):
+        for sign, best in ends.items():
+            best.add(rows, np.nan_to_num(sign * scores, nan=-np.inf))
+    return {sign: [np.sort(rows[kept]) for rows, kept in zip(best.rows, best.scores > -np.inf, strict=True)]
+            for sign, best in ends.items()}  # fmt: skip
+
+
+def as_columns(block: np.ndarray) -> np.ndarray:
+    """What rows are multiplied with, [Q, C, T, D], as `contributions` takes it: [C, T, D, Q] float64."""
+    return np.ascontiguousarray(block.transpose(1, 2, 3, 0), np.float64)
 
 
 def contributions(
-    store: Store, block: np.ndarray, method: str, rows: slice | np.ndarray, span: Span | None
+    store: Store, columns: np.ndarray, method: str, rows: slice | np.ndarray, span: Span | None
 ) -> np.ndarray:
     """What each row adds to the score of the given pictures, [Q, pictures, C, T] float64.
 
@@ -31,23 +77,32 @@ def contributions(
     ReTrac's unit rows are taken from the unnormalized ones and their norms: the normalized array is float16.
 
     Args:
-        block: what each row is multiplied with, [Q, C, T, D].
+        columns: what each row is multiplied with, `as_columns`.
         rows: a slice or ascending numbers of pictures.
     """
-    parts = []
-    for checkpoint in range(block.shape[1]):
-        u, norm = store.read_rows(checkpoint, rows)
-        products = np.matmul(u.transpose(1, 0, 2), block[:, checkpoint].astype(np.float64).transpose(1, 2, 0))
-        if method == "retrac":
-            products /= np.where(norm == 0, 1, norm).T[:, :, None]
-        parts.append(products.transpose(2, 1, 0))
-    every = np.stack(parts, axis=2)
+    checkpoints, per_picture, _, queries = columns.shape
+    parts = [
+        products(pieces, columns, method)
+        for pieces in zip(*(store.row_pieces(c, rows) for c in range(checkpoints)), strict=True)
+    ]
+    every = np.concatenate([np.empty((queries, 0, checkpoints, per_picture)), *parts], axis=1)
     if span is None:
-        return every / every.shape[3]
-    counted = np.stack([inside(store.read("timestep", c, rows), span) for c in range(block.shape[1])], axis=1)
+        return every / per_picture
+    counted = np.stack([inside(store.read("timestep", c, rows), span) for c in range(checkpoints)], axis=1)
     every *= counted / np.maximum(counted.sum(2, keepdims=True), 1)
     every[:, ~counted.any((1, 2))] = np.nan
     return every
+
+
+def products(pieces: Sequence[tuple[np.ndarray, np.ndarray]], columns: np.ndarray, method: str) -> np.ndarray:
+    """Rows times columns, [Q, b, C, T] float64; `pieces` has each checkpoint's rows [b, T, D] and norms [b, T]."""
+    found = []
+    for (u, norm), column in zip(pieces, columns, strict=True):
+        product = np.matmul(u.transpose(1, 0, 2), column)
+        if method == "retrac":
+            product /= np.where(norm == 0, 1, norm).T[:, :, None]
+        found.append(product.transpose(2, 1, 0))
+    return np.stack(found, axis=2)
 
 
 def stderrs(added: np.ndarray, recipe: Recipe, span: Span | None) -> np.ndarray | None:

@@ -6,28 +6,37 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from gradindex.dataset import UNREADABLE, Columns, Dataset, open_dataset, to_array
+from gradindex.dataset import Columns, Dataset, open_dataset
 from gradindex.denoiser import Checkpoints, resolve_device
-from gradindex.errors import CallError, GradindexError
+from gradindex.errors import CallError, GradindexError, StoreError
 from gradindex.gradients.rows import capture_for, fitting_batch, grid_events, sample_gradients
-from gradindex.index import ROWS_OF, candidates, load_index, search_vectors
+from gradindex.index import METHODS, SearchIndex, build_index, open_index, search_vectors
 from gradindex.place import Place
+from gradindex.queries import Picture, picture_name, to_labels, to_query
 from gradindex.recipe import NOISE_VERSION, PROJECTION_VERSION, grid, require, require_positive
 from gradindex.results import Hit, Result
-from gradindex.scoring import Span, contributions, inside, scan, spread, stderrs, to_span, unit
+from gradindex.scoring import (
+    Span,
+    as_columns,
+    contributions,
+    inside,
+    scan,
+    scan_both_ends,
+    spread,
+    stderrs,
+    to_span,
+    unit,
+)
 from gradindex.store import Store
-
-Picture = str | Path | Image.Image | Any  # a path, a PIL picture, or a tensor [channels, height, width] in [−1, 1]
 
 QUERY_TIMESTEPS = 25  # of the mean pairing
 QUERY_DRAWS = 2
-OVERFETCH = 500  # candidates that FAISS proposes at least
 READ_ROWS = 256  # candidates whose rows are in memory at once
 
 
@@ -44,9 +53,7 @@ def open(path: str | Path | Place, *, model: str | Path | None = None, device: s
     Example:
         >>> results = gradindex.open("idx").query(["gen.png"], k=10, method="retrac")
     """
-    index = Index(Store(path), model, resolve_device(device))
-    _ = index.skipped  # raises unless all of it is built
-    return index
+    return Index(Store.finished(path), model, resolve_device(device))
 
 
 class QueryOptions(TypedDict, total=False):
@@ -83,7 +90,7 @@ class Index:
 
     def __init__(self, store: Store, model: str | Path | None, device: str) -> None:
         self.store, self._model, self._device = store, model, device
-        self._faiss: dict[str, Any] = {}
+        self._searches: dict[str, SearchIndex] = {}
         self.seconds: dict[str, float] = {}
 
     def query(
@@ -116,12 +123,12 @@ class Index:
         (block,), span = self._query_blocks(pictures, method, **options), to_span(options.get("timesteps"))
         began = time.perf_counter()
         names = [picture_name(picture, number) for number, picture in enumerate(pictures)]
-        scanned = None if span is None else scan(self.store, block, method, self.skipped, span)
-        if scanned is not None and np.isnan(scanned).all():
-            raise CallError(f"timesteps = {options['timesteps']}: no picture has a row there")
-        search = partial(self._search, block, k, method, span, scanned, by_timestep)
-        best = search(sign=1)
-        worst = search(sign=-1) if opponents else [None] * len(names)
+        proposed = self._proposed(block, k, method, span, (1, -1) if opponents else (1,))
+        if not any(map(len, proposed[1])):
+            raise CallError(f"timesteps = {options.get('timesteps')}: no picture has a row there")
+        hits = partial(self._hits, block, k, method, span, by_timestep)
+        best = hits(1, proposed[1])
+        worst = hits(-1, proposed[-1]) if opponents else [None] * len(names)
         self.seconds["search"] = time.perf_counter() - began
         return [Result(*row) for row in zip(names, best, worst, strict=True)]
 
@@ -141,30 +148,36 @@ class Index:
         """The `scores` of several methods, whose query gradients are taken once."""
         blocks, span = self._query_blocks(pictures, *methods, **options), to_span(options.get("timesteps"))
         pairs = zip(methods, blocks, strict=True)
-        return {method: scan(self.store, block, method, self.skipped, span) for method, block in pairs}
+        return {
+            method: np.concatenate([scores for _, scores in scan(self.store, block, method, span)], axis=1).astype(
+                np.float32
+            )
+            for method, block in pairs
+        }
 
     def thumbnail(self, row: int) -> Image.Image | None:
-        """The training picture of a row as it is on disk; None when the data set is no longer where it was."""
-        return None if self.dataset is None else self.dataset.thumbnail(row)
+        """The training picture of a row as it is on disk; None when it is gone, or another one is in its place."""
+        if self.dataset is None or self.dataset.mark(row) != self.store.mark(row):
+            return None
+        return self.dataset.thumbnail(row)
 
     def arrays(self, pictures: Sequence[Picture]) -> np.ndarray:
         """Pictures as the model takes them, [Q, channels, height, width] float32 in [−1, 1]."""
-        return np.stack([_picture_array(picture, self.store.recipe.image) for picture in pictures])
-
-    @cached_property
-    def skipped(self) -> list[int]:
-        """Row numbers without a picture; StoreError while shards are missing."""
-        return self.store.skipped()
+        return np.stack([to_query(picture, self.store.recipe.image) for picture in pictures])
 
     @cached_property
     def dataset(self) -> Dataset | None:
-        """The training pictures; None when they are no longer where they were, or changed."""
+        """The training pictures, in the order of the store's rows; None when they are no longer where they were."""
         facts = self.store.attributes["data"]
         try:
             dataset = open_dataset(facts["source"], Columns(**facts["columns"]))
         except GradindexError:
             return None
-        return dataset if dataset.fingerprint == facts["fingerprint"] else None
+        if self.store.recipe.classes is None:
+            dataset = replace(dataset, labels=None)
+        positions = dataset.positions(self.store.sample_ids)
+        gone = np.setdiff1d(np.flatnonzero(positions < 0), self.store.left_out)
+        return None if len(gone) else dataset.in_order(self.store.sample_ids, positions)
 
     @cached_property
     def checkpoints(self) -> Checkpoints:
@@ -202,7 +215,7 @@ class Index:
     ) -> list[np.ndarray]:
         """What each row [c, i, t] is multiplied with, per method: weighted query gradients, [Q, C, T, D] float32."""
         for method in methods:
-            require("method", method, tuple(ROWS_OF))
+            require("method", method, METHODS)
         recorded = self.store.recipe.events is not None
         pairing = pairing or ("mean" if recorded else "matched")
         require("pairing", pairing, ("matched", "mean"))
@@ -222,7 +235,7 @@ class Index:
         ids = [hashlib.sha256(array.tobytes()).hexdigest() for array in arrays] if ids is None else list(ids)
         if len(ids) != len(arrays):
             raise CallError(f"ids: {len(ids)} for {len(arrays)} pictures")
-        _ = self.skipped  # raises unless all of it is built
+        _ = self.store.summary  # raises unless a build has finished
         own_timesteps, own_draws = None, None
         wanted = [j for j, t in enumerate(recipe.timesteps) if inside(t, to_span(timesteps))]
         if not wanted and not recorded:
@@ -265,25 +278,31 @@ class Index:
         bar.close()
         return [np.stack(parts, axis=1) for parts in blocks]
 
-    def _propose(self, block: np.ndarray, k: int, method: str, sign: int, scanned: np.ndarray | None) -> np.ndarray:
-        """Rows among which the best k of each query are, ascending, [Q, candidates]: from FAISS, or from a scan."""
-        if scanned is not None:
-            order = np.argsort(-sign * scanned, axis=1, kind="stable")  # NaN comes last
-            return np.sort(order[:, : min(k, int((~np.isnan(scanned[0])).sum()))], axis=1)
-        if method not in self._faiss:
-            self._faiss[method] = load_index(self.store, method)
-        return candidates(self._faiss[method], search_vectors(sign * block, self.store.recipe), max(10 * k, OVERFETCH))
+    def _proposed(
+        self, block: np.ndarray, k: int, method: str, span: Span | None, signs: Sequence[int]
+    ) -> dict[int, list[np.ndarray]]:
+        """Rows among which the best k of each query are, and the worst (sign −1), ascending: from FAISS or a scan."""
+        if span is None:
+            vectors = search_vectors(block, self.store.recipe)
+            try:
+                index = self._searches.setdefault(method, open_index(self.store, method))
+                found = {sign: index.candidates(sign * vectors, k) for sign in signs}
+            except StoreError:  # of an index file; where the rows are damaged, it is raised again
+                index = self._searches[method] = build_index(self.store, method)
+                found = {sign: index.candidates(sign * vectors, k) for sign in signs}
+            if None not in found.values():
+                return found  # type: ignore[return-value]
+        return scan_both_ends(self.store, block, method, span, k)
 
-    def _search(
-        self, block: np.ndarray, k: int, method: str, span: Span | None, scanned: np.ndarray | None,
-        by_timestep: bool, sign: int,
+    def _hits(
+        self, block: np.ndarray, k: int, method: str, span: Span | None, by_timestep: bool, sign: int,
+        proposed: Sequence[np.ndarray],
     ) -> list[list[Hit]]:  # fmt: skip
-        """The k best rows for each query; `sign` −1 looks for the most negative."""
-        proposed = self._propose(block, k, method, sign, scanned)
-        rows = np.unique(proposed)
+        """The k best of the proposed rows for each query; `sign` −1 looks for the most negative."""
+        rows, columns = np.unique(np.concatenate(proposed)), as_columns(block)
         cuts = range(0, len(rows), READ_ROWS)
-        parts = [contributions(self.store, block, method, rows[i : i + READ_ROWS], span) for i in cuts]
-        every = np.concatenate(parts, axis=1) if parts else np.empty((len(block), 0, *self.store.shape[::2]))
+        parts = [contributions(self.store, columns, method, rows[i : i + READ_ROWS], span) for i in cuts]
+        every = np.concatenate(parts, axis=1)
         scores = every.sum((2, 3)).astype(np.float32)
         errors = stderrs(every.sum(2), self.store.recipe, span)
         results = []
@@ -294,7 +313,7 @@ class Index:
                 [
                     Hit(
                         rank=rank,
-                        id=self.store.sample_ids[rows[place]],
+                        id=self.store.sample_ids[int(rows[place])],
                         row=int(rows[place]),
                         score=float(values[place]),
                         stderr=None if errors is None else float(errors[query, place]),
@@ -306,41 +325,3 @@ class Index:
                 ]
             )
         return results
-
-
-def picture_name(picture: Picture, number: int) -> str:
-    """What a picture is called in results: its path, or its number."""
-    return str(picture) if isinstance(picture, str | Path) else f"picture {number}"
-
-
-def _picture_array(picture: Picture, image: tuple[int, int, int]) -> np.ndarray:
-    if isinstance(picture, str | Path):
-        try:
-            with Image.open(picture) as opened:
-                return to_array(opened, image)
-        except CallError:
-            raise
-        except UNREADABLE as error:
-            raise CallError(f"{picture}: not a picture that opens ({error})") from error
-    if isinstance(picture, Image.Image):
-        return to_array(picture, image)
-    if hasattr(picture, "detach"):  # a torch tensor of any type, on any device
-        picture = picture.detach().float().cpu()
-    array = np.asarray(picture, dtype=np.float32)
-    if array.shape != image or not np.isfinite(array).all() or np.abs(array).max() > 1:
-        raise CallError(f"a picture tensor of shape {array.shape}: give {image} with values in [-1, 1]")
-    return array
-
-
-def to_labels(class_label: int | Sequence[int] | None, count: int, classes: int | None) -> list[int] | None:
-    """The class labels of `count` queries; None for an unconditional model."""
-    if classes is None:
-        if class_label is not None:
-            raise CallError(f"class_label = {class_label}: the model is not class-conditional")
-        return None
-    if class_label is None:
-        raise CallError(f"the model is class-conditional: give class_label, 0 to {classes - 1}")
-    labels = [class_label] * count if isinstance(class_label, int) else list(class_label)
-    if len(labels) != count or not all(0 <= label < classes for label in labels):
-        raise CallError(f"class_label = {class_label}: give one from 0 to {classes - 1} per picture")
-    return labels

@@ -4,6 +4,7 @@ The unit of work is a shard: up to `shard_rows` pictures of one checkpoint. A sh
 is there, and the entry is published last: files written → fsync → read back → manifest entry.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -12,11 +13,14 @@ from typing import Any, Self
 
 import numpy as np
 
-from gradindex.arrays import IDS, ROW_ARRAYS, open_array, shard_file, shard_key, skeleton
+from gradindex.arrays import ROW_ARRAYS, WIDE, SampleIds, open_array, read_pieces, shard_file, shard_key, skeleton
+from gradindex.dataset import MARK
 from gradindex.errors import RecipeMismatch, StoreError
 from gradindex.manifest import (
+    COPIES,
     FORMAT,
     HEADER,
+    SUMMARY,
     Shard,
     differences,
     publish_header,
@@ -29,8 +33,7 @@ from gradindex.place import Place, at, sha256
 from gradindex.recipe import Recipe
 
 SHARD_ROWS = 256  # pictures in a shard: what an interruption can cost
-CHUNK_BYTES = 2 << 20  # unnormalized bytes in a chunk: the least that a read fetches
-RUN = 16  # chunks that scattered rows are read from at once, at most
+CHUNK_BYTES = 128 << 10  # unnormalized bytes in a chunk: the least that a read fetches
 
 
 def _array(name: str) -> Any:
@@ -51,15 +54,16 @@ class Store:
         self.place = at(path)
         self.attributes: dict[str, Any] = read_header(self.place)
         self.recipe = Recipe.from_json(self.attributes["recipe"])
-        self.shape = _shape(self.recipe, self.attributes["pictures"])
+        self.shape = self.recipe.shape(self.attributes["pictures"])
         self.shard_rows: int = self.attributes["shard_rows"]
 
     @classmethod
     def create(cls, path: str | Path | Place, recipe: Recipe, sample_ids: Sequence[str], **attributes: Any) -> Self:
         """Make an empty store. It is one once its header is there; where another process was faster, it is that one."""
         place, layout = at(path), {"shard_rows": SHARD_ROWS, "chunk_rows": _chunk_rows(recipe)}
-        empty = skeleton(_shape(recipe, len(sample_ids)), sample_ids, **layout)
-        for name, content in empty.items():
+        files = skeleton(recipe.shape(len(sample_ids)), sample_ids, **layout)
+        for name, content in files.items():
+            place.publish(COPIES + name, content)
             place.publish(name, content)
         header = {
             "format": FORMAT,
@@ -67,44 +71,93 @@ class Store:
             "digest": recipe.digest,
             "pictures": len(sample_ids),
             **layout,
-            "files": {name: sha256(content) for name, content in empty.items()},
+            "files": {name: sha256(content) for name, content in files.items()},
+            "removed": {},
             **attributes,
         }
         with suppress(FileExistsError):
             place.publish(HEADER, seal_header(header), only_new=True)
-        return cls.mended(place, sample_ids)
+        return cls.mended(place)
 
     @classmethod
-    def mended(cls, path: str | Path | Place, sample_ids: Sequence[str]) -> Self:
-        """The store at a path; what is damaged of its header, its ids and the arrays' metadata is made again."""
+    def mended(cls, path: str | Path | Place) -> Self:
+        """The store at a path; what is damaged of its header, ids and the arrays' metadata is made whole from the copy.
+
+        Raises:
+            StoreError: a file is damaged and so is its copy.
+        """
         place = at(path)
         header = read_header(place)
         publish_header(place, header)
-        if found := differences(place, header["files"]):
-            shape = _shape(Recipe.from_json(header["recipe"]), len(sample_ids))
-            empty = skeleton(shape, sample_ids, header["shard_rows"], header["chunk_rows"])
-            for name, digest in header["files"].items():
-                if sha256(empty.get(name, b"")) != digest:
-                    raise StoreError(f"{place}: {found[0]}; only a build over the same data set mends that")
-                place.publish(name, empty[name])
+        for name, digest in header["files"].items():
+            copy = COPIES + name
+            for damaged, twin in ((name, copy), (copy, name)):
+                if found := differences(place, {damaged: digest}):
+                    try:
+                        place.publish(damaged, place.fetch(twin, digest))
+                    except (ValueError, FileNotFoundError) as error:
+                        message = f"{place}: {found[0]}, and so was {twin}; build it again with overwrite"
+                        raise StoreError(message) from error
         return cls(place)
+
+    @classmethod
+    def finished(cls, path: str | Path | Place) -> Self:
+        """The store with the pictures of its last finished build, whatever is being added to it.
+
+        Raises:
+            StoreError: no build has finished.
+        """
+        store = cls(path)
+        store.shape = (store.shape[0], store.summary["pictures"], *store.shape[2:])
+        return store
 
     normalized, unnormalized, norm, timestep = map(_array, ROW_ARRAYS)
 
     @cached_property
     def _arrays(self) -> dict[str, Any]:
-        self._require_unchanged("/zarr.json")
+        self.require_unchanged(*(f"{name}/zarr.json" for name in ROW_ARRAYS))
         return {name: open_array(self.place, name) for name in ROW_ARRAYS}
 
     @cached_property
-    def sample_ids(self) -> list[str]:
-        """N distinct strings.
+    def sample_ids(self) -> SampleIds:
+        """N distinct strings; StoreError, when one is looked at, where they are damaged."""
+        return SampleIds(self.place, self.shape[1], self.require_unchanged)
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """What the last finished build left: `pictures`, `state`, `skipped`, `zero_gradients`.
 
         Raises:
-            StoreError: they are damaged.
+            StoreError: no build has finished.
         """
-        self._require_unchanged(f"{IDS}/")
-        return open_array(self.place, IDS)[:].tolist()
+        with suppress(ValueError):
+            facts = unseal(next(self.place.read_many([SUMMARY])))
+            if facts["recipe"] == self.recipe.digest and facts["pictures"] <= self.shape[1]:
+                return facts
+        return self.summarize()
+
+    def finish(self) -> None:
+        """Publish the summary: from now on readers see all pictures."""
+        self.summary = self.summarize()
+        content = seal(self.summary)
+        if next(self.place.read_many([SUMMARY])) != content:
+            self.place.publish(SUMMARY, content)
+
+    def summarize(self) -> dict[str, Any]:
+        """What `finish` publishes; StoreError while shards are missing."""
+        state, skipped, zero = hashlib.sha256(self.recipe.digest.encode()), set(), 0
+        for entry in self.entries():
+            state.update(repr(sorted((name, facts["sha256"]) for name, facts in entry["files"].items())).encode())
+            skipped.update(entry["skipped"])
+            zero += entry["zero_gradients"]
+        facts = {"recipe": self.recipe.digest, "pictures": self.shape[1], "state": state.hexdigest()}
+        return {**facts, "skipped": sorted(skipped), "zero_gradients": zero}
+
+    @cached_property
+    def left_out(self) -> list[int]:
+        """Row numbers that no query returns: skipped by the build at some checkpoint, or removed."""
+        removed = {row for row in self.attributes["removed"].values() if row is not None}
+        return sorted(row for row in removed.union(self.summary["skipped"]) if row < self.shape[1])
 
     def require_recipe(self, recipe: Recipe, message: str) -> None:
         """Raise RecipeMismatch, naming the fields, unless `recipe` is the store's."""
@@ -112,10 +165,8 @@ class Store:
             raise RecipeMismatch(f"{self.place}: {message}", differing)
 
     def set_attributes(self, **attributes: Any) -> None:
-        """Change attributes that are not part of the recipe."""
-        if all(self.attributes.get(name) == value for name, value in attributes.items()):
-            return
-        self.attributes.update(attributes)
+        """Change attributes that are not part of the recipe; what another process has changed since stays."""
+        self.attributes = {**read_header(self.place), **attributes}
         publish_header(self.place, self.attributes)
 
     def shards(self) -> list[Shard]:
@@ -142,7 +193,7 @@ class Store:
             rows: unnormalized gradients, [stop − start, T, D] float32.
             timestep: [stop − start, T] float32.
             skipped: row numbers without a picture; their gradients are zero and no query returns them.
-            pictures: a digest of the pictures, kept in the manifest.
+            pictures: the pictures' `Dataset.mark`s one after the other, kept in the manifest.
 
         Raises:
             StoreError: a row is not finite, or the disk gives back something else than was written.
@@ -171,21 +222,21 @@ class Store:
         }
         self.place.publish(shard.entry, seal(entry))
 
-    def entries(self) -> list[dict[str, Any]]:
-        """The manifest entry of every shard.
+    def entries(self) -> Iterator[dict[str, Any]]:
+        """The manifest entry of every shard, in order.
 
         Raises:
             StoreError: a shard is missing or damaged.
         """
-        shards, committed = self.shards(), list(self.committed())
-        if len(committed) < len(shards):
-            done = {shard for shard, _ in committed}
-            first = next(shard for shard in shards if shard not in done)
+        missing = dict.fromkeys(self.shards())
+        for shard, entry in self.committed():
+            del missing[shard]
+            yield entry
+        if missing:
             raise StoreError(
-                f"{self.place}: {len(shards) - len(done)} of {len(shards)} shards are missing or damaged"
-                f" ({first.name} first); run the same build again, it makes only those"
+                f"{self.place}: {len(missing)} of {len(self.shards())} shards are missing or damaged"
+                f" ({next(iter(missing)).name} first); run the same build again, it makes only those"
             )
-        return [entry for _, entry in committed]
 
     def committed(self, shards: Sequence[Shard] | None = None) -> Iterator[tuple[Shard, dict[str, Any]]]:
         """The finished ones of all or some shards, with their manifest entries.
@@ -203,32 +254,16 @@ class Store:
     def entry(self, shard: Shard, content: bytes | None) -> dict[str, Any]:
         """A shard's manifest entry, from what its file holds; ValueError, saying what is wrong, unless it is whole."""
         entry = unseal(content)
-        mine = {"checkpoint": shard.checkpoint, "rows": [shard.start, shard.stop], "recipe": self.recipe.digest}
-        if {name: entry.get(name) for name in mine} != mine:
+        (start, stop), mine = entry["rows"], (shard.checkpoint, self.recipe.digest)
+        if (entry["checkpoint"], entry["recipe"]) != mine or start != shard.start:
             raise ValueError("belongs elsewhere")
+        if stop < shard.stop:
+            raise ValueError(f"ends at picture {stop - 1}")
         return entry
 
-    def damaged(self, entry: Mapping[str, Any], array: str = "") -> list[str]:
-        """Which files of a committed shard, or those of one array, are not as they were; every byte is read."""
-        files = {
-            name: facts["sha256"] for name, facts in entry["files"].items() if array in ("", name.partition("/")[0])
-        }
-        return differences(self.place, files)
-
-    def require_whole(self, array: str) -> None:
-        """Raise StoreError unless every byte of an array's rows is as it was committed."""
-        for entry in self.entries():
-            if found := self.damaged(entry, array):
-                raise self._damage(found[0])
-
-    def skipped(self) -> list[int]:
-        """Row numbers without a picture, at any checkpoint."""
-        return sorted({row for entry in self.entries() for row in entry["skipped"]})
-
-    def state(self) -> str:
-        """SHA-256 over the recipe and every file of rows; a FAISS file made from other rows does not carry it."""
-        files = sorted((name, facts["sha256"]) for entry in self.entries() for name, facts in entry["files"].items())
-        return sha256(repr((self.recipe.digest, files)).encode())
+    def damaged(self, entry: Mapping[str, Any]) -> list[str]:
+        """Which files of a committed shard are not as they were; every byte is read."""
+        return differences(self.place, {name: facts["sha256"] for name, facts in entry["files"].items()})
 
     def read(self, name: str, checkpoint: int, rows: slice | np.ndarray) -> np.ndarray:
         """Rows of one array at one checkpoint; `rows` is a slice or ascending row numbers.
@@ -236,26 +271,39 @@ class Store:
         Raises:
             StoreError: a checksum does not match.
         """
-        array = self._arrays[name]
-        try:
-            if isinstance(rows, slice):
-                return array[checkpoint, rows]
-            runs = _runs(rows, array.chunks[1])
-            return np.concatenate([array[checkpoint, run[0] : run[-1] + 1][run - run[0]] for run in runs])
-        except (ValueError, OSError) as error:
-            raise self._damage(f"{name} is damaged ({error})") from error
+        return np.concatenate(list(self.pieces(name, checkpoint, rows)))
 
-    def read_rows(self, checkpoint: int, rows: slice | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Unnormalized rows [B, T, D] float64 and their norms [B, T], as `read` reads them.
+    def pieces(self, name: str, checkpoint: int, rows: slice | np.ndarray) -> Iterator[np.ndarray]:
+        """The same rows, a few MB at a time."""
+        chosen = np.arange(self.shape[1])[rows] if isinstance(rows, slice) else rows
+        picture = self.shape[2:] if name in WIDE else self.shape[2:3]
+        try:
+            yield from read_pieces(
+                self.place, name, checkpoint, chosen, picture, self.shard_rows, self.attributes["chunk_rows"]
+            )
+        except (ValueError, OSError) as error:
+            raise self.damage(f"{name} is damaged ({error})") from error
+
+    def row_pieces(self, checkpoint: int, rows: slice | np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Unnormalized rows [b, T, D] float64 and their norms [b, T], a few MB at a time.
 
         Raises:
             StoreError: also when rows and norms disagree, as where a file is missing or another lies in its place.
         """
-        u = self.read("unnormalized", checkpoint, rows).astype(np.float64)
-        norm = self.read("norm", checkpoint, rows).astype(np.float64)
-        if not np.allclose(np.linalg.norm(u, axis=2), norm, rtol=1e-5, atol=0):
-            raise self._damage("rows and their norms disagree")
-        return u, norm
+        norms, done = self.read("norm", checkpoint, rows).astype(np.float64), 0
+        for piece in self.pieces("unnormalized", checkpoint, rows):
+            u, norm = piece.astype(np.float64), norms[done : done + len(piece)]
+            done += len(piece)
+            if not np.allclose(np.sqrt(np.einsum("btd,btd->bt", u, u)), norm, rtol=1e-5, atol=0):
+                raise self.damage("rows and their norms disagree")
+            yield u, norm
+
+    def mark(self, row: int) -> str | None:
+        """The `Dataset.mark` of the picture that a row was made from; None where that is not known."""
+        number, place = divmod(row, self.shard_rows)
+        for _, entry in self.committed([self.shards()[number]]):
+            return entry["pictures"][place * MARK : (place + 1) * MARK] or None
+        return None
 
     def blocks(self) -> Iterator[slice]:
         """Slices of rows that are read best together: one shard each."""
@@ -267,28 +315,23 @@ class Store:
         """The file of a shard's rows in each array, {file: array}."""
         return {f"{name}/{shard_key(name, shard.checkpoint, shard.number)}": name for name in ROW_ARRAYS}
 
-    def _require_unchanged(self, part: str) -> None:
-        """Raise StoreError when a file of the header's list with this in its name is not as it was made."""
-        files = {name: digest for name, digest in self.attributes["files"].items() if part in name}
-        if found := differences(self.place, files):
-            raise self._damage(found[0])
+    def require_unchanged(self, *names: str) -> None:
+        """Raise StoreError when one of the header's files is not as it was made.
 
-    def _damage(self, what: str) -> StoreError:
+        While pictures are being added it may also be as it was before.
+        """
+        known = self.attributes["files"], self.attributes.get("before", {})
+        for line in differences(self.place, {name: known[0][name] for name in names}):
+            name = line.split()[0]
+            if name not in known[1] or differences(self.place, {name: known[1][name]}):
+                raise self.damage(line)
+
+    def damage(self, what: str) -> StoreError:
+        """An error that says what to do about it."""
         return StoreError(f"{self.place}: {what}; run the same build again, it mends that")
-
-
-def _runs(rows: np.ndarray, chunk: int) -> list[np.ndarray]:
-    """Ascending row numbers, cut where a chunk is not needed: zarr reads a slice ten times faster than a list."""
-    chunks = rows // chunk
-    gaps = (np.diff(chunks) > 1) | (np.diff(chunks // RUN) > 0)
-    return np.split(rows, np.flatnonzero(gaps) + 1)
 
 
 def _chunk_rows(recipe: Recipe) -> int:
     """The most pictures that divide a shard and fit a chunk."""
     picture = recipe.per_picture * recipe.dim * 4
     return next(n for n in range(SHARD_ROWS, 0, -1) if n == 1 or (SHARD_ROWS % n == 0 and n * picture <= CHUNK_BYTES))
-
-
-def _shape(recipe: Recipe, pictures: int) -> tuple[int, int, int, int]:
-    return len(recipe.checkpoints), pictures, recipe.per_picture, recipe.dim

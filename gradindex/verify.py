@@ -5,8 +5,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from gradindex.index import ROWS_OF, facts_of, file_of, made_from
-from gradindex.manifest import differences, header_files, read_header, unseal
+from gradindex.index import METHODS, SearchIndex, facts_of
+from gradindex.manifest import SUMMARY, differences, header_files, read_header, unseal
 from gradindex.place import Place, at
 from gradindex.store import Store
 
@@ -19,7 +19,7 @@ def damages(path: str | Path | Place) -> Iterator[str]:
     """
     place = at(path)
     header = read_header(place)
-    yield from differences(place, {**header_files(header), **header["files"]})
+    yield from differences(place, header_files(header))
     store = Store(place)
     shards = store.shards()
     contents = place.read_many(shard.entry for shard in shards)
@@ -32,20 +32,33 @@ def damages(path: str | Path | Place) -> Iterator[str]:
             found = [f"{shard.entry} {error}: pictures {shard.start} to {shard.stop - 1} do not count"]
         rows_are_whole &= not found
         yield from found
-    for method in ROWS_OF:
+    yield from _summary(store, rows_are_whole)
+    for method in METHODS:
         yield from _search_files(store, method, rows_are_whole)
 
 
-def _search_files(store: Store, method: str, rows_are_whole: bool) -> Iterator[str]:
-    """What is wrong with a method's FAISS file; an index that is not built yet has none."""
-    (facts,) = store.place.read_many([facts_of(method)])
+def _summary(store: Store, rows_are_whole: bool) -> Iterator[str]:
+    """What is wrong with the summary; a store that no build has finished has none."""
+    (content,) = store.place.read_many([SUMMARY])
     try:
-        known = unseal(facts)
+        facts = unseal(content)
     except ValueError as error:
-        if facts or rows_are_whole:
+        if content or rows_are_whole:
+            yield f"{SUMMARY} {error}"
+        return
+    if rows_are_whole and facts != store.summarize():
+        yield f"{SUMMARY} was made from other rows"
+
+
+def _search_files(store: Store, method: str, rows_are_whole: bool) -> Iterator[str]:
+    """What is wrong with a method's index; one that is not built yet has none."""
+    (content,) = store.place.read_many([facts_of(method)])
+    try:
+        index = SearchIndex(store, method, unseal(content))
+    except ValueError as error:
+        if content or rows_are_whole:
             yield f"{facts_of(method)} {error}"
         return
-    found = differences(store.place, {file_of(method): known.pop("sha256")})
-    yield from found
-    if rows_are_whole and not found and known != made_from(store):
-        yield f"{file_of(method)} was made from other rows"
+    yield from (found := index.damages())
+    if rows_are_whole and not found and not index.fits():
+        yield f"{facts_of(method)} was made from other rows"

@@ -1,16 +1,16 @@
 """The work of a build: shard by shard, pictures → gradients → store; what is missing, and nothing twice."""
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from gradindex.dataset import Dataset
+from gradindex.ahead import ahead
+from gradindex.dataset import GONE, MARK, Dataset
 from gradindex.denoiser import Checkpoints, Denoiser
 from gradindex.errors import DataError
 from gradindex.gradients.rows import (
@@ -26,9 +26,6 @@ from gradindex.store import Shard, Store
 
 LOOKED_AT = 8  # pictures whose gradients tell which weights are strong
 
-Item = TypeVar("Item")
-Done = TypeVar("Done")
-
 
 @dataclass(frozen=True)
 class Work:
@@ -40,7 +37,9 @@ class Work:
     skip_bad: bool
 
     def left_out(self, checkpoint: int, row: int) -> bool:
-        """Whether the training log has no events for a picture, and it was said to skip such."""
+        """Whether a picture was removed and is gone, or the training log has no events for it and such are skipped."""
+        if self.dataset.mark(row) == GONE:
+            return True
         return self.recorded is not None and bool(np.isnan(self.recorded["timestep"][checkpoint, row, 0]))
 
     def read(self, rows: Iterable[int]) -> tuple[list[int], np.ndarray]:
@@ -68,6 +67,15 @@ class Work:
         if self.recorded is None:
             return np.tile(np.array(self.recipe.timesteps, np.float32), (shard.stop - shard.start, 1))
         return np.nan_to_num(self.recorded["timestep"][shard.checkpoint, shard.start : shard.stop])
+
+
+def exchanged(shard: Shard, entry: Mapping[str, Any], dataset: Dataset) -> Iterator[int]:
+    """The rows of a committed shard behind which another picture is now; a bad one may have been repaired."""
+    marks = entry["pictures"]
+    for row in range(*entry["rows"]):
+        mark = marks[(row - shard.start) * MARK : (row - shard.start + 1) * MARK]
+        if row < len(dataset) and row not in entry["skipped"] and dataset.mark(row) not in (mark, GONE):
+            yield row
 
 
 def find_strong(denoiser: Denoiser, work: Work, batch_size: int) -> tuple[str, ...]:
@@ -105,15 +113,17 @@ def fill(store: Store, work: Work, denoisers: Checkpoints, batch_size: int, part
     events = recipe.per_picture * recipe.draws * sum(shard.stop - shard.start for shard in missing)
     written: Future[None] | None = None
 
-    def read(shard: Shard) -> tuple[Shard, list[int], np.ndarray] | None:
+    def read(shard: Shard) -> tuple[Shard, np.ndarray, list[int], list[int], np.ndarray] | None:
         if shard not in again and dict(store.committed([shard])):
             return None
-        wanted = (row for row in range(shard.start, shard.stop) if not work.left_out(shard.checkpoint, row))
-        return shard, *work.read(wanted)
+        rows, first = _earlier(store, shard)
+        wanted = (row for row in range(first, shard.stop) if not work.left_out(shard.checkpoint, row))
+        readable, pictures = work.read(wanted)
+        return shard, rows, sorted({*range(first, shard.stop)} - {*readable}), readable, pictures
 
-    def write(shard: Shard, rows: np.ndarray, readable: Sequence[int]) -> None:
-        skipped = sorted(set(range(shard.start, shard.stop)) - set(readable))
-        store.write(shard, rows, work.timestep(shard), skipped, work.dataset.digest(shard.start, shard.stop))
+    def write(shard: Shard, rows: np.ndarray, skipped: Sequence[int]) -> None:
+        marks = "".join(work.dataset.mark(row) for row in range(shard.start, shard.stop))
+        store.write(shard, rows, work.timestep(shard), skipped, marks)
 
     with (
         tqdm(total=events, unit="gradient", desc="gradients", delay=2, disable=None) as bar,
@@ -122,8 +132,7 @@ def fill(store: Store, work: Work, denoisers: Checkpoints, batch_size: int, part
         for checkpoint, shards in groupby(missing, key=lambda shard: shard.checkpoint):
             denoiser = denoisers[checkpoint]
             with capture_for(denoiser, recipe) as capture:
-                for shard, readable, pictures in filter(None, _ahead(read, shards)):
-                    rows = np.zeros((shard.stop - shard.start, recipe.per_picture, recipe.dim), np.float32)
+                for shard, rows, skipped, readable, pictures in filter(None, ahead(read, shards)):
                     if readable:
                         rows[[row - shard.start for row in readable]] = sample_gradients(
                             denoiser,
@@ -137,18 +146,20 @@ def fill(store: Store, work: Work, denoisers: Checkpoints, batch_size: int, part
                         )
                     if written:
                         written.result()
-                    written = writer.submit(write, shard, rows, readable)
+                    written = writer.submit(write, shard, rows, skipped)
         if written:
             written.result()
 
 
-def _ahead(work: Callable[[Item], Done], items: Iterable[Item]) -> Iterator[Done]:
-    """`work(item)` for one item after the other, the next one being worked on in a thread meanwhile."""
-    with ThreadPoolExecutor(1) as pool:
-        waiting: deque[Future[Done]] = deque()
-        for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) > 1:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+def _earlier(store: Store, shard: Shard) -> tuple[np.ndarray, int]:
+    """A shard's rows [stop − start, T, D] as far as it was committed before it grew, and the number of the next one.
+
+    The rest is zero; all of it is where there was none, or rows were skipped or are damaged.
+    """
+    rows = np.zeros((shard.stop - shard.start, *store.shape[2:]), np.float32)
+    for _, entry in store.committed([replace(shard, stop=shard.start + 1)]):
+        stop = entry["rows"][1]
+        if stop < shard.stop and not entry["skipped"] and not store.damaged(entry):
+            rows[: stop - shard.start] = store.read("unnormalized", shard.checkpoint, slice(shard.start, stop))
+            return rows, stop
+    return rows, shard.start

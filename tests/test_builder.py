@@ -141,7 +141,7 @@ def test_two_builders_at_once_do_no_harm(tmp_path: Path, model: Path) -> None:
     assert list(damages(tmp_path / "idx")) == []
     subprocess.run([*command, str(tmp_path / "whole"), *options], check=True, capture_output=True)
     one, two = gradindex.open(tmp_path / "whole"), gradindex.open(tmp_path / "idx")
-    assert one.store.state() == two.store.state()
+    assert one.store.summary == two.store.summary
 
 
 @pytest.mark.parametrize("parts", [2, 3, 7])
@@ -180,7 +180,9 @@ def test_a_rebuild_with_another_recipe_is_refused(build: Build) -> None:
 def test_a_rebuild_over_other_data_is_refused(build: Build, tmp_path: Path) -> None:
     build()
     other = make_pictures(tmp_path / "other", 3)
-    with pytest.raises(RecipeMismatch, match="data: 9 pictures, now 3"):
+    with pytest.raises(
+        RecipeMismatch, match=r"data: 6 of 9 pictures are gone, such as 'p003\.png'; `remove` them first"
+    ):
         build(data=other)
 
 
@@ -204,7 +206,10 @@ def test_an_index_that_is_overwritten_stays_until_the_new_one_is_whole(
 
 
 def test_a_build_mends_what_was_damaged(build: Build, tmp_path: Path, queries: list[Path]) -> None:
-    """Lost names, a changed header, flipped bytes of rows and manifest: every file is again as it was."""
+    """Lost names, a changed header, flipped bytes of rows and manifest: every file is again as it was.
+
+    But for the search index's facts, among which is how long a query took.
+    """
     scores, index = build().scores(queries), tmp_path / "idx"
     shutil.rmtree(index / "sample_ids/c")
     with pytest.raises(StoreError, match=r"sample_ids/c/0 is missing; run the same build again, it mends that"):
@@ -215,7 +220,8 @@ def test_a_build_mends_what_was_damaged(build: Build, tmp_path: Path, queries: l
         middle = len(content) // 2
         file.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
         np.testing.assert_array_equal(build().scores(queries), scores)
-        assert file.read_bytes() == content
+        assert file.read_bytes() == content or file.match("faiss/*.json")
+    assert list(damages(index)) == []
 
 
 def test_without_faiss_nothing_is_written(build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,7 +257,7 @@ def test_a_bad_picture_stops_the_build_and_is_named(build: Build, bad_pictures: 
 
 def test_skip_bad_leaves_them_out(build: Build, bad_pictures: Path, queries: list[Path]) -> None:
     index = build(data=bad_pictures, skip_bad=True)
-    assert index.store.skipped() == [1, 4]
+    assert index.store.left_out == [1, 4]
     scores = index.scores(queries)
     assert np.isnan(scores[:, [1, 4]]).all()
     assert np.isfinite(scores[:, [0, 2, 3, 5]]).all()
@@ -264,14 +270,14 @@ def test_skip_bad_leaves_them_out(build: Build, bad_pictures: Path, queries: lis
 def test_a_repaired_picture_is_filled_in(build: Build, bad_pictures: Path, skip_bad: bool) -> None:
     """Stopped at bad pictures or run without them, then repaired: the same build makes the rows that lack."""
     if skip_bad:
-        assert build(data=bad_pictures, skip_bad=True).store.skipped() == [1, 4]
+        assert build(data=bad_pictures, skip_bad=True).store.left_out == [1, 4]
     else:
         with pytest.raises(DataError):
             build(data=bad_pictures)
     for name in ("p001.png", "p004.png"):
         shutil.copy(bad_pictures / "p000.png", bad_pictures / name)
     index = build(data=bad_pictures)
-    assert index.store.skipped() == []
+    assert index.store.left_out == []
     np.testing.assert_allclose(index.store.unnormalized[0, 4], index.store.unnormalized[0, 0], rtol=1e-3, atol=1e-6)
 
 
@@ -281,14 +287,14 @@ def test_pictures_that_changed_are_another_data_set(build: Build, tmp_path: Path
     shutil.copytree(pictures, data)
     build(data=data)
     shutil.copy(data / "p001.png", data / "p000.png")
-    with pytest.raises(RecipeMismatch, match="rows 0 to 8, now other pictures"):
+    with pytest.raises(RecipeMismatch, match=r"data: 'p000\.png' is another picture now"):
         build(data=data)
     files = [str(file) for file in sorted(pictures.iterdir())]
     for name, some in [("a", files[:4]), ("b", files[4:8])]:
         table = datasets.Dataset.from_dict({"image": some}).cast_column("image", datasets.Image())
         table.to_parquet(tmp_path / f"{name}.parquet")
     build(index=tmp_path / "t", data=tmp_path / "a.parquet")
-    with pytest.raises(RecipeMismatch, match="rows 0 to 3, now other pictures"):
+    with pytest.raises(RecipeMismatch, match="data: '0' is another picture now"):
         build(index=tmp_path / "t", data=tmp_path / "b.parquet")
 
 
@@ -313,7 +319,7 @@ def test_tables_with_odd_columns(build: Build, tmp_path: Path, pictures: Path) -
     table.to_parquet(tmp_path / "null.parquet")
     with pytest.raises(DataError, match="'1' is not a readable picture"):
         build(index=tmp_path / "n", data=tmp_path / "null.parquet")
-    assert build(index=tmp_path / "n", data=tmp_path / "null.parquet", skip_bad=True).store.skipped() == [1]
+    assert build(index=tmp_path / "n", data=tmp_path / "null.parquet", skip_bad=True).store.left_out == [1]
 
 
 def test_only_the_train_split_of_a_parquet_folder(build: Build, tmp_path: Path, pictures: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gradindex.index import ROWS_OF, load_index
+from gradindex.index import METHODS, open_index, search_vectors
 from gradindex.store import ROW_ARRAYS, Store
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -21,7 +21,7 @@ def test_the_golden_store_reads(tmp_path: Path) -> None:
     assert store.recipe == make.RECIPE
     assert store.sample_ids == make.IDS
     assert store.missing() == []
-    assert store.skipped() == [2]
+    assert store.left_out == [2]
     for checkpoint in range(2):
         expected = make.rows(checkpoint)
         norm = np.linalg.norm(expected, axis=2)
@@ -34,11 +34,14 @@ def test_the_golden_store_reads(tmp_path: Path) -> None:
 
 def test_the_golden_faiss_files_are_used_as_they_are(tmp_path: Path) -> None:
     shutil.copytree(GOLDEN / "v1", tmp_path / "v1")
-    for method in ROWS_OF:
-        file = tmp_path / "v1/faiss" / f"{method}.faiss"
-        before = file.stat().st_mtime_ns
-        assert load_index(Store(tmp_path / "v1"), method).ntotal == 2
-        assert file.stat().st_mtime_ns == before
+    store = Store.finished(tmp_path / "v1")
+    for method in METHODS:
+        files = [tmp_path / "v1/faiss" / f"{method}.{kind}" for kind in ("faiss", "json")]
+        before = [file.stat().st_mtime_ns for file in files]
+        query = search_vectors(np.stack([make.rows(c)[1:2] for c in range(2)], axis=1), store.recipe)
+        (rows,) = open_index(store, method).candidates(query, 10) or []
+        assert rows.tolist() == [0, 1]
+        assert [file.stat().st_mtime_ns for file in files] == before
 
 
 def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:

@@ -216,7 +216,7 @@ def test_pictures_without_events(tmp_path: Path, build: Build, queries: list[Pat
     with pytest.raises(CallError, match=r"2 pictures have fewer than 1 events before a checkpoint: p000.png, p001.png"):
         build(log)
     index = build(log, missing="skip")
-    assert index.store.skipped() == [0, 1]
+    assert index.store.left_out == [0, 1]
     assert np.isnan(index.scores(queries, query_timesteps=2, query_draws=1)).sum(1).tolist() == [2, 2]
     before = (index.store.place.path / "manifest/c000-s000000.json").stat().st_mtime_ns
     build(log, missing="skip")  # nothing to repair
@@ -224,7 +224,7 @@ def test_pictures_without_events(tmp_path: Path, build: Build, queries: list[Pat
     with pytest.raises(gradindex.GradindexError, match="log: "):
         build(log, missing="grid")
     index = build(log, missing="grid", events=2, overwrite=True)
-    assert index.store.skipped() == []
+    assert index.store.left_out == []
     assert index.store.timestep[0].tolist() == [[250, 750], [250, 750]] + 7 * [[500, 40]]
 
 

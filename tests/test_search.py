@@ -9,19 +9,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_model, make_pictures
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
-from test_store import RECIPE, fill
 
 import gradindex
-from gradindex import index as index_module
 from gradindex import search as search_module
-from gradindex.errors import CallError, MissingPackage, RecipeMismatch
-from gradindex.index import load_index, search_vectors
+from gradindex.errors import CallError, RecipeMismatch
 from gradindex.manifest import COPY, HEADER, seal, seal_header, unseal
 from gradindex.recipe import Recipe
-from gradindex.store import Store
 
 METHODS = ("tracin", "retrac")
 
@@ -105,81 +99,6 @@ def test_own_noise_is_keyed_by_ids(tmp_path: Path, model: Path, pictures: Path, 
     assert np.abs(index.scores(queries, ids=["a", "b"]) - index.scores(queries, ids=["c", "d"])).max() > 1e-4
     name = "p003.png"  # under its own id a training picture has its own noise, and finds itself
     assert index.query([pictures / name], 1, ids=[name])[0].scores == pytest.approx([1], abs=1e-5)
-
-
-# --- search vectors -----------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=20, deadline=None)
-@given(c=st.integers(1, 3), t=st.integers(1, 3), d=st.integers(1, 9), n=st.integers(1, 4))
-def test_narrow_rows_are_laid_side_by_side(c: int, t: int, d: int, n: int) -> None:
-    rows = np.random.default_rng(0).standard_normal((n, c, t, d)).astype(np.float32)
-    np.testing.assert_array_equal(search_vectors(rows, RECIPE), rows.reshape(n, -1))
-
-
-def test_wide_rows_are_folded_without_bias(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Folded inner products are right on average over seeds: within 4 standard errors."""
-    monkeypatch.setattr(index_module, "WIDTH", 16)
-    rows = np.random.default_rng(0).standard_normal((3, 2, 5, 12)).astype(np.float32)
-    truth = np.einsum("nctd,mctd->nm", rows, rows)
-    grams = []
-    for seed in range(500):
-        vectors = search_vectors(rows, Recipe.from_json({**RECIPE.to_json(), "seed": seed}))
-        assert vectors.shape == (3, 16)
-        grams.append(vectors @ vectors.T)
-    assert (np.abs(np.mean(grams, 0) - truth) < 4 * np.std(grams, 0) / np.sqrt(500)).all()
-
-
-def test_folded_candidates_are_ranked_again_exactly(
-    tmp_path: Path, model: Path, queries: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """FAISS sees 512 of 2 × 512 numbers and proposes 30 of 60 pictures; the scores shown are exact."""
-    monkeypatch.setattr(index_module, "WIDTH", 512)
-    monkeypatch.setattr(search_module, "OVERFETCH", 30)
-    data = make_pictures(tmp_path / "data", 60)
-    index = gradindex.build(tmp_path / "i", model=model, data=data, timesteps=2, dim=512, device="cpu")
-    assert load_index(index.store, "retrac").d == 512
-    for method in METHODS:
-        scores = index.scores(queries, method)
-        for row, result in zip(scores, index.query(queries, 3, method), strict=True):
-            assert [hit.row for hit in result.hits] == np.argsort(-row)[:3].tolist()
-            np.testing.assert_array_equal(result.scores, np.sort(row)[::-1][:3])
-
-
-@pytest.mark.parametrize("damage", ["gone", "flipped", "stale"])
-def test_faiss_files_that_do_not_fit_are_made_anew(tmp_path: Path, damage: str) -> None:
-    store = fill(Store.create(tmp_path / "idx", RECIPE, ["a", "b", "c"]))
-    whole = load_index(store, "tracin")
-    file = tmp_path / "idx/faiss/tracin.faiss"
-    content = bytearray(file.read_bytes())
-    if damage == "gone":
-        file.unlink()
-    elif damage == "flipped":
-        content[-1] ^= 1
-        file.write_bytes(content)
-    else:
-        fill(store, store.shards()[:1], scale=2.0)
-    again = load_index(store, "tracin")
-    vector = search_vectors(np.stack([store.unnormalized[c][:1] for c in range(2)], axis=1), RECIPE)
-    assert again.search(vector, 1)[0][0, 0] == pytest.approx(float((vector**2).sum()), rel=1e-5)
-    assert (again.search(vector, 1)[0] == whole.search(vector, 1)[0]).all() == (damage != "stale")
-
-
-@pytest.mark.parametrize(
-    ("wheels", "message"),
-    [
-        ([], r"FAISS is not installed: pip install 'gradindex\[cpu\]'"),
-        (["faiss-cpu", "faiss-gpu-cu12"], "faiss-cpu and faiss-gpu-cu12 overwrite each other's files"),
-    ],
-)
-def test_both_faiss_wheels_or_none(monkeypatch: pytest.MonkeyPatch, wheels: list[str], message: str) -> None:
-    class Wheel:
-        def __init__(self, name: str) -> None:
-            self.name = name
-
-    monkeypatch.setattr(index_module, "distributions", lambda: [Wheel(name) for name in [*wheels, "numpy"]])
-    with pytest.raises(MissingPackage, match=message):
-        index_module.require_faiss()
 
 
 # --- refusals -----------------------------------------------------------------------------------------------------

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gradindex import arrays as arrays_module
 from gradindex import store as store_module
 from gradindex.arrays import ROW_ARRAYS
 from gradindex.errors import CallError, RecipeMismatch, StoreError
-from gradindex.manifest import COPY, HEADER, Shard, is_store, seal_header
+from gradindex.manifest import COPIES, COPY, HEADER, Shard, is_store, seal_header
 from gradindex.place import Disk, at
 from gradindex.recipe import Recipe, grid
 from gradindex.store import Store
@@ -84,15 +85,29 @@ def test_rows_read_back(tmp_path: Path, small_shards: None) -> None:
     np.testing.assert_array_equal(store.timestep[0, 3], [50, 500, 950])
 
 
-@settings(max_examples=30, deadline=None)
-@given(rows=st.sets(st.integers(0, 9), min_size=1), run=st.integers(1, 3))
-def test_scattered_rows_are_read_as_they_are(store_of_ten: Store, rows: set[int], run: int) -> None:
-    chosen = np.array(sorted(rows))
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.one_of(st.sets(st.integers(0, 9), min_size=1), st.tuples(st.integers(0, 9), st.integers(1, 10))),
+    name=st.sampled_from(ROW_ARRAYS),
+    at_once=st.sampled_from([1, 400, 1000]),
+)
+def test_rows_are_read_as_zarr_reads_them(
+    store_of_ten: Store, rows: set[int] | tuple[int, int], name: str, at_once: int
+) -> None:
+    chosen = np.array(sorted(rows)) if isinstance(rows, set) else slice(rows[0], rows[0] + rows[1])
     assert store_of_ten.unnormalized.chunks[1] == 2
-    with mock.patch.object(store_module, "RUN", run):
-        np.testing.assert_array_equal(
-            store_of_ten.read("unnormalized", 1, chosen), store_of_ten.unnormalized[1][chosen]
-        )
+    with mock.patch.object(arrays_module, "READ_BYTES", at_once):
+        np.testing.assert_array_equal(store_of_ten.read(name, 1, chosen), getattr(store_of_ten, name)[1][chosen])
+
+
+def test_ids_are_read_chunk_by_chunk(tmp_path: Path) -> None:
+    with mock.patch.object(arrays_module, "CHUNK_IDS", 3):
+        ids = Store.create(tmp_path / "idx", RECIPE, IDS).sample_ids
+        assert [*ids] == IDS == [ids[row] for row in range(10)]
+        assert (ids[-1], ids[2:7:2], len(ids), ids.index(IDS[8])) == (IDS[-1], IDS[2:7:2], 10, 8)
+        assert ids != IDS[:-1]
+        with pytest.raises(IndexError):
+            _ = ids[10]
 
 
 @settings(max_examples=20, deadline=None)
@@ -133,7 +148,7 @@ def test_only_what_the_manifest_lists_counts(tmp_path: Path, small_shards: None)
     fill(store, shards[1:])
     assert store.missing() == shards[:1]
     with pytest.raises(StoreError, match=r"1 of 6 shards are missing or damaged \(c000-s000000 first\); run the same"):
-        store.entries()
+        list(store.entries())
 
 
 @pytest.mark.parametrize("name", ROW_ARRAYS)
@@ -177,7 +192,7 @@ def test_a_changed_header_is_not_believed(tmp_path: Path) -> None:
     header, copy = tmp_path / "idx" / HEADER, tmp_path / "idx" / COPY
     header.write_text(header.read_text().replace('"seed": 0', '"seed": 1'))
     assert Store(tmp_path / "idx").recipe == RECIPE
-    assert Store.mended(tmp_path / "idx", IDS).recipe == RECIPE
+    assert Store.mended(tmp_path / "idx").recipe == RECIPE
     assert header.read_bytes() == copy.read_bytes()
     for file in (header, copy):
         file.write_text(file.read_text().replace('"seed": 0', '"seed": 1'))
@@ -186,17 +201,21 @@ def test_a_changed_header_is_not_believed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["norm/zarr.json", "sample_ids/zarr.json", "sample_ids/c/0"])
-def test_damaged_metadata_and_ids_are_mended_from_the_same_pictures(tmp_path: Path, name: str) -> None:
-    store = fill(Store.create(tmp_path / "idx", RECIPE, IDS))
-    file = tmp_path / "idx" / name
+def test_damaged_metadata_and_ids_are_mended_from_their_copies(tmp_path: Path, name: str) -> None:
+    fill(Store.create(tmp_path / "idx", RECIPE, IDS))
+    file, copy = tmp_path / "idx" / name, tmp_path / "idx" / COPIES / name
     whole = file.read_bytes()
-    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(StoreError, match=f"{name} was changed; run the same build again"):
-        _ = Store(tmp_path / "idx").norm if "norm" in name else Store(tmp_path / "idx").sample_ids
-    with pytest.raises(StoreError, match=f"{name} was changed; only a build over the same data set mends that"):
-        Store.mended(tmp_path / "idx", [*IDS[:-1], "another.png", "one.png"])
-    assert Store.mended(tmp_path / "idx", IDS).state() == store.state()
-    assert file.read_bytes() == whole
+    for damaged in (file, copy):
+        damaged.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        if damaged == file:
+            with pytest.raises(StoreError, match=f"{name} was changed; run the same build again"):
+                _ = Store(tmp_path / "idx").norm if "norm" in name else Store(tmp_path / "idx").sample_ids[0]
+        assert Store.mended(tmp_path / "idx").sample_ids == IDS
+        assert file.read_bytes() == copy.read_bytes() == whole
+    for damaged in (file, copy):
+        damaged.unlink()
+    with pytest.raises(StoreError, match=f"{name} is missing, and so was manifest/copies/{name}; build it again"):
+        Store.mended(tmp_path / "idx")
 
 
 def test_a_recipe_with_unknown_fields_is_refused() -> None:
@@ -217,7 +236,7 @@ def test_a_folder_that_is_no_index(tmp_path: Path) -> None:
 def test_creation_is_all_or_nothing(tmp_path: Path) -> None:
     """Whichever file the crash comes before, there is no store, and creating it again makes one."""
     publish = Disk.publish
-    for limit in range(6):
+    for limit in range(12):
 
         def fail(place: Disk, name: str, content: bytes, *, only_new: bool = False) -> None:
             if sum(file.is_file() for file in place.path.rglob("*")) == limit:  # noqa: B023

@@ -52,7 +52,9 @@ def files_of(index: Path) -> list[str]:
 
 def test_a_whole_index_has_no_damage(built: Path) -> None:
     assert list(damages(built)) == []
-    assert len(files_of(built)) == 5 + 1 + 2 + 3 * (4 + 1) + 4  # metadata, ids, header and copy, shards, FAISS
+    assert (
+        len(files_of(built)) == 2 * (5 + 1 + 1) + 3 * (4 + 1) + 1 + 4
+    )  # metadata, ids, header; shards, summary, FAISS
 
 
 @pytest.mark.parametrize("damage", [flip, cut, empty, swap, Path.unlink])
@@ -67,7 +69,7 @@ def test_every_damaged_file_is_named(built: Path, tmp_path: Path, damage: Damage
 def test_all_damages_are_named_at_once_and_mended(built: Path, tmp_path: Path, model: Path, pictures: Path) -> None:
     place = tmp_path / "idx"
     shutil.copytree(built, place)
-    names = [name for name in files_of(place) if name != "zarr.json"]
+    names = [name for name in files_of(place) if name != "zarr.json" and "/copies/" not in name]
     for name in names:
         flip(place / name)
     found = {line.split()[0] for line in damages(place)}
@@ -75,16 +77,21 @@ def test_all_damages_are_named_at_once_and_mended(built: Path, tmp_path: Path, m
     assert found == set(names) - unknown  # what described these is damaged itself
     gradindex.build(place, model=model, data=pictures, timesteps=2, dim=16, device="cpu")
     assert list(damages(place)) == []
-    for name in files_of(built):
+    for name in set(files_of(built)) - {"faiss/tracin.json", "faiss/retrac.json"}:  # these say how long a query took
         assert (place / name).read_bytes() == (built / name).read_bytes()
 
 
 @pytest.mark.parametrize("method", ["tracin", "retrac"])
 @pytest.mark.parametrize("damage", [flip, cut, empty, swap, Path.unlink])
 def test_no_answer_comes_from_damaged_files(
-    built: Path, tmp_path: Path, queries: list[Path], damage: Damage, method: str
+    built: Path, tmp_path: Path, queries: list[Path], damage: Damage, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A query of an index that was open before or is opened after: the true answer, or an error."""
+    """A query of an index that was open before or is opened after: the true answer, or an error.
+
+    The query's gradients, which are no matter of the index, are taken once.
+    """
+    blocks = gradindex.open(built)._query_blocks(queries, method)
+    monkeypatch.setattr(gradindex.Index, "_query_blocks", lambda *_, **options: blocks)
     truth = gradindex.open(built).scores(queries, method)
     top = [result.ids for result in gradindex.open(built).query(queries, 3, method)]
     refused = 0
@@ -99,7 +106,8 @@ def test_no_answer_comes_from_damaged_files(
                 assert [result.ids for result in index().query(queries, 3, method)] == top
             except StoreError:
                 refused += 1
-    assert refused >= 2 * 3 * 2  # at least the files that scores are made of
+    # a cut takes what only zarr reads of a shard's file: the index of its chunks
+    assert refused >= (4 if damage == cut else 12)
 
 
 def test_an_unfinished_index_names_what_is_missing(built: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gradindex.index import ROWS_OF, build_index
+from gradindex.index import METHODS, build_index
 from gradindex.recipe import Recipe
 from gradindex.store import Store
 
@@ -53,9 +53,12 @@ if __name__ == "__main__":
         scheduler=None,
         checkpoints=[{"path": "m"}, {"path": "m"}],
         weights=[0.5, 0.5],
-        data={"source": "d", "columns": {"image": None, "id": None, "label": None}, "fingerprint": "f"},
+        data={"source": "d", "columns": {"image": None, "id": None, "label": None}},
     )
     for shard in store.shards():
-        store.write(shard, rows(shard.checkpoint), np.tile(np.float32([250, 750]), (3, 1)), [2])
-    for method in ROWS_OF:
+        store.write(
+            shard, rows(shard.checkpoint), np.tile(np.float32([250, 750]), (3, 1)), [2], "aaaaaaaabbbbbbbbcccccccc"
+        )
+    store.finish()
+    for method in METHODS:
         build_index(store, method)

@@ -1,0 +1,212 @@
+"""Search indexes: what FAISS proposes holds the true hits, as often as is said, whatever the index is made of."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import make_pictures
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_store import RECIPE, fill
+
+import gradindex
+from gradindex import index as index_module
+from gradindex import store as store_module
+from gradindex.errors import CallError, MissingPackage, StoreError
+from gradindex.index import METHODS, build_index, open_index, saved_index, search_vectors
+from gradindex.recipe import Recipe
+from gradindex.store import Store
+from gradindex.upkeep import remove
+
+
+@settings(max_examples=20, deadline=None)
+@given(c=st.integers(1, 3), t=st.integers(1, 3), d=st.integers(1, 9), n=st.integers(1, 4))
+def test_narrow_rows_are_laid_side_by_side(c: int, t: int, d: int, n: int) -> None:
+    rows = np.random.default_rng(0).standard_normal((n, c, t, d)).astype(np.float32)
+    np.testing.assert_array_equal(search_vectors(rows, RECIPE), rows.reshape(n, -1))
+
+
+def test_wide_rows_are_folded_without_bias(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folded inner products are right on average over seeds: within 4 standard errors."""
+    monkeypatch.setattr(index_module, "WIDTH", 16)
+    rows = np.random.default_rng(0).standard_normal((3, 2, 5, 12)).astype(np.float32)
+    truth = np.einsum("nctd,mctd->nm", rows, rows)
+    grams = []
+    for seed in range(500):
+        vectors = search_vectors(rows, Recipe.from_json({**RECIPE.to_json(), "seed": seed}))
+        assert vectors.shape == (3, 16)
+        grams.append(vectors @ vectors.T)
+    assert (np.abs(np.mean(grams, 0) - truth) < 4 * np.std(grams, 0) / np.sqrt(500)).all()
+
+
+def test_folded_candidates_are_ranked_again_exactly(
+    tmp_path: Path, model: Path, queries: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FAISS sees 512 of 2 × 512 numbers and proposes 30 of 60 pictures; the scores shown are exact."""
+    monkeypatch.setattr(index_module, "WIDTH", 512)
+    monkeypatch.setattr(index_module, "CANDIDATES", (30,))
+    data = make_pictures(tmp_path / "data", 60)
+    index = gradindex.build(tmp_path / "i", model=model, data=data, timesteps=2, dim=512, device="cpu")
+    for method in METHODS:
+        facts = open_index(index.store, method).facts
+        assert (facts["width"], facts["candidates"]) == (512, 30)
+        scores = index.scores(queries, method)
+        for row, result in zip(scores, index.query(queries, 3, method), strict=True):
+            assert [hit.row for hit in result.hits] == np.argsort(-row)[:3].tolist()
+            np.testing.assert_array_equal(result.scores, np.sort(row)[::-1][:3])
+
+
+WIDE = replace(RECIPE, checkpoints=("a" * 64,), timesteps=(250, 750), dim=32)
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """1,500 pictures whose rows share a direction, as gradients do, and have uneven norms."""
+    random, ids = np.random.default_rng(0), [f"{number}.png" for number in range(1500)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store_module, "SHARD_ROWS", 128)
+        store = Store.create(tmp_path_factory.mktemp("many") / "idx", WIDE, ids)
+    for shard in store.shards():
+        shape = shard.stop - shard.start, 2, 32
+        rows = random.standard_normal(shape) * np.linspace(2, 0.2, 32) + np.eye(32)[0]
+        rows *= random.lognormal(size=(len(rows), 1, 1))
+        store.write(shard, rows.astype(np.float32), np.zeros(shape[:2], np.float32), [5] if shard.number == 0 else [])
+    store.finish()
+    return Store(store.place)
+
+
+def true_lists(store: Store, method: str, queries: np.ndarray, k: int) -> list[list[int]]:
+    """The best k rows by the formula, the skipped one left out."""
+    rows = store.unnormalized[0].astype(np.float64)
+    if method == "retrac":
+        rows /= np.linalg.norm(rows, axis=2, keepdims=True)
+    scores = np.einsum("ntd,qtd->qn", rows, queries[:, 0])
+    scores[:, store.left_out] = -np.inf
+    return [np.argsort(-row)[:k].tolist() for row in scores]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("factory", "bytes_each", "files"),
+    [("flat", 256, 1), ("flat", 256, 3), ("HR,RaBitQfs", 16, 1), ("HR,RaBitQfs4", 52, 3), ("IVF8,SQ8", 65, 3)],
+)
+def test_the_true_ten_are_among_the_candidates(
+    many: Store, method: str, factory: str, bytes_each: int, files: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of queries that were not measured with: as often as measured, save for chance; in one file or several."""
+    monkeypatch.setattr(index_module, "FILE_BYTES", bytes_each * 1536 // files)
+    index = build_index(many, method, factory)
+    assert len(index.facts["files"]) == files
+    assert index.facts["recall_at_10"] >= 0.99
+    random = np.random.default_rng(1)
+    queries = (random.standard_normal((50, 1, 2, 32)) * np.linspace(2, 0.2, 32) + np.eye(32)[0]).astype(np.float32)
+    found = index.candidates(search_vectors(queries, WIDE), 10)
+    assert found is not None
+    lists = list(zip(true_lists(many, method, queries, 10), found, strict=True))
+    assert np.mean([len({*true} & {*mine}) / 10 for true, mine in lists]) >= 0.98
+    assert {len(mine) for mine in found} == {min(1499, index.facts["candidates"])}
+    assert all(5 not in mine and (np.diff(mine) > 0).all() for mine in found)
+
+
+def test_measured_recall_is_that_of_the_rows(many: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted again, one query after the other, with so few candidates that some are missed."""
+    monkeypatch.setattr(index_module, "CANDIDATES", (12,))
+    index = build_index(many, "tracin", "HR,RaBitQfs")
+    rows, kept = many.unnormalized[0], np.setdiff1d(np.arange(1500), [5])
+    one = kept[np.linspace(0, 1498, 64).astype(int)]
+    shares = []
+    for row, other in zip(one, np.roll(one, 32), strict=True):
+        query = (rows[row] + rows[other])[None, None]
+        true = [each for each in true_lists(many, "tracin", query, 12)[0] if each not in (row, other)][:10]
+        (ranked,) = index.ranked(search_vectors(query, WIDE), 14)
+        shares.append(len({*true} & {*[each for each in ranked if each not in (row, other)][:12]}) / 10)
+    assert index.facts["recall_at_10"] == pytest.approx(np.mean(shares), abs=1e-4)
+    assert 0.5 < index.facts["recall_at_10"] < 1
+
+
+def test_auto_goes_on_to_what_reaches_the_recall(many: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert build_index(many, "tracin").facts["factory"] == "flat"
+    monkeypatch.setattr(index_module, "FLAT_BYTES", 0)
+    assert build_index(many, "tracin").facts["factory"] == "HR,RaBitQfs"
+    monkeypatch.setattr(index_module, "CANDIDATES", (25,))
+    assert build_index(many, "tracin").facts["factory"] == "HR,RaBitQfs4"
+    monkeypatch.setattr(index_module, "CANDIDATES", (5,))
+    index = build_index(many, "tracin")
+    assert (index.facts["factory"], index.facts["recall_at_10"], index.facts["asked"]) == ("store", 1, "auto")
+    assert index.candidates(np.zeros((1, 64), np.float32), 10) is None
+
+
+def test_files_that_do_not_fit_into_memory_are_read_for_each_query(
+    many: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors = search_vectors(many.unnormalized[0][None, :3].transpose(1, 0, 2, 3), WIDE)
+    build_index(many, "retrac", "flat")
+    expected = open_index(many, "retrac").ranked(vectors, 20)
+    monkeypatch.setattr(index_module, "free_memory", lambda: 0)
+    index = open_index(many, "retrac")
+    for _ in range(2):
+        np.testing.assert_array_equal(index.ranked(vectors, 20), expected)
+    assert index._open == {}
+
+
+def test_removed_pictures_are_no_candidates(many: Store, tmp_path: Path) -> None:
+    shutil.copytree(many.place.path, tmp_path / "idx")  # type: ignore[union-attr]
+    many = Store(tmp_path / "idx")
+    index = build_index(many, "tracin", "flat")
+    vectors = search_vectors(many.unnormalized[0][None, :3].transpose(1, 0, 2, 3), WIDE)
+    before = index.ranked(vectors, 5)
+    remove(many.place, [many.sample_ids[row] for row in before[0][:2]])
+    again = open_index(Store(many.place), "tracin")
+    assert again.facts == index.facts
+    for old, new in zip(before, again.ranked(vectors, 5), strict=True):
+        assert len(new) == 5
+        assert [row for row in old if row not in before[0][:2]] == [*new][: 5 - np.isin(old, before[0][:2]).sum()]
+
+
+@pytest.mark.parametrize("factory", ["RaBitQ,Flat", "nonsense", ""])
+def test_an_unknown_factory_is_one_line(many: Store, factory: str) -> None:
+    with pytest.raises(CallError, match=rf"factory {factory}: give auto, flat, store, or what FAISS knows \("):
+        build_index(many, "tracin", factory)
+
+
+@pytest.mark.parametrize("damage", ["gone", "flipped", "stale"])
+def test_faiss_files_that_do_not_fit_are_made_anew(tmp_path: Path, damage: str) -> None:
+    """When a query comes upon them; those made of other rows are not even looked at."""
+    store = fill(Store.create(tmp_path / "idx", RECIPE, ["a", "b", "c"]))
+    store.finish()
+    build_index(store, "tracin", "flat")
+    file = tmp_path / "idx/faiss/tracin.faiss"
+    content = bytearray(file.read_bytes())
+    vector = search_vectors(np.stack([store.unnormalized[c][:1] for c in range(2)], axis=1), RECIPE)
+    if damage == "gone":
+        file.unlink()
+    elif damage == "flipped":
+        content[-1] ^= 1
+        file.write_bytes(content)
+    else:
+        fill(store, store.shards()[:1], scale=2.0)
+        store.finish()
+        assert not saved_index(store, "tracin").fits()  # type: ignore[union-attr]
+        assert open_index(store, "tracin").facts["asked"] == "flat"
+        return
+    with pytest.raises(StoreError, match=r"faiss/tracin\.faiss is damaged"):
+        open_index(Store(store.place), "tracin").candidates(vector, 3)
+
+
+@pytest.mark.parametrize(
+    ("wheels", "message"),
+    [
+        ([], r"FAISS is not installed: pip install 'gradindex\[cpu\]'"),
+        (["faiss-cpu", "faiss-gpu-cu12"], "faiss-cpu and faiss-gpu-cu12 overwrite each other's files"),
+    ],
+)
+def test_both_faiss_wheels_or_none(monkeypatch: pytest.MonkeyPatch, wheels: list[str], message: str) -> None:
+    class Wheel:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+    monkeypatch.setattr(index_module, "distributions", lambda: [Wheel(name) for name in [*wheels, "numpy"]])
+    with pytest.raises(MissingPackage, match=message):
+        index_module.require_faiss()

@@ -1,0 +1,150 @@
+"""A living index: pictures are added and taken out, and whatever happens meanwhile it answers."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import make_pictures
+
+import gradindex
+from gradindex import store as store_module
+from gradindex import work as work_module
+from gradindex.errors import CallError, RecipeMismatch
+from gradindex.place import Disk
+from gradindex.upkeep import remove
+from gradindex.verify import damages
+
+Build = Callable[..., gradindex.Index]
+OLD = ("p001.png", "p003.png", "p004.png", "p005.png", "p007.png", "p008.png")
+NEW = ("p000.png", "p002.png", "p006.png")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Nine pictures, three of which are in a folder of their own yet."""
+    folder = make_pictures(tmp_path / "data", 9)
+    (tmp_path / "later").mkdir()
+    for name in NEW:
+        (folder / name).rename(tmp_path / "later" / name)
+    return folder
+
+
+@pytest.fixture
+def build(tmp_path: Path, model: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
+    """A build over the pictures that there are, in shards of four: six make one and a half."""
+    monkeypatch.setattr(store_module, "SHARD_ROWS", 4)
+
+    def call(index: Path = tmp_path / "idx", **options: Any) -> gradindex.Index:
+        settings = {"model": model, "data": data, "timesteps": [100, 700], "dim": 16, "device": "cpu", **options}
+        return gradindex.build(index, **settings)  # type: ignore[arg-type]
+
+    return call
+
+
+def add_the_new(data: Path) -> None:
+    for name in NEW:
+        shutil.copy(data.parent / "later" / name, data / name)
+
+
+def test_new_pictures_are_added_at_the_end(
+    build: Build, data: Path, tmp_path: Path, queries: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only their gradients are taken; old rows keep their bytes, and each picture has the row of a fresh build."""
+    before = build().store.unnormalized[:]
+    add_the_new(data)
+    taken, sample_gradients = [], work_module.sample_gradients
+    monkeypatch.setattr(
+        work_module, "sample_gradients", lambda *a, **k: taken.append(len(a[3])) or sample_gradients(*a, **k)
+    )
+    grown = build()
+    assert taken == [2, 1]
+    assert grown.store.sample_ids == [*OLD, *NEW]
+    np.testing.assert_array_equal(grown.store.unnormalized[:, :6], before)
+    fresh = build(tmp_path / "fresh")
+    order = [fresh.store.sample_ids.index(name) for name in grown.store.sample_ids]
+    np.testing.assert_allclose(grown.store.unnormalized[:], fresh.store.unnormalized[:][:, order], rtol=1e-3, atol=1e-5)
+    for method in ("tracin", "retrac"):
+        for mine, theirs in zip(grown.query(queries, 9, method), fresh.query(queries, 9, method), strict=True):
+            assert mine.ids == theirs.ids
+    assert list(damages(tmp_path / "idx")) == []
+    thumbnail = grown.thumbnail(6)
+    assert thumbnail is not None
+    assert thumbnail.tobytes() == fresh.thumbnail(0).tobytes()  # type: ignore[union-attr]
+    taken.clear()
+    build()
+    assert taken == []
+
+
+def test_until_they_are_in_the_old_ones_answer(build: Build, data: Path, tmp_path: Path, queries: list[Path]) -> None:
+    """Whichever file a crash comes before, the index answers as it did, or as it will; run again, the build ends."""
+    old = build().query(queries, 9)
+    shutil.copytree(tmp_path / "idx", tmp_path / "old")
+    add_the_new(data)
+    new = build().query(queries, 9)
+    publish, answers = Disk.publish, []
+    for limit in range(200):
+        place = tmp_path / f"idx{limit}"
+        shutil.copytree(tmp_path / "old", place)
+        done: list[str] = []
+
+        def fail(self: Disk, name: str, content: bytes, *, only_new: bool = False) -> None:
+            if len(done) == limit:  # noqa: B023
+                raise OSError("disk full")
+            done.append(name)  # noqa: B023
+            publish(self, name, content, only_new=only_new)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Disk, "publish", fail)
+            try:
+                build(place)
+            except OSError:
+                pass
+            else:
+                break
+        answers.append(gradindex.open(place).query(queries, 9))
+        assert build(place).query(queries, 9) == new
+        assert list(damages(place)) == []
+    assert 20 < limit < 200
+    assert [answer in (old, new) for answer in answers] == [True] * limit
+    assert old in answers
+    assert new in answers
+
+
+def test_a_picture_that_is_gone_must_be_removed_first(build: Build, data: Path, queries: list[Path]) -> None:
+    index = build()
+    (data / "p003.png").unlink()
+    with pytest.raises(RecipeMismatch, match=r"1 of 6 pictures are gone, such as 'p003\.png'; `remove` them first"):
+        build()
+    assert remove(index.store.place, ["p003.png"]) == 1
+    again = build()
+    assert again.store.left_out == [1]
+    assert [len(result.hits) for result in again.query(queries, 9)] == [5, 5]
+    assert again.thumbnail(1) is None
+
+
+@pytest.mark.parametrize("method", ["tracin", "retrac"])
+def test_removed_pictures_are_never_returned(
+    build: Build, data: Path, tmp_path: Path, queries: list[Path], method: str
+) -> None:
+    """Not by an index that is opened after, nor after a build over the same or more pictures."""
+    index = build()
+    best = index.query(queries[:1], 1, method)[0].ids[0]
+    expected = [name for name in index.query(queries[:1], 9, method)[0].ids if name != best]
+    assert remove(tmp_path / "idx", [best, best]) == 1
+    assert remove(tmp_path / "idx", [best]) == 0
+    for again in (gradindex.open(tmp_path / "idx"), build()):
+        assert again.query(queries[:1], 9, method)[0].ids == expected
+        assert [*np.flatnonzero(np.isnan(again.scores(queries[:1], method)[0]))] == [OLD.index(best)]
+    assert list(damages(tmp_path / "idx")) == []
+    add_the_new(data)
+    assert best not in build().query(queries[:1], 9, method)[0].ids
+
+
+def test_an_unknown_id_removes_nothing(build: Build, tmp_path: Path) -> None:
+    index = build()
+    with pytest.raises(CallError, match=r"1 of 2 ids are not in it, such as 'nobody'"):
+        remove(tmp_path / "idx", ["p003.png", "nobody"])
+    assert gradindex.open(tmp_path / "idx").store.left_out == index.store.left_out == []
