@@ -1,15 +1,18 @@
 """Walk a training set once: data set × checkpoints → gradient store → FAISS files. Stopped and rerun, it goes on."""
 
 import hashlib
+import os
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from gradindex import distributed, search
 from gradindex import index as faiss_index
-from gradindex import search
 from gradindex.arrays import IDS, ROW_ARRAYS
 from gradindex.dataset import Columns, Dataset, open_dataset
 from gradindex.denoiser import DTYPES, Checkpoints, resolve_device
@@ -21,7 +24,7 @@ from gradindex.place import Place, at
 from gradindex.recipe import LOSSES, NOISES, Recipe, grid, require, require_positive
 from gradindex.store import Store
 from gradindex.training_log import MISSING, LoggedCheckpoint, TrainingLog, open_log, training_weights
-from gradindex.work import Work, fill, find_strong
+from gradindex.work import Work, fill, find_strong, missing_shards
 
 DIM = 4096
 RANK = 16  # of the two-sided projection
@@ -52,6 +55,7 @@ def build(
     skip_bad: bool = False,
     overwrite: bool = False,
     part: tuple[int, int] = (0, 1),
+    ray: str | None = None,
 ) -> "search.Index":
     """Build an index over a training set, or go on with one that was stopped.
 
@@ -87,6 +91,9 @@ def build(
             is whole.
         part: (I, N) makes the I-th of N parts, I from 0 to N − 1, so that N processes anywhere share the work; whoever
             finishes last makes the search index.
+        ray: "local" shares the work among this machine's GPUs, or its CPUs where there are none; an address ("auto",
+            "host:port", "ray://…") among those of the whole Ray cluster there, whose nodes have gradindex installed
+            and see index, model and data under the same paths. What a killed worker or node was making is made anew.
 
     Returns:
         The open index; it answers when all parts are made.
@@ -97,7 +104,87 @@ def build(
     Example:
         >>> index = gradindex.build("idx", model="ckpt/", data="pictures/", timesteps=10)
     """
-    place, device = at(index), resolve_device(device)
+    if not 0 <= part[0] < part[1]:
+        raise CallError(f"part = {part}: give (I, N), I from 0 to N - 1")
+    if ray is not None and part[1] > 1:
+        raise CallError(f"ray = {ray!r} and part = {part}: give one of them; Ray shares the work itself")
+    place, here = at(index), resolve_device(device if ray is None else "auto")
+    asked = partial(
+        prepare, model=model, data=data, checkpoints=checkpoints, scheduler=scheduler, columns=columns,
+        timesteps=timesteps, log=log, events=events, missing=missing, draws=draws, noise=noise, loss=loss,
+        projection=projection, dim=dim, params=params, seed=seed, dtype=dtype, batch_size=batch_size, skip_bad=skip_bad,
+    )  # fmt: skip
+    _check_target(place)
+    faiss_index.require_faiss()
+    if ray is not None:
+        distributed.require_ray()
+    plan = asked(device=here if ray is None else "cpu")  # the GPUs are the workers'
+    work, dataset = plan.work, plan.work.dataset
+    store = _existing(place, work.recipe, dataset, overwrite)
+    if store is None:
+        recipe = work.recipe
+        if recipe.projection == TWO_SIDED:
+            recipe = replace(recipe, strong=find_strong(plan.denoisers[0], work, plan.batch_size))
+        store = Store.create(place, recipe, dataset.sample_ids, **plan.attributes)
+        store.require_recipe(replace(recipe, strong=store.recipe.strong), "another build was started there")
+    store.set_attributes(**plan.attributes)
+    work = replace(work, recipe=store.recipe)
+    todo = missing_shards(store, work, part)
+    if ray is None:
+        fill(store, work, plan.denoisers, plan.batch_size, todo)
+    else:
+        distributed.fill(ray, partial(_prepare_worker, index, asked), work, todo, device)
+    opened = search.Index(store, None, here)
+    if store.missing():  # which the other parts make
+        return opened
+    if len(opened.skipped) == len(dataset):
+        raise DataError(f"data {dataset.source}: not one of {len(dataset)} pictures can be read")
+    for method in faiss_index.ROWS_OF:
+        faiss_index.load_index(store, method)
+    place.drop_aside()
+    return opened
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a build makes, and with what; `attributes` are the store's beside the recipe."""
+
+    work: Work
+    denoisers: Checkpoints
+    batch_size: int
+    attributes: dict[str, Any]
+
+
+def prepare(
+    *,
+    model: str | Path,
+    data: str | Path,
+    checkpoints: Mapping[str, float | None] | Sequence[str | Path] | None,
+    scheduler: str | Path | None,
+    columns: Columns | None,
+    timesteps: int | Sequence[int] | str,
+    log: str | Path | None,
+    events: int,
+    missing: str,
+    draws: int,
+    noise: str | None,
+    loss: str,
+    projection: str,
+    dim: int,
+    params: str | None,
+    seed: int,
+    dtype: str,
+    batch_size: int | str,
+    skip_bad: bool,
+    device: str,
+    beside: int = 1,
+) -> Plan:
+    """What comes before a build's first shard, from its arguments; it writes nothing.
+
+    Args:
+        device: "cpu" or "cuda".
+        beside: how many such processes share the device's memory.
+    """
     noise = noise or ("shared" if log is None else "recorded")
     require("noise", noise, NOISES)
     require("loss", loss, LOSSES)
@@ -105,13 +192,9 @@ def build(
     require("dtype", dtype, tuple(DTYPES))
     require("missing", missing, MISSING)
     require_positive(dim=dim, draws=draws, events=events)
-    if not 0 <= part[0] < part[1]:
-        raise CallError(f"part = {part}: give (I, N), I from 0 to N - 1")
     if batch_size != "auto":
         require_positive(batch_size=batch_size)  # type: ignore[arg-type]
     _check_recorded(timesteps, log, events, noise, draws)
-    _check_target(place)
-    faiss_index.require_faiss()
     dataset = open_dataset(data, columns)
     training = None if log is None else open_log(log)
     chosen, weights = _checkpoints(checkpoints, model, training)
@@ -143,7 +226,7 @@ def build(
     )
     _check_data(dataset, recipe)
     check_capture(first, recipe)  # a layer without a rule is an error before anything is written
-    batch = fitting_batch(first, recipe) if batch_size == "auto" else int(batch_size)
+    batch = fitting_batch(first, recipe, beside) if batch_size == "auto" else int(batch_size)
     attributes = {
         "model": str(Path(model).resolve()),
         "scheduler": None if scheduler is None else str(Path(scheduler).resolve()),
@@ -152,23 +235,17 @@ def build(
         "data": dataset.to_json(),
         "log": None if log is None else str(Path(log).resolve()),
     }
-    store = _existing(place, recipe, dataset, overwrite)
-    if store is None:
-        if recipe.projection == TWO_SIDED:
-            recipe = replace(recipe, strong=find_strong(first, Work(dataset, recipe, recorded, skip_bad), batch))
-        store = Store.create(place, recipe, dataset.sample_ids, **attributes)
-        store.require_recipe(replace(recipe, strong=store.recipe.strong), "another build was started there")
-    store.set_attributes(**attributes)
-    fill(store, Work(dataset, store.recipe, recorded, skip_bad), denoisers, batch, part)
-    opened = search.Index(store, None, device)
-    if store.missing():  # which the other parts make
-        return opened
-    if len(opened.skipped) == len(dataset):
-        raise DataError(f"data {dataset.source}: not one of {len(dataset)} pictures can be read")
-    for method in faiss_index.ROWS_OF:
-        faiss_index.load_index(store, method)
-    place.drop_aside()
-    return opened
+    return Plan(Work(dataset, recipe, recorded, skip_bad), denoisers, batch, attributes)
+
+
+def _prepare_worker(index: str | Path, asked: Callable[..., Plan], device: str) -> distributed.Fill:
+    """What makes a worker's shards: the same build prepared again, from what the worker sees."""
+    plan = asked(device=device, beside=(os.cpu_count() or 1) if device == "cpu" else 1)
+    work, store = plan.work, Store(index)
+    store.require_recipe(replace(work.recipe, strong=store.recipe.strong), "a Ray worker makes another recipe of it")
+    if work.dataset.fingerprint != store.attributes["data"]["fingerprint"]:
+        raise DataError(f"data {work.dataset.source}: a Ray worker finds other pictures there than the driver")
+    return partial(fill, store, replace(work, recipe=store.recipe), plan.denoisers, plan.batch_size)
 
 
 def _check_target(place: Place) -> None:
@@ -205,7 +282,7 @@ def _checkpoints(
         raise CallError(f"checkpoint weights {weights}: give finite numbers, not all of them zero")
     for each, weight in zip(chosen, weights, strict=True):
         if weight == 0:
-            warnings.warn(f"checkpoint {each.path} counts for nothing: its weight or learning rate is 0", stacklevel=3)
+            warnings.warn(f"checkpoint {each.path} counts for nothing: its weight or learning rate is 0", stacklevel=4)
     return chosen, weights
 
 

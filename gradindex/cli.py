@@ -124,6 +124,11 @@ def main(debug: bool) -> None:
     metavar="I/N",
     help="Make one of N parts, I from 0 or from 1; /N in a Kubernetes indexed job; Slurm array tasks need no option.",
 )
+@click.option(
+    "--ray",
+    metavar="local|ADDRESS",
+    help="Share the work among all GPUs, or CPUs where there are none, of this machine or of a Ray cluster.",
+)
 def build(index: str, image_column: str, id_column: str, label_column: str, **options: Any) -> None:
     """Build INDEX over a training set; stopped and run again, it goes on where it was."""
     from gradindex.builder import build

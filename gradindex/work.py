@@ -1,7 +1,7 @@
 """The work of a build: shard by shard, pictures → gradients → store; what is missing, and nothing twice."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
@@ -69,6 +69,10 @@ class Work:
             return np.tile(np.array(self.recipe.timesteps, np.float32), (shard.stop - shard.start, 1))
         return np.nan_to_num(self.recorded["timestep"][shard.checkpoint, shard.start : shard.stop])
 
+    def gradients(self, shards: Iterable[Shard]) -> int:
+        """How many gradients the rows of these shards are made of."""
+        return self.recipe.per_picture * self.recipe.draws * sum(shard.stop - shard.start for shard in shards)
+
 
 def find_strong(denoiser: Denoiser, work: Work, batch_size: int) -> tuple[str, ...]:
     """The weights that the projection must shrink less, from the gradients of a few pictures."""
@@ -88,12 +92,9 @@ def shards_of(store: Store, part: tuple[int, int]) -> list[Shard]:
     return shards[len(shards) * number // parts : len(shards) * (number + 1) // parts]
 
 
-def fill(store: Store, work: Work, denoisers: Checkpoints, batch_size: int, part: tuple[int, int] = (0, 1)) -> None:
-    """Make every shard of a part that is missing or damaged, checkpoint by checkpoint.
-
-    The next shard is read and the last one written meanwhile. One that another builder has finished is left alone.
-    """
-    recipe, mine = work.recipe, shards_of(store, part)
+def missing_shards(store: Store, work: Work, part: tuple[int, int] = (0, 1)) -> dict[Shard, bool]:
+    """The shards of a part that are to be made; True for those to be made again: damaged, or short of pictures."""
+    mine = shards_of(store, part)
     committed = dict(store.committed(mine))
     again = {
         shard
@@ -101,12 +102,19 @@ def fill(store: Store, work: Work, denoisers: Checkpoints, batch_size: int, part
         if store.damaged(entry)
         or (not work.skip_bad and any(not work.left_out(shard.checkpoint, row) for row in entry["skipped"]))
     }
-    missing = [shard for shard in mine if shard not in committed or shard in again]
-    events = recipe.per_picture * recipe.draws * sum(shard.stop - shard.start for shard in missing)
+    return {shard: shard in again for shard in mine if shard not in committed or shard in again}
+
+
+def fill(store: Store, work: Work, denoisers: Checkpoints, batch_size: int, missing: Mapping[Shard, bool]) -> None:
+    """Make these shards, checkpoint by checkpoint; those with True again, whatever is there.
+
+    The next shard is read and the last one written meanwhile. One that another builder has finished is left alone.
+    """
+    recipe = work.recipe
     written: Future[None] | None = None
 
     def read(shard: Shard) -> tuple[Shard, list[int], np.ndarray] | None:
-        if shard not in again and dict(store.committed([shard])):
+        if not missing[shard] and dict(store.committed([shard])):
             return None
         wanted = (row for row in range(shard.start, shard.stop) if not work.left_out(shard.checkpoint, row))
         return shard, *work.read(wanted)
@@ -115,10 +123,7 @@ def fill(store: Store, work: Work, denoisers: Checkpoints, batch_size: int, part
         skipped = sorted(set(range(shard.start, shard.stop)) - set(readable))
         store.write(shard, rows, work.timestep(shard), skipped, work.dataset.digest(shard.start, shard.stop))
 
-    with (
-        tqdm(total=events, unit="gradient", desc="gradients", delay=2, disable=None) as bar,
-        ThreadPoolExecutor(1) as writer,
-    ):
+    with progress(work.gradients(missing)) as bar, ThreadPoolExecutor(1) as writer:
         for checkpoint, shards in groupby(missing, key=lambda shard: shard.checkpoint):
             denoiser = denoisers[checkpoint]
             with capture_for(denoiser, recipe) as capture:
@@ -140,6 +145,11 @@ def fill(store: Store, work: Work, denoisers: Checkpoints, batch_size: int, part
                     written = writer.submit(write, shard, rows, readable)
         if written:
             written.result()
+
+
+def progress(gradients: int) -> tqdm:
+    """The bar of a build."""
+    return tqdm(total=gradients, unit="gradient", desc="gradients", delay=2, disable=None)
 
 
 def _ahead(work: Callable[[Item], Done], items: Iterable[Item]) -> Iterator[Done]:

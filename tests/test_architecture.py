@@ -15,6 +15,7 @@ FLOORS = [
     "diagnose",
     "verify",
     "builder",
+    "distributed",
     "work",
     "training_log",
     "recorder",
@@ -59,6 +60,7 @@ HOMES = {
         *(f"gradients.{room}" for room in ("rows", "capture", "bare", "layers", "projection")),
     },
     "matplotlib": {"diagnose"},
+    "ray": {"distributed"},
     "tqdm": {"work", "demo", "diagnose", "index", "scoring", "search", "verify"},
 }
 
