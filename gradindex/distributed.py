@@ -141,7 +141,7 @@ def _connected(ray: Any, address: str) -> Iterator[None]:
             _require_answer(address)
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **local)
         except Exception as error:  # Ray raises a dozen kinds
-            raise GradindexError(f"ray = {address!r}: {first_line(error)}") from error
+            raise GradindexError(f"ray = {address!r}: {first_line(error.__cause__ or error)}") from error
         try:
             yield
         finally:
