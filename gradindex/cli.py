@@ -5,7 +5,6 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,14 +123,20 @@ def main(debug: bool) -> None:
     metavar="I/N",
     help="Make one of N parts, I from 0 or from 1; /N in a Kubernetes indexed job; Slurm array tasks need no option.",
 )
+@click.option(
+    "--ray",
+    metavar="local|ADDRESS",
+    help="Share the work among all GPUs, or CPUs where there are none, of this machine or of a Ray cluster.",
+)
 def build(index: str, image_column: str, id_column: str, label_column: str, **options: Any) -> None:
     """Build INDEX over a training set; stopped and run again, it goes on where it was."""
     from gradindex.builder import build
     from gradindex.dataset import Columns
+    from gradindex.info import describe
 
     keep_freed_memory()
     opened = build(index, columns=Columns(image_column, id_column, label_column), **options)
-    _say(_describe(opened.store))
+    _say(describe(opened.store))
 
 
 @main.command()
@@ -194,11 +199,12 @@ def query(
 def index_(index: str, method: str | None, factory: str) -> None:
     """Make the search files of INDEX anew from its store, and measure them."""
     from gradindex.index import METHODS, build_index
+    from gradindex.info import search_facts
     from gradindex.store import Store
 
     store = Store.finished(index)
     for name in [method] if method else METHODS:
-        click.echo(f"{name}: {_search_facts(build_index(store, name, factory).facts)}")
+        click.echo(f"{name}: {search_facts(build_index(store, name, factory).facts)}")
 
 
 @main.command()
@@ -234,9 +240,10 @@ def verify(index: str) -> None:
 @click.argument("index")
 def info(index: str) -> None:
     """Show what INDEX holds and what is missing."""
+    from gradindex.info import describe
     from gradindex.store import Store
 
-    click.echo(_describe(Store(index)))
+    click.echo(describe(Store(index)))
 
 
 @main.command()
@@ -278,53 +285,6 @@ def demo(out: Path) -> None:
 
     keep_freed_memory()
     run_demo(out, click.echo)
-
-
-def _describe(store: Any) -> str:
-    from gradindex.index import METHODS, saved_index
-
-    recipe, (checkpoints, rows, timesteps, dim) = store.recipe, store.shape
-    shards, missing = len(store.shards()), store.missing()
-    less = {"skipped": 0 if missing else len(store.summary["skipped"]), "removed": len(store.attributes["removed"])}
-    without = ", ".join(f"{count} {why}" for why, count in less.items() if count)
-    searches = {name: saved_index(store, name) for name in METHODS}
-    facts = {
-        "index": store.place,
-        "pictures": f"{rows} ({without})" if without else rows,
-        "rows": f"{checkpoints} checkpoints × {rows} pictures × {timesteps} timesteps × {dim} numbers",
-        "shards": f"{shards - len(missing)} of {shards} done",
-        "missing": _runs(missing),
-        "model": f"{recipe.model}, {recipe.prediction_type}, {recipe.parameter_count:,} parameters in {recipe.dtype}",
-        "timesteps": f"{recipe.events} recorded" if recipe.events else ", ".join(map(str, recipe.timesteps)),
-        "noise": f"{recipe.noise}, {recipe.draws} draws, seed {recipe.seed}",
-        "projection": recipe.projection,
-        "recipe": recipe.digest,
-        **{name: _search_facts(index.facts) for name, index in searches.items() if index},
-    }
-    return "\n".join(f"{name:<11} {value}" for name, value in facts.items() if value)
-
-
-def _search_facts(facts: dict[str, Any]) -> str:
-    """A search index in one line."""
-    if not facts["files"]:
-        return "scans the store"
-    size = sum(part["bytes"] for part in facts["files"]) / 2**20
-    return (
-        f"{facts['factory']}, {size:.1f} MiB in {len(facts['files'])} files; recall@10 {facts['recall_at_10']:.3f} with"
-        f" {facts['candidates']} candidates, {facts['query_seconds'] * 1e3:.1f} ms a query here"
-    )
-
-
-def _runs(shards: Sequence[Any]) -> str:
-    """Shards as runs of neighbours: c000-s000003 to c000-s000007 (pictures 768 to 2047)."""
-    runs: list[list[Any]] = []
-    for shard in shards:
-        if runs and (runs[-1][-1].checkpoint, runs[-1][-1].stop) == (shard.checkpoint, shard.start):
-            runs[-1].append(shard)
-        else:
-            runs.append([shard])
-    texts = [f"{run[0].name} to {run[-1].name} (pictures {run[0].start} to {run[-1].stop - 1})" for run in runs]
-    return ", ".join([*texts[:8], f"and {len(texts) - 8} more runs"] if len(texts) > 8 else texts)
 
 
 def keep_freed_memory() -> None:

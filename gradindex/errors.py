@@ -34,7 +34,10 @@ class RecipeMismatch(CallError):
 
     def __init__(self, message: str, differences: Iterable[str]) -> None:
         self.differences = list(differences)
-        super().__init__(f"{message}: {'; '.join(self.differences)}")
+        super().__init__(message, self.differences)  # what a pickled one is made of again
+
+    def __str__(self) -> str:
+        return f"{self.args[0]}: {'; '.join(self.differences)}"
 
 
 class DataError(GradindexError):

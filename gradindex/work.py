@@ -68,6 +68,10 @@ class Work:
             return np.tile(np.array(self.recipe.timesteps, np.float32), (shard.stop - shard.start, 1))
         return np.nan_to_num(self.recorded["timestep"][shard.checkpoint, shard.start : shard.stop])
 
+    def gradients(self, shards: Iterable[Shard]) -> int:
+        """How many gradients the rows of these shards are made of."""
+        return self.recipe.per_picture * self.recipe.draws * sum(shard.stop - shard.start for shard in shards)
+
 
 def exchanged(shard: Shard, entry: Mapping[str, Any], dataset: Dataset) -> Iterator[int]:
     """The rows of a committed shard behind which another picture is now; a bad one may have been repaired."""
@@ -96,12 +100,9 @@ def shards_of(store: Store, part: tuple[int, int]) -> list[Shard]:
     return shards[len(shards) * number // parts : len(shards) * (number + 1) // parts]
 
 
-def fill(store: Store, work: Work, denoisers: Checkpoints, batch_size: int, part: tuple[int, int] = (0, 1)) -> None:
-    """Make every shard of a part that is missing or damaged, checkpoint by checkpoint.
-
-    The next shard is read and the last one written meanwhile. One that another builder has finished is left alone.
-    """
-    recipe, mine = work.recipe, shards_of(store, part)
+def missing_shards(store: Store, work: Work, part: tuple[int, int] = (0, 1)) -> dict[Shard, bool]:
+    """The shards of a part that are to be made; True for those to be made again: damaged, or short of pictures."""
+    mine = shards_of(store, part)
     committed = dict(store.committed(mine))
     again = {
         shard
@@ -109,12 +110,19 @@ def fill(store: Store, work: Work, denoisers: Checkpoints, batch_size: int, part
         if store.damaged(entry)
         or (not work.skip_bad and any(not work.left_out(shard.checkpoint, row) for row in entry["skipped"]))
     }
-    missing = [shard for shard in mine if shard not in committed or shard in again]
-    events = recipe.per_picture * recipe.draws * sum(shard.stop - shard.start for shard in missing)
+    return {shard: shard in again for shard in mine if shard not in committed or shard in again}
+
+
+def fill(store: Store, work: Work, denoisers: Checkpoints, batch_size: int, missing: Mapping[Shard, bool]) -> None:
+    """Make these shards, checkpoint by checkpoint; those with True again, whatever is there.
+
+    The next shard is read and the last one written meanwhile. One that another builder has finished is left alone.
+    """
+    recipe = work.recipe
     written: Future[None] | None = None
 
     def read(shard: Shard) -> tuple[Shard, np.ndarray, list[int], list[int], np.ndarray] | None:
-        if shard not in again and dict(store.committed([shard])):
+        if not missing[shard] and dict(store.committed([shard])):
             return None
         rows, first = _earlier(store, shard)
         wanted = (row for row in range(first, shard.stop) if not work.left_out(shard.checkpoint, row))
@@ -125,10 +133,7 @@ def fill(store: Store, work: Work, denoisers: Checkpoints, batch_size: int, part
         marks = "".join(work.dataset.mark(row) for row in range(shard.start, shard.stop))
         store.write(shard, rows, work.timestep(shard), skipped, marks)
 
-    with (
-        tqdm(total=events, unit="gradient", desc="gradients", delay=2, disable=None) as bar,
-        ThreadPoolExecutor(1) as writer,
-    ):
+    with progress(work.gradients(missing)) as bar, ThreadPoolExecutor(1) as writer:
         for checkpoint, shards in groupby(missing, key=lambda shard: shard.checkpoint):
             denoiser = denoisers[checkpoint]
             with capture_for(denoiser, recipe) as capture:
@@ -149,6 +154,11 @@ def fill(store: Store, work: Work, denoisers: Checkpoints, batch_size: int, part
                     written = writer.submit(write, shard, rows, skipped)
         if written:
             written.result()
+
+
+def progress(gradients: int) -> tqdm:
+    """The bar of a build."""
+    return tqdm(total=gradients, unit="gradient", desc="gradients", delay=2, disable=None)
 
 
 def _earlier(store: Store, shard: Shard) -> tuple[np.ndarray, int]:

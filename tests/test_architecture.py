@@ -14,7 +14,10 @@ FLOORS = [
     "demo",
     "diagnose",
     "verify",
+    "info",
     "builder",
+    "plan",
+    "distributed",
     "work",
     "upkeep",
     "training_log",
@@ -63,6 +66,7 @@ HOMES = {
         *(f"gradients.{room}" for room in ("rows", "capture", "bare", "layers", "projection")),
     },
     "matplotlib": {"diagnose"},
+    "ray": {"distributed"},
     "tqdm": {"work", "demo", "diagnose", "index", "scoring", "search", "verify"},
 }
 

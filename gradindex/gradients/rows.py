@@ -185,10 +185,11 @@ def choose_strong(
     return tuple(sorted(np.array(names)[added > PRICE * sizes / sizes.sum()].tolist()))
 
 
-def fitting_batch(denoiser: Any, recipe: Recipe) -> int:
+def fitting_batch(denoiser: Any, recipe: Recipe, beside: int = 1) -> int:
     """How many events go through the model at once, a power of two: as many as fit into a share of the memory.
 
-    What is kept of one event for the backward pass is counted, not timed: the same machine always finds the same batch.
+    So many processes `beside` each other have a part of that share each. What is kept of one event for the backward
+    pass is counted, not timed: the same machine always finds the same batch.
     """
     kept: dict[int, int] = {}
     weights = {parameter.untyped_storage().data_ptr() for parameter in denoiser.model.parameters()}
@@ -202,7 +203,7 @@ def fitting_batch(denoiser: Any, recipe: Recipe) -> int:
     with capture_for(denoiser, recipe) as capture:
         capture.watch = keep
         capture.gradients(partial(denoiser.losses, x, t, torch.zeros_like(x), labels, recipe.loss))
-    fits = denoiser.memory * MEMORY_SHARE[denoiser.device.type] / sum(kept.values())
+    fits = denoiser.memory * MEMORY_SHARE[denoiser.device.type] / beside / sum(kept.values())
     return int(2 ** np.floor(np.log2(np.clip(fits, 1, LARGEST_BATCH[denoiser.device.type]))))
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 from subjects import subject
 
 import gradindex
-from gradindex import builder
+from gradindex import builder, plan
 from gradindex.denoiser import load_denoiser
 from gradindex.gradients import layers, rows
 from gradindex.gradients.capture import Capture
@@ -66,7 +66,7 @@ def throughput(model: Path, data: Path, place: Path, device: str, rounds: int) -
     shutil.rmtree(place, ignore_errors=True)
     spent: dict[str, float] = defaultdict(float)
     began = time.perf_counter()
-    with timed(builder, "check_capture", spent), timed(builder, "find_strong", spent), timed(builder, "fill", spent):
+    with timed(plan, "check_capture", spent), timed(builder, "find_strong", spent), timed(builder, "fill", spent):
         index = gradindex.build(place, model=model, data=data, device=device)
     whole = time.perf_counter() - began
     recipe, denoiser = index.store.recipe, load_denoiser(model, device=device)
@@ -126,7 +126,7 @@ def profile(name: str, size: int, strong: tuple[str, ...], device: str) -> dict[
     """Where a batch's time goes, in training steps: the floor, then what each part of the hooks takes above it."""
     batch = ways.make_batch(name, size, device)
     spent: dict[str, float] = defaultdict(float)
-    capture = Capture(batch.model, ways.names(batch.model), CountSketch(builder.DIM, 0, builder.RANK, strong))
+    capture = Capture(batch.model, ways.names(batch.model), CountSketch(plan.DIM, 0, plan.RANK, strong))
 
     def ours() -> None:
         with capture:
