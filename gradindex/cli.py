@@ -223,6 +223,17 @@ def remove(index: str, ids: tuple[str, ...], file: Any) -> None:
 
 @main.command()
 @click.argument("index")
+@click.option("--out", help="Write the new index there, and leave INDEX; needed in an object store.")
+def compact(index: str, out: str | None) -> None:
+    """Erase from INDEX what was removed: write it anew without these rows and ids, then exchange the two."""
+    from gradindex.info import describe
+    from gradindex.upkeep import compact
+
+    click.echo(describe(compact(index, out)))
+
+
+@main.command()
+@click.argument("index")
 def verify(index: str) -> None:
     """Read every byte of INDEX and name each file that is damaged or missing; a build mends them."""
     from gradindex.verify import damages

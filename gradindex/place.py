@@ -1,5 +1,6 @@
 """Where an index lies: a folder on a disk, or a URL of an object store. Names in it are relative, with slashes."""
 
+import ctypes
 import hashlib
 import os
 import shutil
@@ -53,7 +54,27 @@ class Disk:
 
     @property
     def _aside(self) -> Path:
-        return self.path.with_name(f"{self.path.name}.replaced")
+        return self.beside("replaced").path
+
+    def beside(self, suffix: str) -> "Disk":
+        """The folder NAME.suffix next to it."""
+        return Disk(self.path.with_name(f"{self.path.name}.{suffix}"))
+
+    def exchange(self, other: "Disk") -> None:
+        """Have the two folders change names; where the kernel can, there is no instant without one of them."""
+        names = [os.fsencode(each.path) for each in (other, self)]
+        libc = ctypes.CDLL(None, use_errno=True)
+        here, both = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+        if not (hasattr(libc, "renameat2") and libc.renameat2(here, names[0], here, names[1], both) == 0):
+            between = self.beside("exchanged").path
+            self.path.rename(between)
+            other.path.rename(self.path)
+            between.rename(other.path)
+        _fsync(self.path.parent)
+
+    def delete(self) -> None:
+        """Delete the folder and all that is in it."""
+        shutil.rmtree(self.path)
 
     def read(self, name: str) -> bytes:
         """The content of a file; FileNotFoundError when there is none."""
@@ -146,6 +167,9 @@ class Bucket:
 
     def drop_aside(self) -> None:
         """Nothing was set aside."""
+
+    def delete(self) -> None:
+        self._call("rm", self._root, recursive=True)
 
     def read(self, name: str) -> bytes:
         return self._call("cat_file", self._key(name))

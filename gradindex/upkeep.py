@@ -3,10 +3,14 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from gradindex.arrays import skeleton
+from gradindex.dataset import MARK
 from gradindex.errors import CallError
-from gradindex.manifest import COPIES, read_header
-from gradindex.place import Place, at, sha256
+from gradindex.index import METHODS, build_index, saved_index
+from gradindex.manifest import COPIES, is_store, read_header
+from gradindex.place import Disk, Place, at, sha256
 from gradindex.store import Store
 
 
@@ -44,6 +48,61 @@ def remove(path: str | Path | Place, sample_ids: Iterable[str]) -> int:
     if new:
         store.set_attributes(removed={**read_header(store.place)["removed"], **new})
     return len(new)
+
+
+def compact(path: str | Path | Place, out: str | Path | Place | None = None) -> Store:
+    """Erase the rows and ids of removed pictures: the index is written anew without them, and takes its place.
+
+    Stopped and run again, it goes on; until the new index is whole the old one stays. Rows keep their order.
+
+    Args:
+        out: where to write the new index, which leaves the old one; in an object store there is no other way.
+
+    Raises:
+        StoreError: the build has not finished. CallError: there is nothing to erase, or nothing else.
+    """
+    old = Store(at(path))
+    removed = old.attributes["removed"]
+    kept = np.setdiff1d(np.arange(old.shape[1]), [row for row in removed.values() if row is not None])
+    if len(kept) in (0, old.shape[1]):
+        raise CallError(f"{old.place}: {'all' if not len(kept) else 'none'} of its pictures are removed; nothing to do")
+    if out is None and not isinstance(old.place, Disk):
+        raise CallError(f"{old.place}: an object store exchanges nothing; give out, another URL")
+    place = old.place.beside("compact") if out is None else at(out)  # type: ignore[union-attr]
+    new = _shrunk(old, place, [old.sample_ids[row] for row in kept.tolist()])
+    marks, skipped = _marks(old)
+    for shard in new.missing():
+        rows = kept[shard.start : shard.stop]
+        u, t = (old.read(name, shard.checkpoint, rows) for name in ("unnormalized", "timestep"))
+        out_of_it = shard.start + np.flatnonzero(skipped[shard.checkpoint, rows])
+        new.write(shard, u, t, out_of_it.tolist(), b"".join(marks[rows]).decode())
+    new.finish()
+    for method in METHODS:
+        index = saved_index(old, method)
+        build_index(new, method, index.facts["asked"] if index else "auto")
+    if out is None:
+        old.place.exchange(place)  # type: ignore[union-attr,arg-type]
+        place.delete()
+    return Store.finished(path if out is None else place)
+
+
+def _shrunk(old: Store, place: Place, sample_ids: list[str]) -> Store:
+    """The store at a place, with these pictures of another one: a new one, or one that was begun."""
+    if is_store(place) and Store(place).sample_ids != sample_ids:
+        place.delete()  # begun before other pictures were removed, or what an exchange has left
+    own = ("format", "recipe", "digest", "pictures", "shard_rows", "chunk_rows", "files", "before", "removed")
+    passed_on = {name: value for name, value in old.attributes.items() if name not in own}
+    return Store.create(place, old.recipe, sample_ids, **passed_on, removed=dict.fromkeys(old.attributes["removed"]))
+
+
+def _marks(store: Store) -> tuple[np.ndarray, np.ndarray]:
+    """The mark of each picture, [N] bytes, and which pictures each checkpoint skipped, [C, N] bool."""
+    marks, skipped = np.empty(store.shape[1], f"S{MARK}"), np.zeros(store.shape[:2], bool)
+    for entry in store.entries():
+        start, stop = entry["rows"]
+        marks[start:stop] = [entry["pictures"][i * MARK : (i + 1) * MARK] for i in range(stop - start)]
+        skipped[entry["checkpoint"], entry["skipped"]] = True
+    return marks, skipped
 
 
 def id_key(sample_id: str) -> str:

@@ -14,7 +14,7 @@ from gradindex import store as store_module
 from gradindex import work as work_module
 from gradindex.errors import CallError, RecipeMismatch
 from gradindex.place import Disk
-from gradindex.upkeep import remove
+from gradindex.upkeep import compact, remove
 from gradindex.verify import damages
 
 Build = Callable[..., gradindex.Index]
@@ -148,3 +148,91 @@ def test_an_unknown_id_removes_nothing(build: Build, tmp_path: Path) -> None:
     with pytest.raises(CallError, match=r"1 of 2 ids are not in it, such as 'nobody'"):
         remove(tmp_path / "idx", ["p003.png", "nobody"])
     assert gradindex.open(tmp_path / "idx").store.left_out == index.store.left_out == []
+
+
+def test_compact_erases_rows_and_ids(build: Build, data: Path, tmp_path: Path, queries: list[Path]) -> None:
+    """No byte of them is left; the others keep their rows, marks and answers, and a build adds nothing again."""
+    (data / "p004.png").write_text("no picture")
+    index = build(skip_bad=True)
+    gone, kept = index.store.unnormalized[0][[0, 4]], index.store.unnormalized[:][:, [1, 2, 3, 5]]
+    remove(tmp_path / "idx", [OLD[0], OLD[4]])
+    expected = gradindex.open(tmp_path / "idx").query(queries, 9)
+    store = compact(tmp_path / "idx")
+    assert store.sample_ids == [OLD[row] for row in (1, 2, 3, 5)]
+    assert store.left_out == [1]
+    np.testing.assert_array_equal(store.unnormalized[:], kept)
+    everything = b"".join(file.read_bytes() for file in (tmp_path / "idx").rglob("*") if file.is_file())
+    for row, name in zip(gone, (OLD[0], OLD[4]), strict=True):
+        assert name.encode() not in everything
+        assert row.tobytes() not in everything
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("idx")) == ["idx"]
+    for again in (gradindex.open(tmp_path / "idx"), build(skip_bad=True)):
+        for old, new in zip(expected, again.query(queries, 9), strict=True):
+            assert (new.ids, new.scores) == (old.ids, old.scores)
+        assert again.store.sample_ids == store.sample_ids
+    assert list(damages(tmp_path / "idx")) == []
+    with pytest.raises(CallError, match="none of its pictures are removed; nothing to do"):
+        compact(tmp_path / "idx")
+
+
+def test_a_compaction_that_stops_loses_nothing(build: Build, tmp_path: Path, queries: list[Path]) -> None:
+    """Whichever file it stops before, the old index answers as before, and run again it ends."""
+    build()
+    remove(tmp_path / "idx", [OLD[0]])
+    expected = [result.ids for result in gradindex.open(tmp_path / "idx").query(queries, 9)]
+    shutil.copytree(tmp_path / "idx", tmp_path / "old")
+    publish = Disk.publish
+    for limit in range(0, 200, 3):
+        place, done = tmp_path / f"idx{limit}", []
+        shutil.copytree(tmp_path / "old", place)
+
+        def fail(self: Disk, name: str, content: bytes, *, only_new: bool = False) -> None:
+            if len(done) == limit:  # noqa: B023
+                raise OSError("disk full")
+            done.append(name)  # noqa: B023
+            publish(self, name, content, only_new=only_new)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Disk, "publish", fail)
+            try:
+                compact(place)
+            except OSError:
+                pass
+            else:
+                break
+        assert [result.ids for result in gradindex.open(place).query(queries, 9)] == expected
+        compact(place)
+        assert list(damages(place)) == []
+        assert [result.ids for result in gradindex.open(place).query(queries, 9)] == expected
+    assert 20 < limit < 199
+
+
+def test_what_a_compaction_leaves_behind_is_no_harm(build: Build, tmp_path: Path) -> None:
+    """Killed after the exchange, the old index lies beside; the next compaction deletes it."""
+    build()
+    shutil.copytree(tmp_path / "idx", tmp_path / "idx.compact")
+    remove(tmp_path / "idx", [OLD[0]])
+    assert compact(tmp_path / "idx").sample_ids == [*OLD[1:]]
+    assert not (tmp_path / "idx.compact").exists()
+
+
+def test_a_compaction_to_another_place(build: Build, tmp_path: Path) -> None:
+    build()
+    remove(tmp_path / "idx", [OLD[0]])
+    compact(tmp_path / "idx", tmp_path / "other")
+    assert gradindex.open(tmp_path / "other").store.sample_ids == [*OLD[1:]]
+    assert gradindex.open(tmp_path / "idx").store.sample_ids == [*OLD]
+    remove(tmp_path / "idx", OLD)
+    with pytest.raises(CallError, match="all of its pictures are removed"):
+        compact(tmp_path / "idx")
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+def test_two_folders_change_names(tmp_path: Path, kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not kernel:
+        monkeypatch.setattr("ctypes.CDLL", lambda *a, **k: object())
+    for name in ("one", "two"):
+        Disk(tmp_path / name).publish("file", name.encode())
+    Disk(tmp_path / "one").exchange(Disk(tmp_path / "two"))
+    assert [Disk(tmp_path / name).read("file") for name in ("one", "two")] == [b"two", b"one"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
