@@ -20,7 +20,7 @@ from gradindex.place import Place
 ROW_ARRAYS = ("normalized", "unnormalized", "norm", "timestep")
 WIDE = ROW_ARRAYS[:2]  # [C, N, T, D]; the others are [C, N, T]
 IDS = "sample_ids"
-CHUNK_IDS = 16384
+CHUNK_IDS = 4096
 READ_BYTES = 2 << 20  # of a file at once: what stays in a processor's cache
 CHECKSUM = 4  # bytes after each chunk
 
@@ -62,11 +62,15 @@ def open_array(place: Place, name: str) -> Any:
 
 
 class SampleIds(Sequence[str]):
-    """The ids of a store, a chunk of them in memory at a time."""
+    """The ids of a store, some chunks of them in memory at a time.
 
-    def __init__(self, place: Place, count: int, require_unchanged: Callable[..., None]) -> None:
-        self._place, self._count, self._require_unchanged = place, count, require_unchanged
-        self._chunk = lru_cache(4)(self._read_chunk)
+    Args:
+        fetch: gives the content of a file, checked.
+    """
+
+    def __init__(self, count: int, fetch: Callable[[str], bytes]) -> None:
+        self._count, self._fetch = count, fetch
+        self._chunk = lru_cache(32)(self._read_chunk)
 
     def __len__(self) -> int:
         return self._count
@@ -83,8 +87,13 @@ class SampleIds(Sequence[str]):
     __hash__ = None  # type: ignore[assignment]
 
     def _read_chunk(self, number: int) -> list[str]:
-        self._require_unchanged(f"{IDS}/zarr.json", f"{IDS}/c/{number}")
-        return open_array(self._place, IDS)[number * CHUNK_IDS : (number + 1) * CHUNK_IDS].tolist()
+        """As zarr's vlen-utf8 codec has it: how many, then each with its length before it."""
+        content, at, ids = self._fetch(f"{IDS}/c/{number}"), 4, []
+        for _ in range(int.from_bytes(content[:at], "little")):
+            start = at + 4
+            at = start + int.from_bytes(content[at:start], "little")
+            ids.append(content[start:at].decode())
+        return ids
 
 
 def read_pieces(

@@ -31,15 +31,15 @@ METHODS = ("tracin", "retrac")
 WIDTH = 4096
 FOLD_VERSION = 1  # raised whenever `search_vectors` gives other numbers for the same rows
 
-FLAT, CODES, STORE = "flat", "HR,RaBitQfs", "store"  # what `auto` chooses among
-LADDER = (CODES, "HR,RaBitQfs4", STORE)  # after each other, where the measured recall is too low
+FLAT, STORE = "flat", "store"
+LADDER = ("PCA64,SQfp16", "PCA256,SQfp16", "HR,RaBitQfs4", STORE)  # `auto`, until the measured recall is high enough
 FLAT_BYTES = 1 << 30  # of search vectors, up to which they are kept as they are
 FILE_BYTES = 64 << 20  # of an index file, about
 TRAINED_ON = 4096  # vectors, or 64 for each list of an inverted file
 QUERIES, K = 64, 10  # that recall is measured with
 TIMED = 8  # of them, one by one
 GOAL = 0.995
-CANDIDATES = (50, 100, 200, 500, 1000, 2000)
+CANDIDATES = (20, 50, 100, 200, 500, 1000, 2000)
 
 
 def search_vectors(rows: np.ndarray, recipe: Recipe) -> np.ndarray:
@@ -65,8 +65,8 @@ def build_index(store: Store, method: str, factory: str = "auto") -> "SearchInde
 
     Args:
         factory: "flat" (float32 vectors), "store" (none at all: a query scans the store), a string of FAISS's
-            `index_factory`, or "auto": flat up to a gigabyte of vectors, then RaBitQ codes, of as many bits as a
-            recall@10 of 0.995 takes; the store where none does.
+            `index_factory`, or "auto": flat up to a gigabyte of vectors, then what first reaches a recall@10 of
+            0.995 of LADDER: the rows' few strongest directions where these tell enough, RaBitQ codes where not.
 
     Raises:
         CallError: FAISS does not know the factory. StoreError: rows are damaged.
@@ -115,8 +115,11 @@ class _Making:
     def _file(self, number: int, start: int, stop: int) -> dict[str, Any]:
         """Make the index file of the pictures from `start` to before `stop`."""
         index = self._new()
-        sample = np.unique(np.linspace(start, stop - 1, max(TRAINED_ON, 64 * _lists(index))).astype(int))
-        index.train(search_vectors(self._rows(sample, None)[0], self._store.recipe))
+        some = np.unique(np.linspace(start, stop - 1, max(TRAINED_ON, 64 * _lists(index))).astype(int))
+        sample = search_vectors(self._rows(some, None)[0], self._store.recipe)
+        if self._factory.startswith("PCA"):  # with their mirror images: no mean is taken off, which changes products
+            sample = np.concatenate([sample, -sample])
+        index.train(sample)
         blocks = [block for block in self._store.blocks() if start <= block.start < stop]
         read = ahead(lambda block: self._rows(block, self._columns), blocks, THREADS)
         for block, (rows, scores) in zip(blocks, read, strict=True):

@@ -115,13 +115,14 @@ class Store:
 
     @cached_property
     def _arrays(self) -> dict[str, Any]:
-        self.require_unchanged(*(f"{name}/zarr.json" for name in ROW_ARRAYS))
+        for name in ROW_ARRAYS:
+            self.fetch(f"{name}/zarr.json")
         return {name: open_array(self.place, name) for name in ROW_ARRAYS}
 
     @cached_property
     def sample_ids(self) -> SampleIds:
         """N distinct strings; StoreError, when one is looked at, where they are damaged."""
-        return SampleIds(self.place, self.shape[1], self.require_unchanged)
+        return SampleIds(self.shape[1], self.fetch)
 
     @cached_property
     def summary(self) -> dict[str, Any]:
@@ -275,7 +276,7 @@ class Store:
 
     def pieces(self, name: str, checkpoint: int, rows: slice | np.ndarray) -> Iterator[np.ndarray]:
         """The same rows, a few MB at a time."""
-        chosen = np.arange(self.shape[1])[rows] if isinstance(rows, slice) else rows
+        chosen = np.arange(*rows.indices(self.shape[1])) if isinstance(rows, slice) else rows
         picture = self.shape[2:] if name in WIDE else self.shape[2:3]
         try:
             yield from read_pieces(
@@ -315,16 +316,24 @@ class Store:
         """The file of a shard's rows in each array, {file: array}."""
         return {f"{name}/{shard_key(name, shard.checkpoint, shard.number)}": name for name in ROW_ARRAYS}
 
-    def require_unchanged(self, *names: str) -> None:
-        """Raise StoreError when one of the header's files is not as it was made.
+    def fetch(self, name: str) -> bytes:
+        """The content of one of the header's files.
 
-        While pictures are being added it may also be as it was before.
+        Raises:
+            StoreError: it is not as it was made; while pictures are being added it may also be as it was before.
         """
-        known = self.attributes["files"], self.attributes.get("before", {})
-        for line in differences(self.place, {name: known[0][name] for name in names}):
-            name = line.split()[0]
-            if name not in known[1] or differences(self.place, {name: known[1][name]}):
-                raise self.damage(line)
+        digests = [
+            files[name] for files in (self.attributes["files"], self.attributes.get("before", {})) if name in files
+        ]
+        what = "is missing"
+        for digest in digests:
+            try:
+                return self.place.fetch(name, digest)
+            except ValueError as error:
+                what = str(error)
+            except FileNotFoundError:
+                pass
+        raise self.damage(f"{name} {what}")
 
     def damage(self, what: str) -> StoreError:
         """An error that says what to do about it."""

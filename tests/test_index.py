@@ -90,7 +90,7 @@ def true_lists(store: Store, method: str, queries: np.ndarray, k: int) -> list[l
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     ("factory", "bytes_each", "files"),
-    [("flat", 256, 1), ("flat", 256, 3), ("HR,RaBitQfs", 16, 1), ("HR,RaBitQfs4", 52, 3), ("IVF8,SQ8", 65, 3)],
+    [("flat", 256, 1), ("flat", 256, 3), ("PCA48,SQfp16", 96, 1), ("HR,RaBitQfs", 16, 1), ("HR,RaBitQfs4", 52, 3), ("IVF8,SQ8", 65, 3)],
 )
 def test_the_true_ten_are_among_the_candidates(
     many: Store, method: str, factory: str, bytes_each: int, files: int, monkeypatch: pytest.MonkeyPatch
@@ -129,7 +129,8 @@ def test_measured_recall_is_that_of_the_rows(many: Store, monkeypatch: pytest.Mo
 def test_auto_goes_on_to_what_reaches_the_recall(many: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     assert build_index(many, "tracin").facts["factory"] == "flat"
     monkeypatch.setattr(index_module, "FLAT_BYTES", 0)
-    assert build_index(many, "tracin").facts["factory"] == "HR,RaBitQfs"
+    assert build_index(many, "tracin").facts["factory"] == "PCA64,SQfp16"
+    monkeypatch.setattr(index_module, "LADDER", ("PCA4,SQfp16", "HR,RaBitQfs4", "store"))
     monkeypatch.setattr(index_module, "CANDIDATES", (25,))
     assert build_index(many, "tracin").facts["factory"] == "HR,RaBitQfs4"
     monkeypatch.setattr(index_module, "CANDIDATES", (5,))

