@@ -21,7 +21,7 @@ from gradindex.place import Place, at
 from gradindex.plan import DIM, Plan, prepare
 from gradindex.store import Store
 from gradindex.upkeep import grow, id_key
-from gradindex.work import Work, exchanged, fill, find_strong, missing_shards
+from gradindex.work import Work, exchanged, fill, find_strong, missing_shards, progress
 
 
 def build(
@@ -120,7 +120,9 @@ def build(
     if ray is None:
         fill(store, work, plan.denoisers, plan.batch_size, todo)
     else:
-        distributed.fill(ray, partial(_prepare_worker, index, asked), work, todo, device)
+        with progress(work.gradients(todo)) as bar:
+            worker = partial(_prepare_worker, index, asked)
+            distributed.fill(ray, worker, todo, device, lambda shard: bar.update(work.gradients([shard])))
     if store.missing():  # which the other parts make
         return search.Index(store, None, here)
     store.finish()

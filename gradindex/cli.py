@@ -128,15 +128,22 @@ def main(debug: bool) -> None:
     metavar="local|ADDRESS",
     help="Share the work among all GPUs, or CPUs where there are none, of this machine or of a Ray cluster.",
 )
-def build(index: str, image_column: str, id_column: str, label_column: str, **options: Any) -> None:
+@click.option("--dry-run", is_flag=True, help="Write nothing; say what it would make and take, from a timed batch.")
+def build(index: str, image_column: str, id_column: str, label_column: str, dry_run: bool, **options: Any) -> None:
     """Build INDEX over a training set; stopped and run again, it goes on where it was."""
     from gradindex.builder import build
     from gradindex.dataset import Columns
-    from gradindex.info import describe
+    from gradindex.denoiser import resolve_device
+    from gradindex.info import describe, describe_plan
+    from gradindex.plan import estimate, prepare
 
     keep_freed_memory()
-    opened = build(index, columns=Columns(image_column, id_column, label_column), **options)
-    _say(describe(opened.store))
+    options["columns"] = Columns(image_column, id_column, label_column)
+    if dry_run:
+        device, *_ = resolve_device(options.pop("device")), *map(options.pop, ("part", "ray", "overwrite"))
+        click.echo(describe_plan(estimate(prepare(device=device, **options))))
+    else:
+        _say(describe(build(index, **options).store))
 
 
 @main.command()
@@ -157,10 +164,11 @@ def build(index: str, image_column: str, id_column: str, label_column: str, **op
 @click.option("--class-label", type=int, help="Of the pictures, for a class-conditional model.")
 @click.option("--model", help="Where the model is now, when it was moved since the build.")
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda")
+@click.option("--ray", metavar="local|ADDRESS", help="Have a Ray cluster search the index files.")
 @click.option("--format", "style", type=click.Choice(["table", "json", "html"]), default="table", show_default=True)
 @click.option("--output", type=click.Path(path_type=Path), help="File to write, instead of the terminal.")
 def query(
-    index: str, pictures: tuple[str, ...], k: int, method: str, model: str, device: str, style: str,
+    index: str, pictures: tuple[str, ...], k: int, method: str, model: str, device: str, ray: str | None, style: str,
     output: Path | None, **options: Any,
 ) -> None:  # fmt: skip
     """List the training pictures that shaped each PICTURE."""
@@ -169,7 +177,7 @@ def query(
     from gradindex.dataset import read_thumbnail
 
     keep_freed_memory()
-    opened = search.open(index, model=model, device=device)
+    opened = search.open(index, model=model, device=device, ray=ray)
     results = opened.query(pictures, k, method, **options)
     _say(f"gradients {opened.seconds['gradients']:.2f} s, search {opened.seconds['search']:.2f} s")
     if style == "json":

@@ -1,22 +1,25 @@
-"""Ray over the same work: an actor for each GPU or CPU makes shard after shard, and the driver hands them out.
+"""Ray over the same work. A build: an actor for each GPU or CPU makes shard after shard, which the driver hands out.
+A search: an actor for each file of the search index, or for some, and the driver merges what they find.
 
 Ray restarts nothing here: after a killed node its calls fail whatever restarts they were promised. So the driver
-gives a lost shard to the next actor, and takes a new actor for a lost one. Two that make the same shard do no harm.
+gives lost work to the next actor, and takes a new actor for a lost one. Two that make the same shard do no harm.
 """
 
 import logging
 import os
 import socket
 import sys
+import weakref
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from gradindex.errors import CallError, GradindexError, MissingPackage, first_line
-from gradindex.store import Shard
-from gradindex.work import Work, progress
+from gradindex.manifest import Shard
 
 LOSSES = 4  # how often the actor that makes a shard may die, or each actor at its start
 PLACING = 300  # seconds to wait for a first worker
@@ -59,13 +62,17 @@ def require_ray() -> Any:
     return ray
 
 
-def fill(address: str, prepare: Callable[[str], Fill], work: Work, missing: Mapping[Shard, bool], device: str) -> None:
+def fill(
+    address: str, prepare: Callable[[str], Fill], missing: Mapping[Shard, bool], device: str,
+    made: Callable[[Shard], Any],
+) -> None:  # fmt: skip
     """Make these shards on a cluster; those with True again, whatever is there.
 
     Args:
         address: "local" for a cluster of this machine's, which ends with the call, or where one runs.
         prepare: see `Maker`.
         device: "auto" (the GPUs where the cluster has any), "cpu" or "cuda".
+        made: called with each shard that is made.
 
     Raises:
         GradindexError: what a worker raised; or no cluster answers, no worker starts, or one shard's keep dying.
@@ -73,7 +80,7 @@ def fill(address: str, prepare: Callable[[str], Fill], work: Work, missing: Mapp
     ray = require_ray()
     if not missing:
         return
-    with _connected(ray, address), progress(work.gradients(missing)) as bar:
+    with _connected(ray, address):
         resources = ray.cluster_resources()
         if device == "auto":
             device = "cuda" if resources.get("GPU") else "cpu"
@@ -122,10 +129,89 @@ def fill(address: str, prepare: Callable[[str], Fill], work: Work, missing: Mapp
                     idle.append(actor)
                     lost.pop(task, None)
                     if task:
-                        bar.update(work.gradients([task]))
+                        made(task)
         finally:
             for actor in [*idle, *(actor for actor, _ in busy.values())]:
                 ray.kill(actor)
+
+
+class Finder:
+    """An actor that searches some files of a search index; it keeps those that it has opened.
+
+    Args:
+        opened: gives what searches file number I for queries: `search(I, queries, count)`; picklable.
+    """
+
+    def __init__(self, opened: Callable[[], Any], files: Sequence[int]) -> None:
+        self._index = opened()
+        with suppress(GradindexError):  # which a search raises again
+            for number in files:
+                self._index.load(number)
+
+    def search(self, number: int, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        return self._index.search_file(number, queries, count)
+
+
+class Finders:
+    """The actors that search an index, an actor for each file as far as there are CPUs.
+
+    Each file is opened by two actors where there are two: the second answers when the first is lost. While an object
+    of this class lives, so does its connection.
+
+    Args:
+        address: as for `fill`. opened: see `Finder`. files: how many there are.
+
+    Raises:
+        GradindexError: no cluster answers, or no actor starts.
+    """
+
+    def __init__(self, address: str, opened: Callable[[], Any], files: int) -> None:
+        self._ray, self._files = require_ray(), files
+        self._stack = ExitStack()
+        self._stack.enter_context(_connected(self._ray, address))
+        self._end = weakref.finalize(self, self._stack.close)
+        count = max(1, min(files, int(self._ray.cluster_resources().get("CPU", 0))))
+        self._made = self._ray.remote(Finder).options(
+            num_cpus=1, scheduling_strategy="SPREAD", runtime_env={"env_vars": ENVIRONMENT}
+        )
+        owned = [[file for file in range(files) if number in self._owners(file, count)] for number in range(count)]
+        self._opened, self._owned = opened, owned
+        self._actors = [self._made.remote(opened, files) for files in owned]
+
+    def search(self, queries: np.ndarray, count: int) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
+        """What every file has for the queries, as they come: (file number, what `Finder.search` returns)."""
+        ray, tries = self._ray, Counter[int]()
+
+        def ask(file: int) -> Any:
+            owner = self._owners(file, len(self._actors))[tries[file] % 2]
+            running[self._actors[owner].search.remote(file, sent, count)] = file, owner
+
+        running: dict[Any, tuple[int, int]] = {}
+        sent = ray.put(queries)
+        for file in range(self._files):
+            ask(file)
+        while running:
+            done, _ = ray.wait(list(running), timeout=PLACING)
+            if not done:
+                raise GradindexError(f"no CPU was free for a searching worker within {PLACING} s")
+            file, owner = running.pop(done[0])
+            try:
+                yield file, ray.get(done[0])
+            except ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, GradindexError):
+                    raise error.cause from error
+                raise GradindexError(f"a Ray worker failed ({first_line(error.cause)})") from error
+            except ray.exceptions.RayError as error:
+                tries[file] += 1
+                if tries[file] == LOSSES:
+                    raise GradindexError(f"file {file}: lost {LOSSES} times ({first_line(error)})") from error
+                if tries[file] % 2 == 0 or len(self._actors) == 1:  # both are gone
+                    self._actors[owner] = self._made.remote(self._opened, self._owned[owner])
+                ask(file)
+
+    def _owners(self, file: int, count: int) -> tuple[int, int]:
+        """The actors that have a file open, of so many."""
+        return file % count, (file + 1) % count
 
 
 @contextmanager

@@ -8,8 +8,9 @@ inner products right on average. The exact scores come from the store afterwards
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from importlib.metadata import distributions
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from gradindex.ahead import ahead
+from gradindex.distributed import Finders
 from gradindex.errors import CallError, MissingPackage, StoreError, first_line
 from gradindex.gradients.noise import random_offset, random_signs
 from gradindex.manifest import differences, seal, unseal
@@ -193,12 +195,16 @@ def _lists(index: Any) -> int:
     return found.nlist if found is not None else 0
 
 
-def open_index(store: Store, method: str) -> "SearchIndex":
-    """The saved index of a method; made anew, as it was asked for, when it is absent or of other rows."""
+def open_index(store: Store, method: str, ray: str | None = None) -> "SearchIndex":
+    """The saved index of a method; made anew, as it was asked for, when it is absent or of other rows.
+
+    Args:
+        ray: the Ray cluster that searches it: "local", or an address.
+    """
     index = saved_index(store, method)
     if index is None or not index.fits():
-        return build_index(store, method, index.facts["asked"] if index else "auto")
-    return index
+        index = build_index(store, method, index.facts["asked"] if index else "auto")
+    return SearchIndex(store, method, index.facts, ray)
 
 
 def saved_index(store: Store, method: str) -> "SearchIndex | None":
@@ -209,6 +215,11 @@ def saved_index(store: Store, method: str) -> "SearchIndex | None":
     return None
 
 
+def _open_again(path: str, method: str, facts: dict[str, Any]) -> "SearchIndex":
+    """The same index in another process."""
+    return SearchIndex(Store(path), method, facts)
+
+
 class SearchIndex:
     """The search index of a method.
 
@@ -217,9 +228,10 @@ class SearchIndex:
             exactly for 10 hits), and measured on the machine that made it `recall_at_10` and `query_seconds`.
     """
 
-    def __init__(self, store: Store, method: str, facts: dict[str, Any]) -> None:
-        self.facts, self._store, self._method = facts, store, method
+    def __init__(self, store: Store, method: str, facts: dict[str, Any], ray: str | None = None) -> None:
+        self.facts, self._store, self._method, self._ray = facts, store, method, ray
         self._open: dict[str, Any] = {}
+        self._finders: Finders | None = None
 
     def fits(self) -> bool:
         """Whether it was made from the store's rows."""
@@ -247,18 +259,32 @@ class SearchIndex:
         wanted = count + len(left_out)
         best = Best(len(queries), wanted)
 
-        def search(part: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-            first, stop = part["rows"]
-            scores, found = self._part(part).search(queries, min(wanted, stop - first))
-            return found + first, np.where(found < 0, -np.inf, scores)
-
-        for rows, scores in ahead(search, self.facts["files"], THREADS):
+        for rows, scores in self._search_all(queries, wanted):
             best.add(rows, scores)
         lists = zip(best.rows, best.scores, strict=True)
         return [rows[(scores > -np.inf) & ~np.isin(rows, left_out)][:count] for rows, scores in lists]
 
-    def _part(self, part: dict[str, Any]) -> Any:
+    def _search_all(self, queries: np.ndarray, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """What each file has, file by file: rows and their scores by FAISS, [Q, up to count] both."""
+        numbers = range(len(self.facts["files"]))
+        if self._ray is None:
+            yield from ahead(lambda number: self.search_file(number, queries, count), numbers, THREADS)
+            return
+        if self._finders is None:
+            opened = partial(_open_again, str(self._store.place), self._method, self.facts)
+            self._finders = Finders(self._ray, opened, len(numbers))
+        found = dict(self._finders.search(queries, count))
+        yield from (found[number] for number in numbers)
+
+    def search_file(self, number: int, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """What one file has for the queries [Q, W]: rows and their scores by FAISS, [Q, up to count] both."""
+        first, stop = self.facts["files"][number]["rows"]
+        scores, found = self.load(number).search(queries, min(count, stop - first))
+        return found + first, np.where(found < 0, -np.inf, scores)
+
+    def load(self, number: int) -> Any:
         """The FAISS index of one file. They stay in memory where all of them fit into half of what is free."""
+        part = self.facts["files"][number]
         opened = self._open.get(part["file"]) or self._fetch(part)
         if "nprobe" in self.facts:
             require_faiss().ParameterSpace().set_index_parameter(opened, "nprobe", self.facts["nprobe"])

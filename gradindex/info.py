@@ -31,6 +31,39 @@ def describe(store: Store) -> str:
     return "\n".join(f"{name:<11} {value}" for name, value in facts.items() if value)
 
 
+def describe_plan(facts: Mapping[str, Any]) -> str:
+    """What a build would make and take, a line each, from `plan.estimate`."""
+    checkpoints, rows, timesteps, dim = facts["rows"]
+    arrays = ", ".join(f"{name} {_size(count)}" for name, count in facts["bytes"].items())
+    lines = {
+        "pictures": rows,
+        "rows": f"{checkpoints} checkpoints × {rows} pictures × {timesteps} timesteps × {dim} numbers",
+        "disk": f"{_size(sum(facts['bytes'].values()))} ({arrays}), and search files",
+        "shards": facts["shards"],
+        "gradients": f"{facts['gradients']:,}, {facts['batch_size']} at once",
+        "time": f"{_duration(facts['seconds'])} at the pace of a batch just timed, on one such device",
+        "memory": f"{_size(facts['memory'])} of this process so far",
+    }
+    return "\n".join(f"{name:<11} {value}" for name, value in lines.items())
+
+
+def _size(count: float) -> str:
+    """Bytes in the unit that leaves one to three digits before the point."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:,.1f} TiB"
+
+
+def _duration(seconds: float) -> str:
+    """Seconds as a person would say them."""
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.1f} {unit}"
+    return f"{seconds:.1f} seconds"
+
+
 def search_facts(facts: Mapping[str, Any]) -> str:
     """A search index in one line."""
     if not facts["files"]:

@@ -1,6 +1,10 @@
 """What a build's arguments come to: which pictures, checkpoints and timesteps, and the recipe of their gradients."""
 
 import hashlib
+import math
+import resource
+import sys
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,10 +15,11 @@ import numpy as np
 
 from gradindex.dataset import Columns, Dataset, open_dataset
 from gradindex.denoiser import DTYPES, Checkpoints
-from gradindex.errors import CallError
+from gradindex.errors import CallError, DataError
 from gradindex.gradients.projection import NAMES, TWO_SIDED
-from gradindex.gradients.rows import check_capture, choose_parameters, fitting_batch
+from gradindex.gradients.rows import capture_for, check_capture, choose_parameters, fitting_batch, sample_gradients
 from gradindex.recipe import LOSSES, NOISES, Recipe, grid, require, require_positive
+from gradindex.store import SHARD_ROWS
 from gradindex.training_log import MISSING, LoggedCheckpoint, TrainingLog, open_log, training_weights
 from gradindex.work import Work
 
@@ -36,6 +41,43 @@ class Plan:
     denoisers: Checkpoints
     batch_size: int
     attributes: dict[str, Any]
+
+
+def estimate(plan: Plan) -> dict[str, Any]:
+    """What the build would make and take, from its plan and a batch of gradients that is taken and timed.
+
+    Returns:
+        `pictures`, `rows` [C, N, T, D], `shards`, `bytes` of each array, `gradients`, `batch_size`, `seconds` for all
+        of them at this batch's pace on this device, `memory`: the most bytes that this process has had so far.
+    """
+    dataset, denoiser = plan.dataset, plan.denoisers[0]
+    work = plan.work_on(dataset)
+    shape = work.recipe.shape(len(dataset))
+    each = work.recipe.per_picture * work.recipe.draws
+    rows = [row for row in range(len(dataset)) if not work.left_out(0, row)][: -(-plan.batch_size // each)]
+    readable, pictures = replace(work, skip_bad=True).read(rows)
+    if not readable:
+        raise DataError(f"data {dataset.source}: not one of {len(rows)} pictures tried can be read")
+    with capture_for(denoiser, work.recipe) as capture:
+        for _ in range(2):  # the first time pays for what is made once
+            began = time.perf_counter()
+            sample_gradients(
+                denoiser, capture, work.recipe, pictures, work.events(0, readable),
+                dataset.labels_of(readable, work.recipe.classes), batch_size=plan.batch_size,
+            )  # fmt: skip
+            seconds = time.perf_counter() - began
+    numbers = math.prod(shape)
+    sizes = {"normalized": 2 * numbers, "unnormalized": 4 * numbers}
+    return {
+        "pictures": shape[1],
+        "rows": shape,
+        "shards": shape[0] * -(-shape[1] // SHARD_ROWS),
+        "bytes": sizes | dict.fromkeys(("norm", "timestep"), 4 * numbers // shape[3]),
+        "gradients": shape[0] * shape[1] * each,
+        "batch_size": plan.batch_size,
+        "seconds": seconds / (len(readable) * each) * shape[0] * shape[1] * each,
+        "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+    }
 
 
 def prepare(

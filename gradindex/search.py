@@ -40,12 +40,16 @@ QUERY_DRAWS = 2
 READ_ROWS = 256  # candidates whose rows are in memory at once
 
 
-def open(path: str | Path | Place, *, model: str | Path | None = None, device: str = "auto") -> "Index":
+def open(
+    path: str | Path | Place, *, model: str | Path | None = None, device: str = "auto", ray: str | None = None
+) -> "Index":
     """Open an index that `build` made.
 
     Args:
         path: the index: a folder, or a URL such as s3://bucket/index.
         model: where the model is now, when it was moved since the build (one checkpoint only).
+        ray: have a Ray cluster hold and search the index files: "local" or an address, as for `build`. The query's
+            gradients and the exact scores of the candidates are computed here.
 
     Raises:
         CallError: not an index. StoreError: unfinished, damaged or of another format version.
@@ -53,7 +57,7 @@ def open(path: str | Path | Place, *, model: str | Path | None = None, device: s
     Example:
         >>> results = gradindex.open("idx").query(["gen.png"], k=10, method="retrac")
     """
-    return Index(Store.finished(path), model, resolve_device(device))
+    return Index(Store.finished(path), model, resolve_device(device), ray)
 
 
 class QueryOptions(TypedDict, total=False):
@@ -88,8 +92,8 @@ class Index:
         seconds: how long the last query took, `{"gradients": …, "search": …}`; loading the model is in neither.
     """
 
-    def __init__(self, store: Store, model: str | Path | None, device: str) -> None:
-        self.store, self._model, self._device = store, model, device
+    def __init__(self, store: Store, model: str | Path | None, device: str, ray: str | None = None) -> None:
+        self.store, self._model, self._device, self._ray = store, model, device, ray
         self._searches: dict[str, SearchIndex] = {}
         self.seconds: dict[str, float] = {}
 
@@ -285,10 +289,13 @@ class Index:
         if span is None:
             vectors = search_vectors(block, self.store.recipe)
             try:
-                index = self._searches.setdefault(method, open_index(self.store, method))
+                if method not in self._searches:
+                    self._searches[method] = open_index(self.store, method, self._ray)
+                index = self._searches[method]
                 found = {sign: index.candidates(sign * vectors, k) for sign in signs}
             except StoreError:  # of an index file; where the rows are damaged, it is raised again
-                index = self._searches[method] = build_index(self.store, method)
+                build_index(self.store, method)
+                index = self._searches[method] = open_index(self.store, method, self._ray)
                 found = {sign: index.candidates(sign * vectors, k) for sign in signs}
             if None not in found.values():
                 return found  # type: ignore[return-value]

@@ -291,3 +291,16 @@ def test_parts_come_from_the_option_or_the_cluster(
             to_part(context, parameter, option)
     else:
         assert to_part(context, parameter, option) == part
+
+
+def test_a_dry_run_says_what_a_build_makes_and_writes_nothing(model: Path, pictures: Path, tmp_path: Path) -> None:
+    """The bytes are those of the arrays that the build makes, but for checksums and what a last shard leaves empty."""
+    command = ["build", tmp_path / "idx", "--model", model, "--data", pictures, "--timesteps", 3, "--draws", 2]
+    done = run(*command, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "idx").exists()
+    assert "1 checkpoints × 9 pictures × 3 timesteps × 4096 numbers" in done.stdout
+    arrays = r"normalized 216 KiB, unnormalized 432 KiB, norm 108 bytes, timestep 108 bytes"
+    assert re.search(rf"disk +648 KiB \({arrays}\)", done.stdout)
+    assert re.search(r"gradients +54, \d+ at once\ntime +[\d.]+ seconds", done.stdout)
+    assert re.search(r"memory +[\d.]+ [MG]iB", done.stdout)

@@ -1,5 +1,6 @@
 """A build on Ray: the rows of a plain one, whatever dies on the way; errors arrive as without Ray."""
 
+import gc
 import os
 import pickle
 import signal
@@ -18,6 +19,7 @@ from test_cli import run
 
 import gradindex
 from gradindex import distributed
+from gradindex import index as index_module
 from gradindex import store as store_module
 from gradindex.errors import CallError, GradindexError, MissingPackage, RecipeMismatch
 
@@ -224,3 +226,47 @@ def test_without_the_package(build: Build, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingPackage, match=r"^ray is not installed: pip install 'gradindex\[ray\]'$"):
         build(ray="local")
+
+
+def finders() -> list[int]:
+    """The processes that search, when they have something open."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            if (place / "cmdline").read_bytes().startswith(b"ray::Finder"):
+                found.append(int(place.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.slow
+def test_killed_finders_are_replaced(
+    build: Build, cluster: Any, queries: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of two, then both: the answers are those of a search without Ray."""
+    cluster.add_node(num_cpus=1)
+    monkeypatch.setattr(index_module, "FILE_BYTES", 1)
+    place = build().store.place
+    plain = gradindex.open(place, device="cpu")
+    expected = {method: plain.query(queries, 7, method, opponents=True) for method in index_module.METHODS}
+    assert len(index_module.open_index(plain.store, "tracin").facts["files"]) == 10
+    index = gradindex.open(place, device="cpu", ray=cluster.address)
+    assert index.query(queries, 7, "tracin", opponents=True) == expected["tracin"]
+    assert len(finders()) == 2
+    for count in (1, 2):
+        for process in finders()[:count]:
+            os.kill(process, signal.SIGKILL)
+        assert index.query(queries, 7, "tracin", opponents=True) == expected["tracin"]
+    assert len(finders()) == 2
+    del index
+    gc.collect()
+    assert not ray.is_initialized()
+
+
+@pytest.mark.slow
+def test_a_damaged_index_file_is_made_anew_with_ray_too(build: Build, queries: list[Path]) -> None:
+    place = build().store.place
+    expected = gradindex.open(place, device="cpu").query(queries, 7)
+    place.publish("faiss/retrac.faiss", b"damaged")
+    assert gradindex.open(place, device="cpu", ray="local").query(queries, 7) == expected

@@ -90,7 +90,14 @@ def true_lists(store: Store, method: str, queries: np.ndarray, k: int) -> list[l
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     ("factory", "bytes_each", "files"),
-    [("flat", 256, 1), ("flat", 256, 3), ("PCA48,SQfp16", 96, 1), ("HR,RaBitQfs", 16, 1), ("HR,RaBitQfs4", 52, 3), ("IVF8,SQ8", 65, 3)],
+    [
+        ("flat", 256, 1),
+        ("flat", 256, 3),
+        ("PCA48,SQfp16", 96, 1),
+        ("HR,RaBitQfs", 16, 1),
+        ("HR,RaBitQfs4", 52, 3),
+        ("IVF8,SQ8", 65, 3),
+    ],
 )
 def test_the_true_ten_are_among_the_candidates(
     many: Store, method: str, factory: str, bytes_each: int, files: int, monkeypatch: pytest.MonkeyPatch

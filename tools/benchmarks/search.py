@@ -100,8 +100,9 @@ def measure(name: str, work: Path) -> dict[str, Any]:
     real = real_rows(work)
     fit = Fit.of(real)
     queries = fit.draw(ASKED, np.random.default_rng(2))
-    if name == "real":  # queries that are left out of the store are real too
-        queries = real.read("unnormalized", 0, np.arange(0, REAL, REAL // ASKED))[:, 0]
+    if name == "real":
+        pictures = subject("tiny", work)[1][REAL : REAL + ASKED]
+        queries = Index(real, None, "cpu")._query_blocks(list(pictures), "tracin")[0][:, 0, 0]
     store = real if name == "real" else store_of(work / f"search-{name}", real, fit, int(name))
     found: dict[str, Any] = {"pictures": store.shape[1], "row_bytes": DIM * 4}
     for method in METHODS:
@@ -129,7 +130,6 @@ def ways(store: Store, method: str, queries: np.ndarray) -> dict[str, Any]:
     read = seconds_to_read_memory(size)
     seconds = median(lambda number: flat.candidates(vectors[number][None], K))
     found = {"in memory": {"bytes": size, "seconds": seconds, "of_bandwidth": read / seconds, "recall_at_10": 1.0}}
-    del flat
     assert isinstance(store.place, Disk)
     files = [store.place.path / f"unnormalized/{shard_key('unnormalized', 0, each.number)}" for each in store.shards()]
     for name, cold in (("from the store, cached", False), ("from the store", True)):
