@@ -3,6 +3,7 @@
 Chunks lie in a shard's file one after the other, each followed by its crc32c; zarr's index is at the end.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
@@ -98,15 +99,15 @@ class SampleIds(Sequence[str]):
 
 def read_pieces(
     place: Place, name: str, checkpoint: int, rows: np.ndarray, picture: tuple[int, ...], shard_rows: int,
-    chunk_rows: int,
+    chunk_rows: int, dtype: Any = None,
 ) -> Iterator[np.ndarray]:  # fmt: skip
-    """The given rows of an array, ascending numbers, in consecutive pieces [b, *picture].
+    """The given rows of an array, ascending numbers, in consecutive pieces [b, *picture], as numbers of `dtype`.
 
     Raises:
         FileNotFoundError: of a shard. ValueError: a checksum does not match.
     """
-    dtype, chunk = _dtype(name), _chunk_rows(name, shard_rows, chunk_rows)
-    size = chunk * int(np.prod(picture)) * dtype.itemsize + CHECKSUM
+    stored, chunk = _dtype(name), _chunk_rows(name, shard_rows, chunk_rows)
+    size = chunk * math.prod(picture) * stored.itemsize + CHECKSUM
     per_shard = shard_rows // chunk
     chunks = np.unique(rows // chunk)
     at_once = max(1, min(per_shard, READ_BYTES // size))
@@ -125,9 +126,12 @@ def read_pieces(
         for each in block:
             if google_crc32c.value(each[:-CHECKSUM]) != int.from_bytes(each[-CHECKSUM:].tobytes(), "little"):
                 raise ValueError(f"{file} was changed")
-        values = block[:, :-CHECKSUM].view(dtype).reshape(len(run), chunk, *picture)
-        mine = rows[first:last] - int(run[0]) * chunk
-        yield values[mine // chunk, mine % chunk]
+        values = block[:, :-CHECKSUM].view(stored).reshape(len(run), chunk, *picture)
+        if last - first == len(run) * chunk:  # all of them
+            yield values.astype(dtype or stored).reshape(-1, *picture)
+        else:
+            mine = rows[first:last] - int(run[0]) * chunk
+            yield values[mine // chunk, mine % chunk].astype(dtype or stored, copy=False)
 
 
 def _create(group: Any, name: str, shape: tuple[int, ...], shard_rows: int, chunk_rows: int) -> Any:

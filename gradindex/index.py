@@ -122,7 +122,7 @@ class _Making:
         if self._factory.startswith("PCA"):  # with their mirror images: no mean is taken off, which changes products
             sample = np.concatenate([sample, -sample])
         index.train(sample)
-        blocks = [block for block in self._store.blocks() if start <= block.start < stop]
+        blocks = list(self._store.blocks(start, stop))
         read = ahead(lambda block: self._rows(block, self._columns), blocks, THREADS)
         for block, (rows, scores) in zip(blocks, read, strict=True):
             index.add(search_vectors(rows, self._store.recipe))

@@ -5,6 +5,7 @@ is there, and the entry is published last: files written → fsync → read back
 """
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -34,6 +35,7 @@ from gradindex.recipe import Recipe
 
 SHARD_ROWS = 256  # pictures in a shard: what an interruption can cost
 CHUNK_BYTES = 128 << 10  # unnormalized bytes in a chunk: the least that a read fetches
+BLOCK_BYTES = 8 << 20  # that are read for one piece of work, about
 
 
 def _array(name: str) -> Any:
@@ -274,13 +276,13 @@ class Store:
         """
         return np.concatenate(list(self.pieces(name, checkpoint, rows)))
 
-    def pieces(self, name: str, checkpoint: int, rows: slice | np.ndarray) -> Iterator[np.ndarray]:
+    def pieces(self, name: str, checkpoint: int, rows: slice | np.ndarray, dtype: Any = None) -> Iterator[np.ndarray]:
         """The same rows, a few MB at a time."""
         chosen = np.arange(*rows.indices(self.shape[1])) if isinstance(rows, slice) else rows
         picture = self.shape[2:] if name in WIDE else self.shape[2:3]
         try:
             yield from read_pieces(
-                self.place, name, checkpoint, chosen, picture, self.shard_rows, self.attributes["chunk_rows"]
+                self.place, name, checkpoint, chosen, picture, self.shard_rows, self.attributes["chunk_rows"], dtype
             )
         except (ValueError, OSError) as error:
             raise self.damage(f"{name} is damaged ({error})") from error
@@ -292,9 +294,9 @@ class Store:
             StoreError: also when rows and norms disagree, as where a file is missing or another lies in its place.
         """
         norms, done = self.read("norm", checkpoint, rows).astype(np.float64), 0
-        for piece in self.pieces("unnormalized", checkpoint, rows):
-            u, norm = piece.astype(np.float64), norms[done : done + len(piece)]
-            done += len(piece)
+        for u in self.pieces("unnormalized", checkpoint, rows, np.float64):
+            norm = norms[done : done + len(u)]
+            done += len(u)
             if not np.allclose(np.sqrt(np.einsum("btd,btd->bt", u, u)), norm, rtol=1e-5, atol=0):
                 raise self.damage("rows and their norms disagree")
             yield u, norm
@@ -306,11 +308,13 @@ class Store:
             return entry["pictures"][place * MARK : (place + 1) * MARK] or None
         return None
 
-    def blocks(self) -> Iterator[slice]:
-        """Slices of rows that are read best together: one shard each."""
-        for shard in self.shards():
-            if shard.checkpoint == 0:
-                yield slice(shard.start, shard.stop)
+    def blocks(self, first: int = 0, stop: int | None = None) -> Iterator[slice]:
+        """Slices of rows that are read best together: whole shards, as many as come to a few MB."""
+        shard = self.shard_rows * math.prod(self.shape[2:]) * 4
+        step = self.shard_rows * max(1, BLOCK_BYTES // shard)
+        stop = self.shape[1] if stop is None else stop
+        for start in range(first, stop, step):
+            yield slice(start, min(start + step, stop))
 
     def files(self, shard: Shard) -> dict[str, str]:
         """The file of a shard's rows in each array, {file: array}."""
