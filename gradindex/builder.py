@@ -19,6 +19,7 @@ from gradindex.index import METHODS, build_index, open_index, require_faiss
 from gradindex.manifest import is_store
 from gradindex.place import Place, at
 from gradindex.plan import DIM, Plan, prepare
+from gradindex.recipe import FULL
 from gradindex.store import Store
 from gradindex.upkeep import grow, id_key
 from gradindex.work import Work, exchanged, fill, find_strong, missing_shards, progress
@@ -41,6 +42,7 @@ def build(
     loss: str = "mse",
     projection: str = "auto",
     dim: int = DIM,
+    rows: str = FULL,
     params: str | None = None,
     seed: int = 0,
     dtype: str = "float32",
@@ -75,6 +77,8 @@ def build(
         projection: "auto" (two-sided, then sketched), "sketch" (exact per-sample weight gradients, sketched),
             "rademacher" (dense, slow: a baseline) or "none" (exact, small models).
         dim: width D of a projected row.
+        rows: "full", or "folded": in place of a picture's C · T rows only the vector that they are searched by, of at
+            most 4,096 numbers. Scores are then as exact as that fold, and there are no answers by timestep.
         params: regular expression; only parameters in whose name it is found count.
         seed: of noise and projection.
         dtype: "float32", "bfloat16" or "float16", of the weights while gradients are taken; rows are float32.
@@ -106,8 +110,8 @@ def build(
     asked: dict[str, Any] = {
         "model": model, "data": data, "checkpoints": checkpoints, "scheduler": scheduler, "columns": columns,
         "timesteps": timesteps, "log": log, "events": events, "missing": missing, "draws": draws, "noise": noise,
-        "loss": loss, "projection": projection, "dim": dim, "params": params, "seed": seed, "dtype": dtype,
-        "batch_size": batch_size, "skip_bad": skip_bad,
+        "loss": loss, "projection": projection, "dim": dim, "rows": rows, "params": params, "seed": seed,
+        "dtype": dtype, "batch_size": batch_size, "skip_bad": skip_bad,
     }  # fmt: skip
     _check_target(place)
     require_faiss()

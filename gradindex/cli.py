@@ -104,6 +104,13 @@ def main(debug: bool) -> None:
     help="Two-sided and sketched, dense, sketched only, or no projection at all.",
 )
 @click.option("--dim", default=4096, show_default=True, help="Width of a projected gradient.")
+@click.option(
+    "--rows",
+    type=click.Choice(["full", "folded"]),
+    default="full",
+    show_default=True,
+    help="One for each timestep and checkpoint, or all of a picture's folded into one: small, without timesteps.",
+)
 @click.option("--params", metavar="REGEX", help="Only parameters in whose name this is found.")
 @click.option("--seed", default=0, show_default=True, help="Of noise and projection.")
 @click.option(

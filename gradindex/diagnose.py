@@ -16,7 +16,7 @@ from gradindex.gradients.rows import capture_for, grid_events, sample_gradients
 from gradindex.index import METHODS
 from gradindex.queries import Picture, picture_name, to_labels
 from gradindex.ranking import influence, overlap, spearman
-from gradindex.recipe import Recipe, grid, require_positive
+from gradindex.recipe import FOLDED, Recipe, grid, require_positive
 from gradindex.scoring import unit
 from gradindex.search import QUERY_DRAWS, QUERY_TIMESTEPS, Index
 from gradindex.store import Store
@@ -51,6 +51,8 @@ def report(
         CallError: the training pictures are not where they were, and no others are given.
     """
     require_positive(k=k, queries=queries)
+    if index.store.recipe.rows == FOLDED:
+        raise CallError(f"{index.store.place}: rows are folded into one for each picture; diagnose needs all of them")
     if compared < 0 or compared == 1:
         raise CallError(f"compared = {compared}: give 0, or at least 2 pictures")
     if compared or (outliers and index.store.recipe.events):

@@ -1,9 +1,9 @@
 """FAISS proposes candidates: inner-product indexes over the store's rows, in files of a bounded size per method.
 
 The search vector of a picture is its rows over all (checkpoint, timestep), one after the other. Where that is wider
-than WIDTH numbers, each row is added into one vector with random signs and a random shift of its own, which keeps
-inner products right on average. The exact scores come from the store afterwards; how many candidates that takes, for
-10 hits to be the true 10, is measured when an index is made, with rows of the store as queries.
+than SEARCH_WIDTH numbers, each row is added into one vector with random signs and a random shift of its own, which
+keeps inner products right on average. The exact scores come from the store afterwards; how many candidates that takes,
+for 10 hits to be the true 10, is measured when an index is made, with sums of two rows as queries.
 """
 
 import os
@@ -25,12 +25,11 @@ from gradindex.errors import CallError, MissingPackage, StoreError, first_line
 from gradindex.gradients.noise import random_offset, random_signs
 from gradindex.manifest import differences, seal, unseal
 from gradindex.place import sha256
-from gradindex.recipe import Recipe
-from gradindex.scoring import THREADS, Best, as_columns, products
+from gradindex.recipe import SEARCH_WIDTH, Recipe
+from gradindex.scoring import THREADS, Best, as_columns, products, row_pieces
 from gradindex.store import Store
 
 METHODS = ("tracin", "retrac")
-WIDTH = 4096
 FOLD_VERSION = 1  # raised whenever `search_vectors` gives other numbers for the same rows
 
 FLAT, STORE = "flat", "store"
@@ -45,11 +44,11 @@ CANDIDATES = (20, 50, 100, 200, 500, 1000, 2000)
 
 
 def search_vectors(rows: np.ndarray, recipe: Recipe) -> np.ndarray:
-    """Rows [B, C, T, D] → search vectors [B, W] float32, W = C·T·D or at most WIDTH (at least D)."""
+    """Rows [B, C, T, D] → search vectors [B, W] float32, W = C·T·D or at most SEARCH_WIDTH (at least D)."""
     batch, checkpoints, timesteps, dim = rows.shape
-    if checkpoints * timesteps * dim <= max(WIDTH, dim):
+    width = max(SEARCH_WIDTH, dim)
+    if checkpoints * timesteps * dim <= width:
         return np.ascontiguousarray(rows.reshape(batch, checkpoints * timesteps * dim), dtype=np.float32)
-    width = max(WIDTH, dim)
     vectors = np.zeros((batch, width), np.float32)
     for c in range(checkpoints):
         for t in range(timesteps):
@@ -73,7 +72,7 @@ def build_index(store: Store, method: str, factory: str = "auto") -> "SearchInde
     Raises:
         CallError: FAISS does not know the factory. StoreError: rows are damaged.
     """
-    width = search_vectors(np.zeros((1, store.shape[0], *store.shape[2:]), np.float32), store.recipe).shape[1]
+    width = store.recipe.search_width
     flat = store.shape[1] * width * 4 <= min(FLAT_BYTES, free_memory() // 4)
     tried = [factory] if factory != "auto" else [FLAT, *LADDER] if flat else LADDER
     for chosen in tried:
@@ -137,12 +136,11 @@ class _Making:
     def _rows(self, rows: slice | np.ndarray, columns: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """A method's rows [B, C, T, D] float32, and their scores [Q, B] with the columns."""
         parts, scores = [], []
-        for pieces in zip(*(self._store.row_pieces(c, rows) for c in range(self._store.shape[0])), strict=True):
+        unit = self._method == "retrac"
+        for pieces in zip(*(row_pieces(self._store, c, rows, unit) for c in range(self._store.shape[0])), strict=True):
             if columns is not None:
-                scores.append(products(pieces, columns, self._method).sum((2, 3)))
-            units = [
-                u / np.where(norm == 0, 1, norm)[:, :, None] if self._method == "retrac" else u for u, norm in pieces
-            ]
+                scores.append(products(pieces, columns).sum((2, 3)))
+            units = [rows / divisor[:, :, None] for rows, divisor in pieces]
             parts.append(np.stack(units, axis=1).astype(np.float32))
         return np.concatenate(parts), np.concatenate(scores, axis=1) if scores else np.empty(0)
 

@@ -25,6 +25,7 @@ def describe(store: Store) -> str:
         "timesteps": f"{recipe.events} recorded" if recipe.events else ", ".join(map(str, recipe.timesteps)),
         "noise": f"{recipe.noise}, {recipe.draws} draws, seed {recipe.seed}",
         "projection": recipe.projection,
+        "folded": f"{len(recipe.checkpoints)} checkpoints × {recipe.per_picture} timesteps" if recipe.rows else "",
         "recipe": recipe.digest,
         **{name: search_facts(index.facts) for name, index in searches.items() if index},
     }

@@ -18,7 +18,8 @@ from gradindex.denoiser import DTYPES, Checkpoints
 from gradindex.errors import CallError, DataError
 from gradindex.gradients.projection import NAMES, TWO_SIDED
 from gradindex.gradients.rows import capture_for, check_capture, choose_parameters, fitting_batch, sample_gradients
-from gradindex.recipe import LOSSES, NOISES, Recipe, grid, require, require_positive
+from gradindex.manifest import Shard
+from gradindex.recipe import FOLDED, LOSSES, NOISES, ROWS, Recipe, grid, require, require_positive
 from gradindex.store import SHARD_ROWS
 from gradindex.training_log import MISSING, LoggedCheckpoint, TrainingLog, open_log, training_weights
 from gradindex.work import Work
@@ -53,11 +54,12 @@ def estimate(plan: Plan) -> dict[str, Any]:
     dataset, denoiser = plan.dataset, plan.denoisers[0]
     work = plan.work_on(dataset)
     shape = work.recipe.shape(len(dataset))
-    each = work.recipe.per_picture * work.recipe.draws
-    rows = [row for row in range(len(dataset)) if not work.left_out(0, row)][: -(-plan.batch_size // each)]
-    readable, pictures = replace(work, skip_bad=True).read(rows)
+    each, gradients = work.recipe.per_picture * work.recipe.draws, work.gradients([Shard(0, 0, 0, len(dataset))])
+    gradients *= 1 if work.recipe.rows == FOLDED else shape[0]
+    some = [row for row in range(len(dataset)) if not work.left_out(0, row)][: -(-plan.batch_size // each)]
+    readable, pictures = replace(work, skip_bad=True).read(some)
     if not readable:
-        raise DataError(f"data {dataset.source}: not one of {len(rows)} pictures tried can be read")
+        raise DataError(f"data {dataset.source}: not one of {len(some)} pictures tried can be read")
     with capture_for(denoiser, work.recipe) as capture:
         for _ in range(2):  # the first time pays for what is made once
             began = time.perf_counter()
@@ -73,9 +75,9 @@ def estimate(plan: Plan) -> dict[str, Any]:
         "rows": shape,
         "shards": shape[0] * -(-shape[1] // SHARD_ROWS),
         "bytes": sizes | dict.fromkeys(("norm", "timestep"), 4 * numbers // shape[3]),
-        "gradients": shape[0] * shape[1] * each,
+        "gradients": gradients,
         "batch_size": plan.batch_size,
-        "seconds": seconds / (len(readable) * each) * shape[0] * shape[1] * each,
+        "seconds": seconds / (len(readable) * each) * gradients,
         "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
     }
 
@@ -96,6 +98,7 @@ def prepare(
     loss: str,
     projection: str,
     dim: int,
+    rows: str,
     params: str | None,
     seed: int,
     dtype: str,
@@ -115,6 +118,7 @@ def prepare(
     require("loss", loss, LOSSES)
     require("projection", projection, NAMES)
     require("dtype", dtype, tuple(DTYPES))
+    require("rows", rows, ROWS)
     require("missing", missing, MISSING)
     require_positive(dim=dim, draws=draws, events=events)
     if batch_size != "auto":
@@ -152,6 +156,7 @@ def prepare(
             dim=parameter_count if projection == "none" else dim,
             events=None if recorded is None else events,
             log=None if recorded is None else hashlib.sha256(recorded.tobytes()).hexdigest(),
+            rows=FOLDED if rows == FOLDED else None,
         )
         _check_data(dataset, recipe)
         return Work(dataset, recipe, recorded, skip_bad)

@@ -11,9 +11,11 @@ from gradindex.errors import CallError, StoreError
 NOISE_VERSION = 2  # raised whenever `noise` gives other numbers for the same key
 PROJECTION_VERSION = 3  # raised whenever a projection of the same name and seed gives other numbers
 
-_LATER = ("events", "log")  # fields that older stores, and most new ones, do without
+_LATER = ("events", "log", "rows")  # fields that older stores, and most new ones, do without
 LOSSES = ("mse", "l1")
 NOISES = ("shared", "own", "recorded")
+FULL, FOLDED = ROWS = ("full", "folded")
+SEARCH_WIDTH = 4096
 
 
 @dataclass(frozen=True)
@@ -47,14 +49,22 @@ class Recipe:
     projection_version: int = PROJECTION_VERSION
     events: int | None = None  # of a picture's training before each checkpoint, in place of a grid
     log: str | None = None  # SHA-256 of these events' timesteps and noise
+    rows: str | None = None  # "folded": one row per picture, its search vector, in place of one per (c, t)
 
     @property
     def per_picture(self) -> int:
         """Rows of a picture at one checkpoint: the length T of that axis."""
         return self.events or len(self.timesteps)
 
+    @property
+    def search_width(self) -> int:
+        """Numbers in a picture's search vector: all of its rows side by side, or folded into SEARCH_WIDTH."""
+        return min(len(self.checkpoints) * self.per_picture * self.dim, max(SEARCH_WIDTH, self.dim))
+
     def shape(self, pictures: int) -> tuple[int, int, int, int]:
-        """[C, N, T, D] of the rows of so many pictures."""
+        """[C, N, T, D] of the arrays for so many pictures; C and T are 1 where rows are folded."""
+        if self.rows == FOLDED:
+            return 1, pictures, 1, self.search_width
         return len(self.checkpoints), pictures, self.per_picture, self.dim
 
     def to_json(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from gradindex.ahead import ahead
 from gradindex.errors import CallError
-from gradindex.recipe import Recipe
+from gradindex.recipe import FOLDED, Recipe
 from gradindex.store import Store
 
 Span = tuple[float, float]  # timesteps from the first to before the second
@@ -74,7 +74,6 @@ def contributions(
     """What each row adds to the score of the given pictures, [Q, pictures, C, T] float64.
 
     The score is the sum: over checkpoints, of the mean over timesteps in the span. It is NaN for a picture without any.
-    ReTrac's unit rows are taken from the unnormalized ones and their norms: the normalized array is float16.
 
     Args:
         columns: what each row is multiplied with, `as_columns`.
@@ -82,8 +81,8 @@ def contributions(
     """
     checkpoints, per_picture, _, queries = columns.shape
     parts = [
-        products(pieces, columns, method)
-        for pieces in zip(*(store.row_pieces(c, rows) for c in range(checkpoints)), strict=True)
+        products(pieces, columns)
+        for pieces in zip(*(row_pieces(store, c, rows, method == "retrac") for c in range(checkpoints)), strict=True)
     ]
     every = np.concatenate([np.empty((queries, 0, checkpoints, per_picture)), *parts], axis=1)
     if span is None:
@@ -94,13 +93,31 @@ def contributions(
     return every
 
 
-def products(pieces: Sequence[tuple[np.ndarray, np.ndarray]], columns: np.ndarray, method: str) -> np.ndarray:
-    """Rows times columns, [Q, b, C, T] float64; `pieces` has each checkpoint's rows [b, T, D] and norms [b, T]."""
+def row_pieces(
+    store: Store, checkpoint: int, rows: slice | np.ndarray, unit: bool
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Unnormalized rows [b, T, D] float64, a few MB at a time, and what divides them [b, T]: their norms, or ones.
+
+    Unit rows come so because the normalized array is float16; only where rows are folded, it has to do.
+
+    Raises:
+        StoreError: also when rows and norms disagree, as where a file is missing or another lies in its place.
+    """
+    folded_units = unit and store.recipe.rows == FOLDED
+    norms, done = store.read("norm", checkpoint, rows).astype(np.float64), 0
+    for u in store.pieces("normalized" if folded_units else "unnormalized", checkpoint, rows, np.float64):
+        norm = norms[done : done + len(u)]
+        done += len(u)
+        if not folded_units and not np.allclose(np.sqrt(np.einsum("btd,btd->bt", u, u)), norm, rtol=1e-5, atol=0):
+            raise store.damage("rows and their norms disagree")
+        yield u, np.where(norm == 0, 1, norm) if unit and not folded_units else np.ones_like(norm)
+
+
+def products(pieces: Sequence[tuple[np.ndarray, np.ndarray]], columns: np.ndarray) -> np.ndarray:
+    """Rows times columns, [Q, b, C, T] float64; `pieces` has each checkpoint's rows [b, T, D] and divisors [b, T]."""
     found = []
-    for (u, norm), column in zip(pieces, columns, strict=True):
-        product = np.matmul(u.transpose(1, 0, 2), column)
-        if method == "retrac":
-            product /= np.where(norm == 0, 1, norm).T[:, :, None]
+    for (rows, divisor), column in zip(pieces, columns, strict=True):
+        product = np.matmul(rows.transpose(1, 0, 2), column) / divisor.T[:, :, None]
         found.append(product.transpose(2, 1, 0))
     return np.stack(found, axis=2)
 
@@ -108,9 +125,9 @@ def products(pieces: Sequence[tuple[np.ndarray, np.ndarray]], columns: np.ndarra
 def stderrs(added: np.ndarray, recipe: Recipe, span: Span | None) -> np.ndarray | None:
     """Standard errors of scores over timesteps, [Q, pictures], from what each timestep adds, [Q, pictures, T].
 
-    None for a single timestep, and for recorded ones in a span, where pictures differ in how many they have.
+    None for a single timestep, for folded rows, and for recorded ones in a span, of which pictures differ in how many.
     """
-    if recipe.events and span:
+    if (recipe.events and span) or recipe.rows == FOLDED:
         return None
     if not recipe.events:
         added = added[:, :, [inside(t, span) for t in recipe.timesteps]]

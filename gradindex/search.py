@@ -19,7 +19,7 @@ from gradindex.gradients.rows import capture_for, fitting_batch, grid_events, sa
 from gradindex.index import METHODS, SearchIndex, build_index, open_index, search_vectors
 from gradindex.place import Place
 from gradindex.queries import Picture, picture_name, to_labels, to_query
-from gradindex.recipe import NOISE_VERSION, PROJECTION_VERSION, grid, require, require_positive
+from gradindex.recipe import FOLDED, NOISE_VERSION, PROJECTION_VERSION, grid, require, require_positive
 from gradindex.results import Hit, Result
 from gradindex.scoring import (
     Span,
@@ -124,6 +124,8 @@ class Index:
             CallError, RecipeMismatch: the call, or the model where the build found it, does not fit the store.
         """
         require_positive(k=k)
+        if by_timestep and self.store.recipe.rows == FOLDED:
+            raise CallError("by_timestep: the rows of this index are folded into one for each picture")
         (block,), span = self._query_blocks(pictures, method, **options), to_span(options.get("timesteps"))
         began = time.perf_counter()
         names = [picture_name(picture, number) for number, picture in enumerate(pictures)]
@@ -217,7 +219,10 @@ class Index:
         ids: Sequence[str] | None = None,
         batch_size: int | str = "auto",
     ) -> list[np.ndarray]:
-        """What each row [c, i, t] is multiplied with, per method: weighted query gradients, [Q, C, T, D] float32."""
+        """What each row [c, i, t] is multiplied with, per method: weighted query gradients, [Q, C, T, D] float32.
+
+        For folded rows: folded likewise, [Q, 1, 1, W], and divided by T.
+        """
         for method in methods:
             require("method", method, METHODS)
         recorded = self.store.recipe.events is not None
@@ -240,6 +245,8 @@ class Index:
         if len(ids) != len(arrays):
             raise CallError(f"ids: {len(ids)} for {len(arrays)} pictures")
         _ = self.store.summary  # raises unless a build has finished
+        if recipe.rows == FOLDED and timesteps is not None:
+            raise CallError(f"timesteps = {timesteps}: the rows of this index are folded into one for each picture")
         own_timesteps, own_draws = None, None
         wanted = [j for j, t in enumerate(recipe.timesteps) if inside(t, to_span(timesteps))]
         if not wanted and not recorded:
@@ -280,7 +287,10 @@ class Index:
                     block[:, wanted] = part
                 parts.append(np.float32(weight) * block)
         bar.close()
-        return [np.stack(parts, axis=1) for parts in blocks]
+        whole = [np.stack(parts, axis=1) for parts in blocks]
+        if recipe.rows == FOLDED:
+            return [search_vectors(block, recipe)[:, None, None] / recipe.per_picture for block in whole]
+        return whole
 
     def _proposed(
         self, block: np.ndarray, k: int, method: str, span: Span | None, signs: Sequence[int]

@@ -188,8 +188,9 @@ class Store:
         return [shard for shard in self.shards() if shard not in committed]
 
     def write(
-        self, shard: Shard, rows: np.ndarray, timestep: np.ndarray, skipped: Sequence[int] = (), pictures: str = ""
-    ) -> None:
+        self, shard: Shard, rows: np.ndarray, timestep: np.ndarray, skipped: Sequence[int] = (), pictures: str = "",
+        units: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
         """Write and commit one shard.
 
         Args:
@@ -197,6 +198,7 @@ class Store:
             timestep: [stop − start, T] float32.
             skipped: row numbers without a picture; their gradients are zero and no query returns them.
             pictures: the pictures' `Dataset.mark`s one after the other, kept in the manifest.
+            units: the normalized rows, where these are not `rows` divided by their norms.
 
         Raises:
             StoreError: a row is not finite, or the disk gives back something else than was written.
@@ -205,8 +207,9 @@ class Store:
             bad = int(np.isfinite(rows).all((1, 2)).argmin())
             raise StoreError(f"gradient of {self.sample_ids[shard.start + bad]!r} is not finite: nothing written")
         norm = np.linalg.norm(rows.astype(np.float64), axis=2)
-        normalized = (rows / np.where(norm == 0, 1, norm)[:, :, None]).astype(np.float16)
-        blocks = {"normalized": normalized, "unnormalized": rows, "norm": norm.astype(np.float32), "timestep": timestep}
+        units = rows / np.where(norm == 0, 1, norm)[:, :, None] if units is None else units
+        blocks = {"normalized": units.astype(np.float16), "unnormalized": rows}
+        blocks |= {"norm": norm.astype(np.float32), "timestep": timestep}
         layout = self.shard_rows, self.attributes["chunk_rows"]
         files = {file: shard_file(name, blocks[name], *layout) for file, name in self.files(shard).items()}
         digests = {name: sha256(content) for name, content in files.items()}
@@ -287,20 +290,6 @@ class Store:
         except (ValueError, OSError) as error:
             raise self.damage(f"{name} is damaged ({error})") from error
 
-    def row_pieces(self, checkpoint: int, rows: slice | np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Unnormalized rows [b, T, D] float64 and their norms [b, T], a few MB at a time.
-
-        Raises:
-            StoreError: also when rows and norms disagree, as where a file is missing or another lies in its place.
-        """
-        norms, done = self.read("norm", checkpoint, rows).astype(np.float64), 0
-        for u in self.pieces("unnormalized", checkpoint, rows, np.float64):
-            norm = norms[done : done + len(u)]
-            done += len(u)
-            if not np.allclose(np.sqrt(np.einsum("btd,btd->bt", u, u)), norm, rtol=1e-5, atol=0):
-                raise self.damage("rows and their norms disagree")
-            yield u, norm
-
     def mark(self, row: int) -> str | None:
         """The `Dataset.mark` of the picture that a row was made from; None where that is not known."""
         number, place = divmod(row, self.shard_rows)
@@ -346,5 +335,5 @@ class Store:
 
 def _chunk_rows(recipe: Recipe) -> int:
     """The most pictures that divide a shard and fit a chunk."""
-    picture = recipe.per_picture * recipe.dim * 4
+    picture = math.prod(recipe.shape(1)[2:]) * 4
     return next(n for n in range(SHARD_ROWS, 0, -1) if n == 1 or (SHARD_ROWS % n == 0 and n * picture <= CHUNK_BYTES))

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from gradindex.ahead import ahead
 from gradindex.dataset import GONE, MARK, Dataset
 from gradindex.denoiser import Checkpoints, Denoiser
 from gradindex.errors import DataError
+from gradindex.gradients.capture import Capture
 from gradindex.gradients.rows import (
     Events,
     capture_for,
@@ -21,7 +22,9 @@ from gradindex.gradients.rows import (
     recorded_events,
     sample_gradients,
 )
-from gradindex.recipe import Recipe
+from gradindex.index import search_vectors
+from gradindex.recipe import FOLDED, Recipe
+from gradindex.scoring import unit
 from gradindex.store import Shard, Store
 
 LOOKED_AT = 8  # pictures whose gradients tell which weights are strong
@@ -40,7 +43,9 @@ class Work:
         """Whether a picture was removed and is gone, or the training log has no events for it and such are skipped."""
         if self.dataset.mark(row) == GONE:
             return True
-        return self.recorded is not None and bool(np.isnan(self.recorded["timestep"][checkpoint, row, 0]))
+        if self.recorded is None:
+            return False
+        return bool(np.isnan(self.recorded["timestep"][self.checkpoints_of(checkpoint), row, 0]).any())
 
     def read(self, rows: Iterable[int]) -> tuple[list[int], np.ndarray]:
         """The rows that can be read, and their pictures [B, channels, height, width]."""
@@ -63,14 +68,22 @@ class Work:
         return recorded_events(self.recipe, self.ids(rows), self.recorded[checkpoint, rows])
 
     def timestep(self, shard: Shard) -> np.ndarray:
-        """The timesteps of a shard's rows, [B, T] float32; 0 for pictures that are left out."""
+        """The timesteps of a shard's rows, [B, T] float32; 0 for pictures that are left out, a mean for folded rows."""
         if self.recorded is None:
-            return np.tile(np.array(self.recipe.timesteps, np.float32), (shard.stop - shard.start, 1))
-        return np.nan_to_num(self.recorded["timestep"][shard.checkpoint, shard.start : shard.stop])
+            times = np.tile(np.array(self.recipe.timesteps, np.float32), (shard.stop - shard.start, 1))
+        else:
+            times = np.nan_to_num(self.recorded["timestep"][shard.checkpoint, shard.start : shard.stop])
+        return times.mean(1, keepdims=True) if self.recipe.rows == FOLDED else times
 
     def gradients(self, shards: Iterable[Shard]) -> int:
         """How many gradients the rows of these shards are made of."""
-        return self.recipe.per_picture * self.recipe.draws * sum(shard.stop - shard.start for shard in shards)
+        each = self.recipe.per_picture * self.recipe.draws * len(self.checkpoints_of(0))
+        return each * sum(shard.stop - shard.start for shard in shards)
+
+    def checkpoints_of(self, checkpoint: int) -> range:
+        """The checkpoints that are in a shard of this one: it alone, or all where rows are folded."""
+        folded = self.recipe.rows == FOLDED
+        return range(len(self.recipe.checkpoints)) if folded else range(checkpoint, checkpoint + 1)
 
 
 def exchanged(shard: Shard, entry: Mapping[str, Any], dataset: Dataset) -> Iterator[int]:
@@ -129,29 +142,42 @@ def fill(store: Store, work: Work, denoisers: Checkpoints, batch_size: int, miss
         readable, pictures = work.read(wanted)
         return shard, rows, sorted({*range(first, shard.stop)} - {*readable}), readable, pictures
 
-    def write(shard: Shard, rows: np.ndarray, skipped: Sequence[int]) -> None:
+    def write(shard: Shard, rows: np.ndarray, units: np.ndarray | None, skipped: Sequence[int]) -> None:
         marks = "".join(work.dataset.mark(row) for row in range(shard.start, shard.stop))
-        store.write(shard, rows, work.timestep(shard), skipped, marks)
+        store.write(shard, rows, work.timestep(shard), skipped, marks, units)
 
-    with progress(work.gradients(missing)) as bar, ThreadPoolExecutor(1) as writer:
-        for checkpoint, shards in groupby(missing, key=lambda shard: shard.checkpoint):
-            denoiser = denoisers[checkpoint]
-            with capture_for(denoiser, recipe) as capture:
-                for shard, rows, skipped, readable, pictures in filter(None, ahead(read, shards)):
-                    if readable:
-                        rows[[row - shard.start for row in readable]] = sample_gradients(
-                            denoiser,
-                            capture,
-                            recipe,
-                            pictures,
-                            work.events(checkpoint, readable),
-                            work.dataset.labels_of(readable, recipe.classes),
-                            batch_size=batch_size,
-                            progress=bar.update,
-                        )
-                    if written:
-                        written.result()
-                    written = writer.submit(write, shard, rows, skipped)
+    with progress(work.gradients(missing)) as bar, ThreadPoolExecutor(1) as writer, ExitStack() as captures:
+        captured: tuple[int, Capture] | None = None
+        for shard, rows, skipped, readable, pictures in filter(None, ahead(read, missing)):
+            units = np.zeros_like(rows) if recipe.rows == FOLDED else None
+            labels, taken = work.dataset.labels_of(readable, recipe.classes), []
+            for checkpoint in work.checkpoints_of(shard.checkpoint) if readable else ():
+                if captured is None or captured[0] != checkpoint:
+                    captures.close()
+                    captured = checkpoint, captures.enter_context(capture_for(denoisers[checkpoint], recipe))
+                taken.append(
+                    sample_gradients(
+                        denoisers[checkpoint],
+                        captured[1],
+                        recipe,
+                        pictures,
+                        work.events(checkpoint, readable),
+                        labels,
+                        batch_size=batch_size,
+                        progress=bar.update,
+                    )
+                )
+            if readable:
+                place = [row - shard.start for row in readable]
+                if units is None:
+                    (rows[place],) = taken
+                else:
+                    every = np.stack(taken, axis=1)
+                    rows[place, 0] = search_vectors(every, recipe)
+                    units[place, 0] = search_vectors(unit(every), recipe)
+            if written:
+                written.result()
+            written = writer.submit(write, shard, rows, units, skipped)
         if written:
             written.result()
 
@@ -164,12 +190,13 @@ def progress(gradients: int) -> tqdm:
 def _earlier(store: Store, shard: Shard) -> tuple[np.ndarray, int]:
     """A shard's rows [stop − start, T, D] as far as it was committed before it grew, and the number of the next one.
 
-    The rest is zero; all of it is where there was none, or rows were skipped or are damaged.
+    The rest is zero; all of it is where there was none, rows were skipped or are damaged, or rows are folded.
     """
     rows = np.zeros((shard.stop - shard.start, *store.shape[2:]), np.float32)
     for _, entry in store.committed([replace(shard, stop=shard.start + 1)]):
         stop = entry["rows"][1]
-        if stop < shard.stop and not entry["skipped"] and not store.damaged(entry):
+        reusable = not entry["skipped"] and store.recipe.rows != FOLDED
+        if stop < shard.stop and reusable and not store.damaged(entry):
             rows[: stop - shard.start] = store.read("unnormalized", shard.checkpoint, slice(shard.start, stop))
             return rows, stop
     return rows, shard.start

@@ -13,6 +13,7 @@ from test_store import RECIPE, fill
 
 import gradindex
 from gradindex import index as index_module
+from gradindex import recipe as recipe_module
 from gradindex import store as store_module
 from gradindex.errors import CallError, MissingPackage, StoreError
 from gradindex.index import METHODS, build_index, open_index, saved_index, search_vectors
@@ -30,7 +31,8 @@ def test_narrow_rows_are_laid_side_by_side(c: int, t: int, d: int, n: int) -> No
 
 def test_wide_rows_are_folded_without_bias(monkeypatch: pytest.MonkeyPatch) -> None:
     """Folded inner products are right on average over seeds: within 4 standard errors."""
-    monkeypatch.setattr(index_module, "WIDTH", 16)
+    for module in (index_module, recipe_module):
+        monkeypatch.setattr(module, "SEARCH_WIDTH", 16)
     rows = np.random.default_rng(0).standard_normal((3, 2, 5, 12)).astype(np.float32)
     truth = np.einsum("nctd,mctd->nm", rows, rows)
     grams = []
@@ -45,7 +47,8 @@ def test_folded_candidates_are_ranked_again_exactly(
     tmp_path: Path, model: Path, queries: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """FAISS sees 512 of 2 × 512 numbers and proposes 30 of 60 pictures; the scores shown are exact."""
-    monkeypatch.setattr(index_module, "WIDTH", 512)
+    for module in (index_module, recipe_module):
+        monkeypatch.setattr(module, "SEARCH_WIDTH", 512)
     monkeypatch.setattr(index_module, "CANDIDATES", (30,))
     data = make_pictures(tmp_path / "data", 60)
     index = gradindex.build(tmp_path / "i", model=model, data=data, timesteps=2, dim=512, device="cpu")
