@@ -189,9 +189,9 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, model: Path) -> None:
 
 
 def test_every_flag_of_build_is_an_argument() -> None:
-    """`build` in Python and on the command line have the same options, and the same defaults."""
+    """`build` in Python and on the command line have the same options, and the same defaults, but for the dry run."""
     arguments = dict(inspect.signature(gradindex.build).parameters)
-    columns = {"image_column", "id_column", "label_column"}
+    columns = {"image_column", "id_column", "label_column", "dry_run"}
     context = main.commands["build"].make_context("build", ["idx", "--model", "m", "--data", "d"])
     assert context.params.keys() - columns == arguments.keys() - {"columns"}
     for name in context.params.keys() - columns - {"index", "model", "data", "checkpoints"}:
