@@ -30,7 +30,7 @@ DIM = 1024
 JOINT = 8  # principal coordinates that are drawn together with the norm
 ASKED = 100  # queries, none of which is in the store
 TIMED = 20
-CODES = ("PCA64,SQfp16", "HR,RaBitQfs4")
+CODES = ("PCA64,SQfp16", "HR,RaBitQfs")
 K = 10
 
 
