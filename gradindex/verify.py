@@ -61,4 +61,4 @@ def _search_files(store: Store, method: str, rows_are_whole: bool) -> Iterator[s
         return
     yield from (found := index.damages())
     if rows_are_whole and not found and not index.fits():
-        yield f"{facts_of(method)} was made from other rows"
+        yield f"{facts_of(method)} was made from other rows, or for another method"

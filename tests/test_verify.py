@@ -110,6 +110,18 @@ def test_no_answer_comes_from_damaged_files(
     assert refused >= (4 if damage == cut else 12)
 
 
+def test_the_search_files_of_the_other_method_are_not_taken(
+    built: Path, tmp_path: Path, model: Path, pictures: Path
+) -> None:
+    """They are whole and of the same rows, and would propose the wrong candidates."""
+    place = tmp_path / "idx"
+    shutil.copytree(built, place)
+    shutil.copy(place / "faiss/retrac.json", place / "faiss/tracin.json")
+    assert list(damages(place)) == ["faiss/tracin.json was made from other rows, or for another method"]
+    gradindex.build(place, model=model, data=pictures, timesteps=2, dim=16, device="cpu")
+    assert list(damages(place)) == []
+
+
 def test_an_unfinished_index_names_what_is_missing(built: Path, tmp_path: Path) -> None:
     place = tmp_path / "idx"
     shutil.copytree(built, place)
