@@ -34,8 +34,8 @@ from gradindex.store import Store
 from gradindex.verify import damages
 
 SEED = 0
-KILLS = {"build": 100, "build, more pictures": 100, "index": 50, "remove": 50}
-DAMAGES, DISKS = 800, 6  # files damaged; times that each disk fails each command
+KILLS = {"build": 60, "build, more pictures": 60, "index": 40, "remove": 40}
+DAMAGES, DISKS = 400, 5  # files damaged; times that each disk fails each command
 
 COUNTED = {"kills": "kills", "damages": "damages", "disks": "failed commands"}
 FACTS = ("kills", "in the middle of a file", "shards found committed", "indexes compared")
