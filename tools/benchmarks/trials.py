@@ -1,4 +1,4 @@
-"""A small real index and the commands that make it, in processes of their own that can be killed: for `chaos`."""
+"""A small real index and the commands that make it, in processes of their own that can be killed."""
 
 import multiprocessing
 import os
@@ -71,19 +71,7 @@ class Setting:
 
     def __init__(self, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
-        torch.manual_seed(0)
-        model = UNet2DModel(
-            sample_size=SIZE,
-            in_channels=1,
-            out_channels=1,
-            layers_per_block=1,
-            block_out_channels=(8, 16),
-            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-            norm_num_groups=4,
-        )
-        self.folder, self.model = folder, folder / "model"
-        DDPMPipeline(model, DDPMScheduler()).save_pretrained(self.model)
+        self.folder, self.model = folder, save_model(folder / "model")
         numbers = np.random.default_rng(0).permutation(PICTURES)
         names = {folder / "first": sorted(numbers[:FIRST]), folder / "all": range(PICTURES)}
         self.queries = write_digits(folder / "queries", range(PICTURES, PICTURES + 2))
@@ -136,6 +124,23 @@ class Setting:
             if command.before:
                 found.append(f"no answer: {error}")
         return found
+
+
+def save_model(folder: Path) -> Path:
+    """A small DDPM pipeline with random weights."""
+    torch.manual_seed(0)
+    model = UNet2DModel(
+        sample_size=SIZE,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+    )
+    DDPMPipeline(model, DDPMScheduler()).save_pretrained(folder)
+    return folder
 
 
 def write_digits(folder: Path, numbers: Sequence[int]) -> list[Path]:
