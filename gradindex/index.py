@@ -202,7 +202,7 @@ def saved_index(store: Store, method: str) -> "SearchIndex | None":
     """The saved index of a method, of whichever rows; None where there is none."""
     (facts,) = store.place.read_many([facts_of(method)])
     with suppress(ValueError):
-        return SearchIndex(store, method, unseal(facts))
+        return SearchIndex(store, method, unseal(facts, "factory"))
     return None
 
 

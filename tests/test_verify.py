@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -110,14 +111,18 @@ def test_no_answer_comes_from_damaged_files(
     assert refused >= (4 if damage == cut else 12)
 
 
-def test_the_search_files_of_the_other_method_are_not_taken(
-    built: Path, tmp_path: Path, model: Path, pictures: Path
+SEALED = ("manifest/c000-s000000.json", "manifest/summary.json", "faiss/tracin.json", "faiss/retrac.json")
+
+
+@pytest.mark.parametrize(("name", "other"), list(permutations(SEALED, 2)))
+def test_a_whole_file_of_another_kind_is_not_taken(
+    built: Path, tmp_path: Path, model: Path, pictures: Path, name: str, other: str
 ) -> None:
-    """They are whole and of the same rows, and would propose the wrong candidates."""
+    """Such as the search files of the other method, which would propose the wrong candidates."""
     place = tmp_path / "idx"
     shutil.copytree(built, place)
-    shutil.copy(place / "faiss/retrac.json", place / "faiss/tracin.json")
-    assert list(damages(place)) == ["faiss/tracin.json was made from other rows, or for another method"]
+    shutil.copy(place / other, place / name)
+    assert [line.split()[0] for line in damages(place)] == [name]
     gradindex.build(place, model=model, data=pictures, timesteps=2, dim=16, device="cpu")
     assert list(damages(place)) == []
 
