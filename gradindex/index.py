@@ -129,7 +129,7 @@ class _Making:
             out = np.isin(numbers, self._store.left_out) | (numbers == self._parents[:, :, None]).any(0)
             self._truth.add(numbers, np.where(out, -np.inf, scores))
         content = require_faiss().serialize_index(index).tobytes()
-        file = f"faiss/{self._method}{f'-{number}' * (number > 0)}.faiss"
+        file = file_of(self._method, number)
         self._store.place.publish(file, content)
         return {"file": file, "rows": [start, stop], "bytes": len(content), "sha256": sha256(content)}
 
@@ -209,7 +209,7 @@ def saved_index(store: Store, method: str) -> "SearchIndex | None":
     """The saved index of a method, of whichever rows; None where there is none."""
     (facts,) = store.place.read_many([facts_of(method)])
     with suppress(ValueError):
-        return SearchIndex(store, method, unseal(facts))
+        return SearchIndex(store, method, unseal(facts, "factory"))
     return None
 
 
@@ -232,9 +232,10 @@ class SearchIndex:
         self._finders: Finders | None = None
 
     def fits(self) -> bool:
-        """Whether it was made from the store's rows."""
-        made = made_from(self._store)
-        return {name: self.facts.get(name) for name in made} == made
+        """Whether it is the method's, made from the store's rows."""
+        made, files = made_from(self._store), [part["file"] for part in self.facts["files"]]
+        own = [file_of(self._method, number) for number in range(len(files))]
+        return files == own and {name: self.facts.get(name) for name in made} == made
 
     def damages(self) -> list[str]:
         """Which of its files are not as they were made, one line each."""
@@ -302,6 +303,11 @@ class SearchIndex:
 def made_from(store: Store) -> dict[str, Any]:
     """What an index must agree with: the rows, and how search vectors are made of them."""
     return {"recipe": store.recipe.digest, "state": store.summary["state"], "fold": FOLD_VERSION}
+
+
+def file_of(method: str, number: int) -> str:
+    """A method's index file of that number."""
+    return f"faiss/{method}{f'-{number}' * (number > 0)}.faiss"
 
 
 def facts_of(method: str) -> str:

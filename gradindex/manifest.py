@@ -14,6 +14,7 @@ from gradindex.place import Place, sha256
 FORMAT = 1
 HEADER, COPY = "zarr.json", "manifest/header.json"
 SUMMARY = "manifest/summary.json"
+SUMMED = ("state", "skipped")  # in the summary, and together nowhere else
 COPIES = "manifest/copies/"  # of ids and the arrays' metadata
 CHECK = "check"
 
@@ -42,8 +43,11 @@ def seal(facts: Mapping[str, Any]) -> bytes:
     return json.dumps(_checked(facts), indent=1).encode()
 
 
-def unseal(content: bytes | None) -> dict[str, Any]:
-    """The facts of a sealed file; ValueError, saying what is wrong, unless it is what was sealed."""
+def unseal(content: bytes | None, *fields: str) -> dict[str, Any]:
+    """The facts of a sealed file; ValueError, saying what is wrong, unless it is what was sealed and has these fields.
+
+    They tell the kinds of files apart.
+    """
     if content is None:
         raise ValueError("is missing")
     try:
@@ -52,6 +56,8 @@ def unseal(content: bytes | None) -> dict[str, Any]:
         raise ValueError("was changed") from error
     if not isinstance(facts, dict) or seal(facts) != content:
         raise ValueError("was changed")
+    if not facts.keys() >= set(fields):
+        raise ValueError("belongs elsewhere")
     return {name: value for name, value in facts.items() if name != CHECK}
 
 

@@ -22,6 +22,7 @@ from gradindex.manifest import (
     FORMAT,
     HEADER,
     SUMMARY,
+    SUMMED,
     Shard,
     differences,
     publish_header,
@@ -134,7 +135,7 @@ class Store:
             StoreError: no build has finished.
         """
         with suppress(ValueError):
-            facts = unseal(next(self.place.read_many([SUMMARY])))
+            facts = unseal(next(self.place.read_many([SUMMARY])), *SUMMED)
             if facts["recipe"] == self.recipe.digest and facts["pictures"] <= self.shape[1]:
                 return facts
         return self.summarize()
@@ -259,7 +260,7 @@ class Store:
 
     def entry(self, shard: Shard, content: bytes | None) -> dict[str, Any]:
         """A shard's manifest entry, from what its file holds; ValueError, saying what is wrong, unless it is whole."""
-        entry = unseal(content)
+        entry = unseal(content, "checkpoint")
         (start, stop), mine = entry["rows"], (shard.checkpoint, self.recipe.digest)
         if (entry["checkpoint"], entry["recipe"]) != mine or start != shard.start:
             raise ValueError("belongs elsewhere")

@@ -6,7 +6,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from gradindex.index import METHODS, SearchIndex, facts_of
-from gradindex.manifest import SUMMARY, differences, header_files, read_header, unseal
+from gradindex.manifest import SUMMARY, SUMMED, differences, header_files, read_header, unseal
 from gradindex.place import Place, at
 from gradindex.store import Store
 
@@ -41,7 +41,7 @@ def _summary(store: Store, rows_are_whole: bool) -> Iterator[str]:
     """What is wrong with the summary; a store that no build has finished has none."""
     (content,) = store.place.read_many([SUMMARY])
     try:
-        facts = unseal(content)
+        facts = unseal(content, *SUMMED)
     except ValueError as error:
         if content or rows_are_whole:
             yield f"{SUMMARY} {error}"
@@ -54,11 +54,11 @@ def _search_files(store: Store, method: str, rows_are_whole: bool) -> Iterator[s
     """What is wrong with a method's index; one that is not built yet has none."""
     (content,) = store.place.read_many([facts_of(method)])
     try:
-        index = SearchIndex(store, method, unseal(content))
+        index = SearchIndex(store, method, unseal(content, "factory"))
     except ValueError as error:
         if content or rows_are_whole:
             yield f"{facts_of(method)} {error}"
         return
     yield from (found := index.damages())
     if rows_are_whole and not found and not index.fits():
-        yield f"{facts_of(method)} was made from other rows"
+        yield f"{facts_of(method)} was made from other rows, or for another method"

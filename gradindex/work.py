@@ -115,15 +115,16 @@ def shards_of(store: Store, part: tuple[int, int]) -> list[Shard]:
 
 def missing_shards(store: Store, work: Work, part: tuple[int, int] = (0, 1)) -> dict[Shard, bool]:
     """The shards of a part that are to be made; True for those to be made again: damaged, or short of pictures."""
-    mine = shards_of(store, part)
-    committed = dict(store.committed(mine))
-    again = {
-        shard
-        for shard, entry in tqdm(committed.items(), unit="shard", desc="checking", delay=2, disable=None)
-        if store.damaged(entry)
-        or (not work.skip_bad and any(not work.left_out(shard.checkpoint, row) for row in entry["skipped"]))
-    }
-    return {shard: shard in again for shard in mine if shard not in committed or shard in again}
+    todo = dict.fromkeys(shards_of(store, part), False)
+    bar = tqdm(store.committed(list(todo)), "checking", len(todo), unit="shard", delay=2, disable=None)
+    for shard, entry in bar:
+        if store.damaged(entry) or (
+            not work.skip_bad and any(not work.left_out(shard.checkpoint, row) for row in entry["skipped"])
+        ):
+            todo[shard] = True
+        else:
+            del todo[shard]
+    return todo
 
 
 def fill(store: Store, work: Work, denoisers: Checkpoints, batch_size: int, missing: Mapping[Shard, bool]) -> None:

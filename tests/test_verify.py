@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,22 @@ def test_no_answer_comes_from_damaged_files(
                 refused += 1
     # a cut takes what only zarr reads of a shard's file: the index of its chunks
     assert refused >= (2 if damage == cut else 12)
+
+
+SEALED = ("manifest/c000-s000000.json", "manifest/summary.json", "faiss/tracin.json", "faiss/retrac.json")
+
+
+@pytest.mark.parametrize(("name", "other"), list(permutations(SEALED, 2)))
+def test_a_whole_file_of_another_kind_is_not_taken(
+    built: Path, tmp_path: Path, model: Path, pictures: Path, name: str, other: str
+) -> None:
+    """Such as the search files of the other method, which would propose the wrong candidates."""
+    place = tmp_path / "idx"
+    shutil.copytree(built, place)
+    shutil.copy(place / other, place / name)
+    assert [line.split()[0] for line in damages(place)] == [name]
+    gradindex.build(place, model=model, data=pictures, timesteps=2, dim=16, device="cpu")
+    assert list(damages(place)) == []
 
 
 def test_an_unfinished_index_names_what_is_missing(built: Path, tmp_path: Path) -> None:

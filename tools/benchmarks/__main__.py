@@ -12,7 +12,8 @@ from gradindex.cli import keep_freed_memory
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="tools/bench", description=__doc__)
-    parser.add_argument("name", choices=["gradients", "build", "noise", "paper", "search"])
+    names = ["gradients", "build", "noise", "paper", "search", "chaos", "memory"]
+    parser.add_argument("name", choices=names)
     parser.add_argument("only", nargs="*", help="some architectures or parts; nothing is published then")
     parser.add_argument("--work", type=Path, default=Path(".bench"), help="where models and exact scores are kept")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
