@@ -1,0 +1,94 @@
+"""What folding a picture's rows into one vector costs: `tools/bench folded`."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import record
+from build import write_pictures
+from subjects import subject
+
+import gradindex
+from gradindex.index import METHODS, build_index, search_vectors
+from gradindex.ranking import overlap, spearman
+from gradindex.scoring import scan
+from gradindex.search import Index
+from gradindex.store import Store
+
+COUNT, ASKED = 8000, 100
+TIMESTEPS, DIM = 10, 1024
+K = 10
+FACTORIES = ("flat", "PCA64,SQfp16", "PCA256,SQfp16", "HR,RaBitQfs", "HR,RaBitQfs4")
+
+
+def run(work: Path, device: str, only: list[str]) -> None:
+    """Measure, print, and write docs/benchmarks/folded.json and .md."""
+    model, pictures = subject("tiny", work)
+    data = work / "folded-pictures"
+    if not data.exists():
+        write_pictures(data, pictures[:COUNT])
+    place = work / "folded-rows"
+    store = gradindex.build(place, model=model, data=data, timesteps=TIMESTEPS, dim=DIM, device=device).store
+    blocks = Index(store, None, device)._query_blocks(list(pictures[COUNT : COUNT + ASKED]), *METHODS)
+    results = {method: measure(store, block, method) for method, block in zip(METHODS, blocks, strict=True)}
+    text = page(results)
+    print(text)
+    if not only:
+        record.save("folded", device, "tools/bench folded", results, text)
+
+
+def measure(store: Store, block: np.ndarray, method: str) -> dict[str, Any]:
+    """Scores by the fold against the exact ones, and how many of the exact ten each kind of index proposes."""
+    exact = np.concatenate([scores for _, scores in scan(store, block, method, None)], axis=1)
+    rows = store.read("unnormalized" if method == "tracin" else "normalized", 0, slice(None)).astype(np.float32)
+    vectors = search_vectors(block, store.recipe)
+    folded = vectors @ search_vectors(rows[:, None], store.recipe).T
+    found: dict[str, Any] = {"spearman": spearman(exact, folded)}
+    found |= {f"overlap_{k}": overlap(exact, folded, k) for k in (1, K, 100)}
+    true = np.argsort(-exact, axis=1)[:, :K]
+    for factory in FACTORIES:
+        index = build_index(store, method, factory)
+        lists = zip(true, index.candidates(vectors, K) or (), strict=True)
+        right = float(np.mean([np.isin(best, mine).mean() for best, mine in lists]))
+        size = sum(part["bytes"] for part in index.facts["files"]) / store.shape[1]
+        by_itself = index.facts["recall_at_10"]
+        facts = {"recall_at_10": right, "measured_by_itself": by_itself, "bytes_each": size}
+        found[factory] = {**facts, "candidates": index.facts["candidates"]}
+    return found
+
+
+def page(results: dict[str, Any]) -> str:
+    """The tables and what they are of."""
+    scores = [
+        {
+            "method": method,
+            "Spearman": found["spearman"],
+            **{f"overlap of the best {k}": found[f"overlap_{k}"] for k in (1, K, 100)},
+        }
+        for method, found in results.items()
+    ]
+    indexes = [
+        {
+            "method": method,
+            "factory": factory,
+            "bytes a picture": found[factory]["bytes_each"],
+            "candidates": found[factory]["candidates"],
+            "recall@10": found[factory]["recall_at_10"],
+            "as measured by itself": found[factory]["measured_by_itself"],
+        }
+        for method, found in results.items()
+        for factory in FACTORIES
+    ]
+    return f"""# What folding costs
+
+{COUNT:,} pictures of Fashion-MNIST, gradients of a small DDPM (0.7 M parameters) at {TIMESTEPS} timesteps × {DIM:,}
+numbers, folded into 4,096; {ASKED} queries that are not among them, matched.
+
+With `--rows folded` the fold is all that is kept, and its scores are what a query shows. Against the exact ones:
+
+{record.table(scores)}
+
+With all rows in the store the fold only proposes candidates, which are then scored exactly. How often the true ten are
+among as many as the index found to need, when it measured itself with sums of two rows as queries:
+
+{record.table(indexes)}"""
