@@ -72,15 +72,18 @@ def build_index(store: Store, method: str, factory: str = "auto") -> "SearchInde
     Raises:
         CallError: FAISS does not know the factory. StoreError: rows are damaged.
     """
-    width = store.recipe.search_width
+    width, before = store.recipe.search_width, saved_index(store, method)
     flat = store.shape[1] * width * 4 <= min(FLAT_BYTES, free_memory() // 4)
-    tried = [factory] if factory != "auto" else [FLAT, *LADDER] if flat else LADDER
-    for chosen in tried:
+    left = {part["file"] for part in before.facts["files"]} if before else set()
+    for chosen in [factory] if factory != "auto" else [FLAT, *LADDER] if flat else LADDER:
         index = _Making(store, method, chosen, width).index()
+        left |= {part["file"] for part in index.facts["files"]}
         if index.facts["recall_at_10"] >= GOAL:
             break
     index.facts["asked"] = factory
     store.place.publish(facts_of(method), seal(index.facts))
+    for name in left - {part["file"] for part in index.facts["files"]}:
+        store.place.discard(name)
     return index
 
 

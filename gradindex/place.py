@@ -123,6 +123,10 @@ class Disk:
             raise
         _fsync(file.parent)
 
+    def discard(self, name: str) -> None:
+        """Delete a file, if it is there."""
+        (self.path / name).unlink(missing_ok=True)
+
     def sizes(self, names: Sequence[str]) -> dict[str, int]:
         """The bytes of those files that are there, by name."""
         found = {}
@@ -206,6 +210,10 @@ class Bucket:
 
     def publish(self, name: str, content: bytes, *, only_new: bool = False) -> None:
         self._call("pipe_file", self._key(name), content, mode="create" if only_new else "overwrite")
+
+    def discard(self, name: str) -> None:
+        with suppress(FileNotFoundError):
+            self._call("rm_file", self._key(name))
 
     def sizes(self, names: Sequence[str]) -> dict[str, int]:
         if len(names) <= FEW:

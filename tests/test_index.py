@@ -149,6 +149,17 @@ def test_auto_goes_on_to_what_reaches_the_recall(many: Store, monkeypatch: pytes
     assert index.candidates(np.zeros((1, 64), np.float32), 10) is None
 
 
+def test_files_that_are_no_longer_needed_are_deleted(many: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_module, "FILE_BYTES", 256 * 512)
+    build_index(many, "tracin", "flat")
+    folder = many.place.path / "faiss"  # type: ignore[union-attr]
+    assert sorted(file.name for file in folder.glob("tracin*.faiss")) == [f"tracin{n}.faiss" for n in ("-1", "-2", "")]
+    build_index(many, "tracin", "PCA8,SQfp16")
+    assert [file.name for file in folder.glob("tracin*.faiss")] == ["tracin.faiss"]
+    build_index(many, "tracin", "store")
+    assert list(folder.glob("tracin*.faiss")) == []
+
+
 def test_files_that_do_not_fit_into_memory_are_read_for_each_query(
     many: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,7 +59,11 @@ def test_files_of_a_place(place: Place) -> None:
     for names in (some, some * 10):
         assert {name: size for name, size in place.sizes(names).items() if name in some} == {"c": 0, "a/b.json": 3}
     assert place.digest("c") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-    for call in (place.read, place.digest):
+    assert list(place.read_ranges([("a/b.json", 1, 3), ("a/b.json", 0, 1)])) == [b"wo", b"t"]
+    for _ in range(2):
+        place.discard("c")
+    assert place.names() == {"a"}
+    for call in (place.read, place.digest, lambda name: list(place.read_ranges([(name, 0, 1)]))):
         with pytest.raises(FileNotFoundError):
             call("absent")
 
