@@ -270,7 +270,7 @@ class SearchIndex:
         """What each file has, file by file: rows and their scores by FAISS, [Q, up to count] both."""
         numbers = range(len(self.facts["files"]))
         if self._ray is None:
-            yield from ahead(lambda number: self.search_file(number, queries, count), numbers, THREADS)
+            yield from ahead(lambda number: self.search_file(number, queries, count), numbers, os.cpu_count() or 1)
             return
         if self._finders is None:
             opened = partial(_open_again, str(self._store.place), self._method, self.facts)

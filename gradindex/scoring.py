@@ -13,7 +13,7 @@ from gradindex.recipe import FOLDED, Recipe
 from gradindex.store import Store
 
 Span = tuple[float, float]  # timesteps from the first to before the second
-THREADS = os.cpu_count() or 1  # that scan the store side by side
+THREADS = 4 * (os.cpu_count() or 1)  # that scan the store side by side, most of them waiting for a disk
 
 
 class Best:
