@@ -74,7 +74,7 @@ def build_index(store: Store, method: str, factory: str = "auto") -> "SearchInde
     """
     width, before = store.recipe.search_width, saved_index(store, method)
     flat = store.shape[1] * width * 4 <= min(FLAT_BYTES, free_memory() // 4)
-    left = {part["file"] for part in before.facts["files"]} if before else set()
+    left = {file_of(method, number) for number in range(len(before.facts["files"]))} if before else set()
     for chosen in [factory] if factory != "auto" else [FLAT, *LADDER] if flat else LADDER:
         index = _Making(store, method, chosen, width).index()
         left |= {part["file"] for part in index.facts["files"]}
