@@ -124,6 +124,8 @@ class _Making:
         if self._factory.startswith("PCA"):  # with their mirror images: no mean is taken off, which changes products
             sample = np.concatenate([sample, -sample])
         index.train(sample)
+        if self._factory.startswith("PCA"):  # all directions, W² numbers, of which a search needs none
+            require_faiss().downcast_VectorTransform(index.chain.at(0)).PCAMat.resize(0)
         blocks = list(self._store.blocks(start, stop))
         read = ahead(lambda block: self._rows(block, self._columns), blocks, THREADS)
         for block, (rows, scores) in zip(blocks, read, strict=True):
