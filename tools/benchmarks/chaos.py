@@ -314,9 +314,9 @@ twice, and `verify` calls the index whole.
 """
 DAMAGED = """## Damages
 
-Each time one file of a finished index that has grown and lost pictures, every file in turn. `verify` names it and
-nothing else; a query of each method gives the true answer or refuses; the same build mends the index, again byte for
-byte.
+Each time one file, or the two that are exchanged, of a finished index that has grown and lost pictures; every file in
+turn. `verify` names it and nothing else; a query of each method gives the true answer or refuses; the same build mends
+the index, again byte for byte.
 """
 FAILED = """## Disks
 

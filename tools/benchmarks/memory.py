@@ -97,10 +97,10 @@ rows any more, it makes them anew.
 
 """
 WHY = """
+
 *auto* takes float vectors as long as all of them are within a gigabyte. Their files, of up to 64 MiB, are smaller in
 the smaller index, and a query keeps them in memory where all fit into half of what is free: both grow up to that
-gigabyte and no further, and from there on *auto* takes codes.
-"""
+gigabyte and no further, and from there on *auto* takes codes."""
 
 
 def page(rows: Sequence[Mapping[str, Any]]) -> str:
