@@ -209,7 +209,7 @@ def query(
     show_default=True,
     metavar="auto|flat|store|FACTORY",
     help="Float vectors, none at all (a query scans the store), or a string of FAISS's index_factory;"
-    " auto takes RaBitQ codes where vectors pass a gigabyte.",
+    " auto takes float vectors up to a gigabyte, then codes that have measured a recall of 0.995.",
 )
 def index_(index: str, method: str | None, factory: str) -> None:
     """Make the search files of INDEX anew from its store, and measure them."""

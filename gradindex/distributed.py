@@ -111,11 +111,7 @@ def fill(
                     raise GradindexError(f"ray = {address!r}: no {kind} was free for a worker within {PLACING} s")
                 actor, task = busy.pop(done[0])
                 try:
-                    ray.get(done[0])
-                except ray.exceptions.RayTaskError as error:
-                    if isinstance(error.cause, GradindexError):
-                        raise error.cause from error
-                    raise GradindexError(f"a Ray worker failed ({first_line(error.cause)})") from error
+                    _answer(ray, done[0])
                 except ray.exceptions.RayError as error:
                     ray.kill(actor)
                     lost[task] += 1
@@ -196,11 +192,7 @@ class Finders:
                 raise GradindexError(f"no CPU was free for a searching worker within {PLACING} s")
             file, owner = running.pop(done[0])
             try:
-                yield file, ray.get(done[0])
-            except ray.exceptions.RayTaskError as error:
-                if isinstance(error.cause, GradindexError):
-                    raise error.cause from error
-                raise GradindexError(f"a Ray worker failed ({first_line(error.cause)})") from error
+                yield file, _answer(ray, done[0])
             except ray.exceptions.RayError as error:
                 tries[file] += 1
                 if tries[file] == LOSSES:
@@ -212,6 +204,20 @@ class Finders:
     def _owners(self, file: int, count: int) -> tuple[int, int]:
         """The actors that have a file open, of so many."""
         return file % count, (file + 1) % count
+
+
+def _answer(ray: Any, reference: Any) -> Any:
+    """What a call of an actor returned.
+
+    Raises:
+        GradindexError: what the call raised. RayError: the actor is lost.
+    """
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, GradindexError):
+            raise error.cause from error
+        raise GradindexError(f"a Ray worker failed ({first_line(error.cause)})") from error
 
 
 @contextmanager

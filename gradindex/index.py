@@ -94,9 +94,7 @@ class _Making:
         self._store, self._method, self._factory, self._width = store, method, factory, width
         kept = np.setdiff1d(np.arange(store.shape[1]), store.left_out)
         one = kept[np.linspace(0, len(kept) - 1, QUERIES).astype(int)]
-        self._parents = np.stack(
-            [one, np.roll(one, QUERIES // 2)]
-        )  # a query is the sum of two rows, which do not count
+        self._parents = np.stack([one, np.roll(one, QUERIES // 2)])  # whose sums are the queries; they do not count
         rows = self._rows(every := np.unique(one), None)[0]
         queries = sum(rows[np.searchsorted(every, half)] for half in self._parents)
         self._queries, self._columns = search_vectors(queries, store.recipe), as_columns(queries)
@@ -262,7 +260,6 @@ class SearchIndex:
         left_out = np.array(self._store.left_out, np.int64)
         wanted = count + len(left_out)
         best = Best(len(queries), wanted)
-
         for rows, scores in self._search_all(queries, wanted):
             best.add(rows, scores)
         lists = zip(best.rows, best.scores, strict=True)

@@ -10,7 +10,7 @@ from gradindex.store import Store
 
 def describe(store: Store) -> str:
     """What an index holds and what is missing, a line each."""
-    recipe, (checkpoints, rows, timesteps, dim) = store.recipe, store.shape
+    recipe, rows = store.recipe, store.shape[1]
     shards, missing = len(store.shards()), store.missing()
     less = {"skipped": 0 if missing else len(store.summary["skipped"]), "removed": len(store.attributes["removed"])}
     without = ", ".join(f"{count} {why}" for why, count in less.items() if count)
@@ -18,7 +18,7 @@ def describe(store: Store) -> str:
     facts = {
         "index": store.place,
         "pictures": f"{rows} ({without})" if without else rows,
-        "rows": f"{checkpoints} checkpoints × {rows} pictures × {timesteps} timesteps × {dim} numbers",
+        "rows": _rows(store.shape),
         "shards": f"{shards - len(missing)} of {shards} done",
         "missing": _runs(missing),
         "model": f"{recipe.model}, {recipe.prediction_type}, {recipe.parameter_count:,} parameters in {recipe.dtype}",
@@ -29,23 +29,33 @@ def describe(store: Store) -> str:
         "recipe": recipe.digest,
         **{name: search_facts(index.facts) for name, index in searches.items() if index},
     }
-    return "\n".join(f"{name:<11} {value}" for name, value in facts.items() if value)
+    return _lines(facts)
 
 
 def describe_plan(facts: Mapping[str, Any]) -> str:
     """What a build would make and take, a line each, from `plan.estimate`."""
-    checkpoints, rows, timesteps, dim = facts["rows"]
     arrays = ", ".join(f"{name} {_size(count)}" for name, count in facts["bytes"].items())
     lines = {
-        "pictures": rows,
-        "rows": f"{checkpoints} checkpoints × {rows} pictures × {timesteps} timesteps × {dim} numbers",
+        "pictures": facts["pictures"],
+        "rows": _rows(facts["rows"]),
         "disk": f"{_size(sum(facts['bytes'].values()))} ({arrays}), and search files",
         "shards": facts["shards"],
         "gradients": f"{facts['gradients']:,}, {facts['batch_size']} at once",
         "time": f"{_duration(facts['seconds'])} at the pace of a batch just timed, on one such device",
         "memory": f"{_size(facts['memory'])} of this process so far",
     }
-    return "\n".join(f"{name:<11} {value}" for name, value in lines.items())
+    return _lines(lines)
+
+
+def _lines(facts: Mapping[str, Any]) -> str:
+    """Names and values in two columns; what is empty has no line."""
+    return "\n".join(f"{name:<11} {value}" for name, value in facts.items() if value)
+
+
+def _rows(shape: Sequence[int]) -> str:
+    """The shape [C, N, T, D] of rows in words."""
+    checkpoints, pictures, timesteps, dim = shape
+    return f"{checkpoints} checkpoints × {pictures} pictures × {timesteps} timesteps × {dim} numbers"
 
 
 def _size(count: float) -> str:

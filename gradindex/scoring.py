@@ -36,7 +36,7 @@ class Best:
 
 
 def scan(store: Store, block: np.ndarray, method: str, span: Span | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The score of every picture, straight from the store: row numbers [B] and scores [Q, B], shard by shard.
+    """The score of every picture, straight from the store: row numbers [B] and scores [Q, B], block by block.
 
     NaN where no picture counts or no row is in the span.
     """
@@ -48,7 +48,7 @@ def scan(store: Store, block: np.ndarray, method: str, span: Span | None) -> Ite
         return np.arange(rows.start, rows.stop), scores
 
     blocks = list(store.blocks())
-    yield from tqdm(ahead(score, blocks, threads=THREADS), "scores", len(blocks), unit="shard", delay=2, disable=None)
+    yield from tqdm(ahead(score, blocks, threads=THREADS), "scores", len(blocks), unit="block", delay=2, disable=None)
 
 
 def scan_both_ends(

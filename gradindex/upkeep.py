@@ -73,9 +73,10 @@ def compact(path: str | Path | Place, out: str | Path | Place | None = None) -> 
     marks, skipped = _marks(old)
     for shard in new.missing():
         rows = kept[shard.start : shard.stop]
-        u, t = (old.read(name, shard.checkpoint, rows) for name in ("unnormalized", "timestep"))
+        names = ("unnormalized", "timestep", "normalized")
+        u, t, units = (old.read(name, shard.checkpoint, rows) for name in names)
         out_of_it = shard.start + np.flatnonzero(skipped[shard.checkpoint, rows])
-        new.write(shard, u, t, out_of_it.tolist(), b"".join(marks[rows]).decode())
+        new.write(shard, u, t, out_of_it.tolist(), b"".join(marks[rows]).decode(), units)
     new.finish()
     for method in METHODS:
         index = saved_index(old, method)

@@ -15,6 +15,7 @@ from gradindex.diagnose import report
 from gradindex.errors import CallError, RecipeMismatch
 from gradindex.index import search_vectors
 from gradindex.scoring import unit
+from gradindex.upkeep import compact, remove
 from gradindex.verify import damages
 
 METHODS = ("tracin", "retrac")
@@ -87,6 +88,18 @@ def test_a_folded_build_goes_on_and_grows(
     np.testing.assert_allclose(grown.store.unnormalized[:], whole.store.unnormalized[:], rtol=1e-3, atol=1e-5)
     with pytest.raises(RecipeMismatch, match='rows: "folded", now null'):
         gradindex.build(tmp_path / "idx", **some)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_compacted_folded_index_keeps_its_scores(
+    options: dict[str, Any], tmp_path: Path, queries: list[Path], method: str
+) -> None:
+    """Unit rows that are folded are not the folded rows divided by their norms."""
+    index = gradindex.build(tmp_path / "idx", rows="folded", **options)
+    expected = np.delete(index.scores(queries, method), 3, axis=1)
+    remove(tmp_path / "idx", [index.store.sample_ids[3]])
+    compact(tmp_path / "idx")
+    np.testing.assert_array_equal(gradindex.open(tmp_path / "idx", device="cpu").scores(queries, method), expected)
 
 
 def test_what_folded_rows_cannot_answer(options: dict[str, Any], tmp_path: Path, queries: list[Path]) -> None:

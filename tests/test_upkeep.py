@@ -49,6 +49,25 @@ def add_the_new(data: Path) -> None:
         shutil.copy(data.parent / "later" / name, data / name)
 
 
+def ends_on_a_disk_of(limit: int, work: Callable[[], Any]) -> bool:
+    """Whether some work comes to its end on a disk that is full after so many files."""
+    publish, done = Disk.publish, []
+
+    def fill_up(self: Disk, name: str, content: bytes, *, only_new: bool = False) -> None:
+        if len(done) == limit:
+            raise OSError("disk full")
+        done.append(name)
+        publish(self, name, content, only_new=only_new)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Disk, "publish", fill_up)
+        try:
+            work()
+        except OSError:
+            return False
+    return True
+
+
 def test_new_pictures_are_added_at_the_end(
     build: Build, data: Path, tmp_path: Path, queries: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,26 +103,12 @@ def test_until_they_are_in_the_old_ones_answer(build: Build, data: Path, tmp_pat
     shutil.copytree(tmp_path / "idx", tmp_path / "old")
     add_the_new(data)
     new = build().query(queries, 9)
-    publish, answers = Disk.publish, []
+    answers = []
     for limit in range(200):
         place = tmp_path / f"idx{limit}"
         shutil.copytree(tmp_path / "old", place)
-        done: list[str] = []
-
-        def fail(self: Disk, name: str, content: bytes, *, only_new: bool = False) -> None:
-            if len(done) == limit:  # noqa: B023
-                raise OSError("disk full")
-            done.append(name)  # noqa: B023
-            publish(self, name, content, only_new=only_new)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Disk, "publish", fail)
-            try:
-                build(place)
-            except OSError:
-                pass
-            else:
-                break
+        if ends_on_a_disk_of(limit, lambda: build(place)):  # noqa: B023
+            break
         answers.append(gradindex.open(place).query(queries, 9))
         assert build(place).query(queries, 9) == new
         assert list(damages(place)) == []
@@ -181,25 +186,11 @@ def test_a_compaction_that_stops_loses_nothing(build: Build, tmp_path: Path, que
     remove(tmp_path / "idx", [OLD[0]])
     expected = [result.ids for result in gradindex.open(tmp_path / "idx").query(queries, 9)]
     shutil.copytree(tmp_path / "idx", tmp_path / "old")
-    publish = Disk.publish
     for limit in range(0, 200, 3):
-        place, done = tmp_path / f"idx{limit}", []
+        place = tmp_path / f"idx{limit}"
         shutil.copytree(tmp_path / "old", place)
-
-        def fail(self: Disk, name: str, content: bytes, *, only_new: bool = False) -> None:
-            if len(done) == limit:  # noqa: B023
-                raise OSError("disk full")
-            done.append(name)  # noqa: B023
-            publish(self, name, content, only_new=only_new)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Disk, "publish", fail)
-            try:
-                compact(place)
-            except OSError:
-                pass
-            else:
-                break
+        if ends_on_a_disk_of(limit, lambda: compact(place)):  # noqa: B023
+            break
         assert [result.ids for result in gradindex.open(place).query(queries, 9)] == expected
         compact(place)
         assert list(damages(place)) == []
