@@ -13,6 +13,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 import zarr
+from numcodecs.vlen import VLenUTF8
 from zarr.codecs import Crc32cCodec
 
 from gradindex.manifest import HEADER
@@ -22,7 +23,7 @@ ROW_ARRAYS = ("normalized", "unnormalized", "norm", "timestep")
 WIDE = ROW_ARRAYS[:2]  # [C, N, T, D]; the others are [C, N, T]
 IDS = "sample_ids"
 CHUNK_IDS = 4096
-READ_BYTES = 2 << 20  # of a file at once: what stays in a processor's cache
+READ_BYTES = 1 << 20  # of a file at once: what stays in a core's cache
 CHECKSUM = 4  # bytes after each chunk
 
 
@@ -88,13 +89,7 @@ class SampleIds(Sequence[str]):
     __hash__ = None  # type: ignore[assignment]
 
     def _read_chunk(self, number: int) -> list[str]:
-        """As zarr's vlen-utf8 codec has it: how many, then each with its length before it."""
-        content, at, ids = self._fetch(f"{IDS}/c/{number}"), 4, []
-        for _ in range(int.from_bytes(content[:at], "little")):
-            start = at + 4
-            at = start + int.from_bytes(content[at:start], "little")
-            ids.append(content[start:at].decode())
-        return ids
+        return VLenUTF8().decode(self._fetch(f"{IDS}/c/{number}")[:-CHECKSUM]).tolist()
 
 
 def read_pieces(

@@ -15,11 +15,12 @@ from gradindex.dataset import Columns, Dataset
 from gradindex.denoiser import resolve_device
 from gradindex.errors import CallError, DataError, GradindexError, RecipeMismatch
 from gradindex.gradients.projection import TWO_SIDED
-from gradindex.index import METHODS, build_index, open_index, require_faiss
+from gradindex.index import build_index, open_index
 from gradindex.manifest import is_store
 from gradindex.place import Place, at
 from gradindex.plan import DIM, Plan, prepare
 from gradindex.recipe import FULL
+from gradindex.search_index import METHODS, require_faiss
 from gradindex.store import Store
 from gradindex.upkeep import grow, id_key
 from gradindex.work import Work, exchanged, fill, find_strong, missing_shards, progress

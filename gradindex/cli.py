@@ -213,8 +213,9 @@ def query(
 )
 def index_(index: str, method: str | None, factory: str) -> None:
     """Make the search files of INDEX anew from its store, and measure them."""
-    from gradindex.index import METHODS, build_index
+    from gradindex.index import build_index
     from gradindex.info import search_facts
+    from gradindex.search_index import METHODS
     from gradindex.store import Store
 
     store = Store.finished(index)

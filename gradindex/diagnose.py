@@ -13,12 +13,12 @@ from tqdm import tqdm
 from gradindex.denoiser import Denoiser
 from gradindex.errors import CallError, MissingPackage
 from gradindex.gradients.rows import capture_for, grid_events, sample_gradients
-from gradindex.index import METHODS
 from gradindex.queries import Picture, picture_name, to_labels
 from gradindex.ranking import influence, overlap, spearman
 from gradindex.recipe import FOLDED, Recipe, grid, require_positive
 from gradindex.scoring import unit
 from gradindex.search import QUERY_DRAWS, QUERY_TIMESTEPS, Index
+from gradindex.search_index import METHODS
 from gradindex.store import Store
 
 BINS = 20  # of timesteps, where every picture has its own

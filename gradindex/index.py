@@ -1,67 +1,47 @@
-"""FAISS proposes candidates: inner-product indexes over the store's rows, in files of a bounded size per method.
+"""Making and measuring search indexes: in files of a bounded size, and of such codes as find the true hits.
 
-The search vector of a picture is its rows over all (checkpoint, timestep), one after the other. Where that is wider
-than SEARCH_WIDTH numbers, each row is added into one vector with random signs and a random shift of its own, which
-keeps inner products right on average. The exact scores come from the store afterwards; how many candidates that takes,
-for 10 hits to be the true 10, is measured when an index is made, with sums of two rows as queries.
+How many candidates it takes, for 10 hits to be the true 10, is measured when an index is made, with sums of two rows
+as queries.
 """
 
-import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from functools import partial
-from importlib.metadata import distributions
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from gradindex.ahead import ahead
-from gradindex.distributed import Finders
-from gradindex.errors import CallError, MissingPackage, StoreError, first_line
-from gradindex.gradients.noise import random_offset, random_signs
-from gradindex.manifest import differences, seal, unseal
+from gradindex.errors import CallError, first_line
+from gradindex.manifest import seal
 from gradindex.place import sha256
-from gradindex.recipe import SEARCH_WIDTH, Recipe
 from gradindex.scoring import THREADS, Best, as_columns, products, row_pieces
+from gradindex.search_index import (
+    FLAT,
+    STORE,
+    K,
+    SearchIndex,
+    facts_of,
+    file_of,
+    free_memory,
+    made_from,
+    require_faiss,
+    saved_index,
+    search_vectors,
+)
 from gradindex.store import Store
 
-METHODS = ("tracin", "retrac")
-FOLD_VERSION = 1  # raised whenever `search_vectors` gives other numbers for the same rows
-
-FLAT, STORE = "flat", "store"
 LADDER = ("PCA64,SQfp16", "PCA256,SQfp16", "HR,RaBitQfs4", STORE)  # `auto`, until the measured recall is high enough
 FLAT_BYTES = 1 << 30  # of search vectors, up to which they are kept as they are
 FILE_BYTES = 64 << 20  # of an index file, about
 TRAINED_ON = 4096  # vectors, or 64 for each list of an inverted file
-QUERIES, K = 64, 10  # that recall is measured with
+QUERIES = 64  # that recall is measured with
 TIMED = 8  # of them, one by one
 GOAL = 0.995
 CANDIDATES = (20, 50, 100, 200, 500, 1000, 2000)
 
 
-def search_vectors(rows: np.ndarray, recipe: Recipe) -> np.ndarray:
-    """Rows [B, C, T, D] → search vectors [B, W] float32, W = C·T·D or at most SEARCH_WIDTH (at least D)."""
-    batch, checkpoints, timesteps, dim = rows.shape
-    width = max(SEARCH_WIDTH, dim)
-    if checkpoints * timesteps * dim <= width:
-        return np.ascontiguousarray(rows.reshape(batch, checkpoints * timesteps * dim), dtype=np.float32)
-    vectors = np.zeros((batch, width), np.float32)
-    for c in range(checkpoints):
-        for t in range(timesteps):
-            signs = random_signs(recipe.seed, "search", c, t, size=dim)
-            start = random_offset(recipe.seed, "search", c, t, below=width)
-            head = min(dim, width - start)
-            signed = rows[:, c, t] * signs
-            vectors[:, start : start + head] += signed[:, :head]
-            vectors[:, : dim - head] += signed[:, head:]
-    return vectors
-
-
-def build_index(store: Store, method: str, factory: str = "auto") -> "SearchIndex":
+def build_index(store: Store, method: str, factory: str = "auto") -> SearchIndex:
     """Make and measure a method's index over all rows, and save it in the store's `faiss` folder.
 
     Args:
@@ -70,8 +50,10 @@ def build_index(store: Store, method: str, factory: str = "auto") -> "SearchInde
             0.995 of LADDER: the rows' few strongest directions where these tell enough, RaBitQ codes where not.
 
     Raises:
-        CallError: FAISS does not know the factory. StoreError: rows are damaged.
+        CallError: FAISS does not know the factory, or no picture is left. StoreError: rows are damaged.
     """
+    if len(store.left_out) == store.shape[1]:
+        raise CallError(f"{store.place}: every picture was skipped or removed; there is nothing to search")
     width, before = store.recipe.search_width, saved_index(store, method)
     flat = store.shape[1] * width * 4 <= min(FLAT_BYTES, free_memory() // 4)
     left = {file_of(method, number) for number in range(len(before.facts["files"]))} if before else set()
@@ -97,11 +79,11 @@ class _Making:
         self._parents = np.stack([one, np.roll(one, QUERIES // 2)])  # whose sums are the queries; they do not count
         rows = self._rows(every := np.unique(one), None)[0]
         queries = sum(rows[np.searchsorted(every, half)] for half in self._parents)
-        self._queries, self._columns = search_vectors(queries, store.recipe), as_columns(queries)
+        self._queries, self._columns = search_vectors(queries, store.recipe), as_columns(queries, np.float32)
         self._truth = Best(QUERIES, K)
         self._facts = {"factory": factory, "width": width, **made_from(store), "files": []}
 
-    def index(self) -> "SearchIndex":
+    def index(self) -> SearchIndex:
         """Make all files, measure them."""
         if self._factory == STORE:
             return SearchIndex(self._store, self._method, {**self._facts, "candidates": 0, "recall_at_10": 1.0})
@@ -140,14 +122,16 @@ class _Making:
         """A method's rows [B, C, T, D] float32, and their scores [Q, B] with the columns."""
         parts, scores = [], []
         unit = self._method == "retrac"
-        for pieces in zip(*(row_pieces(self._store, c, rows, unit) for c in range(self._store.shape[0])), strict=True):
+        for pieces in zip(
+            *(row_pieces(self._store, c, rows, unit, np.float32) for c in range(self._store.shape[0])), strict=True
+        ):
             if columns is not None:
                 scores.append(products(pieces, columns).sum((2, 3)))
             units = [rows / divisor[:, :, None] for rows, divisor in pieces]
             parts.append(np.stack(units, axis=1).astype(np.float32))
         return np.concatenate(parts), np.concatenate(scores, axis=1) if scores else np.empty(0)
 
-    def _measure(self, index: "SearchIndex") -> None:
+    def _measure(self, index: SearchIndex) -> None:
         """How many candidates it takes, how often the true ten are among them, and how long a query searches."""
         lists = _lists(self._new())
         for nprobe in sorted({*(4**power for power in range(20) if 4**power < lists), lists}):
@@ -196,152 +180,14 @@ def _lists(index: Any) -> int:
     return found.nlist if found is not None else 0
 
 
-def open_index(store: Store, method: str, ray: str | None = None) -> "SearchIndex":
+def open_index(store: Store, method: str, ray: str | None = None, device: str = "cpu") -> SearchIndex:
     """The saved index of a method; made anew, as it was asked for, when it is absent or of other rows.
 
     Args:
         ray: the Ray cluster that searches it: "local", or an address.
+        device: where FAISS searches, on its GPU if that is "cuda" and the FAISS that is installed has one.
     """
     index = saved_index(store, method)
     if index is None or not index.fits():
         index = build_index(store, method, index.facts["asked"] if index else "auto")
-    return SearchIndex(store, method, index.facts, ray)
-
-
-def saved_index(store: Store, method: str) -> "SearchIndex | None":
-    """The saved index of a method, of whichever rows; None where there is none."""
-    (facts,) = store.place.read_many([facts_of(method)])
-    with suppress(ValueError):
-        return SearchIndex(store, method, unseal(facts, "factory"))
-    return None
-
-
-def _open_again(path: str, method: str, facts: dict[str, Any]) -> "SearchIndex":
-    """The same index in another process."""
-    return SearchIndex(Store(path), method, facts)
-
-
-class SearchIndex:
-    """The search index of a method.
-
-    Attributes:
-        facts: what is in its JSON: which rows it was made from, `factory`, `candidates` (how many have to be scored
-            exactly for 10 hits), and measured on the machine that made it `recall_at_10` and `query_seconds`.
-    """
-
-    def __init__(self, store: Store, method: str, facts: dict[str, Any], ray: str | None = None) -> None:
-        self.facts, self._store, self._method, self._ray = facts, store, method, ray
-        self._open: dict[str, Any] = {}
-        self._finders: Finders | None = None
-
-    def fits(self) -> bool:
-        """Whether it is the method's, made from the store's rows."""
-        made, files = made_from(self._store), [part["file"] for part in self.facts["files"]]
-        own = [file_of(self._method, number) for number in range(len(files))]
-        return files == own and {name: self.facts.get(name) for name in made} == made
-
-    def damages(self) -> list[str]:
-        """Which of its files are not as they were made, one line each."""
-        return differences(self._store.place, {part["file"]: part["sha256"] for part in self.facts["files"]})
-
-    def candidates(self, queries: np.ndarray, k: int) -> list[np.ndarray] | None:
-        """Rows among which the best k of each query [Q, W] are, ascending; None: there is no index, scan the store.
-
-        Raises:
-            StoreError: a file is not as it was made.
-        """
-        if self.facts["factory"] == STORE:
-            return None
-        count = self.facts["candidates"] * -(-k // K)
-        return [np.sort(rows) for rows in self.ranked(queries, count)]
-
-    def ranked(self, queries: np.ndarray, count: int) -> list[np.ndarray]:
-        """The `count` rows that FAISS ranks best for each query, best first; none of those that are left out."""
-        left_out = np.array(self._store.left_out, np.int64)
-        wanted = count + len(left_out)
-        best = Best(len(queries), wanted)
-        for rows, scores in self._search_all(queries, wanted):
-            best.add(rows, scores)
-        lists = zip(best.rows, best.scores, strict=True)
-        return [rows[(scores > -np.inf) & ~np.isin(rows, left_out)][:count] for rows, scores in lists]
-
-    def _search_all(self, queries: np.ndarray, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """What each file has, file by file: rows and their scores by FAISS, [Q, up to count] both."""
-        numbers = range(len(self.facts["files"]))
-        if self._ray is None:
-            yield from ahead(lambda number: self.search_file(number, queries, count), numbers, os.cpu_count() or 1)
-            return
-        if self._finders is None:
-            opened = partial(_open_again, str(self._store.place), self._method, self.facts)
-            self._finders = Finders(self._ray, opened, len(numbers))
-        found = dict(self._finders.search(queries, count))
-        yield from (found[number] for number in numbers)
-
-    def search_file(self, number: int, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """What one file has for the queries [Q, W]: rows and their scores by FAISS, [Q, up to count] both."""
-        first, stop = self.facts["files"][number]["rows"]
-        scores, found = self.load(number).search(queries, min(count, stop - first))
-        return found + first, np.where(found < 0, -np.inf, scores)
-
-    def load(self, number: int) -> Any:
-        """The FAISS index of one file. They stay in memory where all of them fit into half of what is free."""
-        part = self.facts["files"][number]
-        opened = self._open.get(part["file"]) or self._fetch(part)
-        if "nprobe" in self.facts:
-            require_faiss().ParameterSpace().set_index_parameter(opened, "nprobe", self.facts["nprobe"])
-        if sum(each["bytes"] for each in self.facts["files"]) < free_memory() // 2:
-            self._open[part["file"]] = opened
-        return opened
-
-    def _fetch(self, part: dict[str, Any]) -> Any:
-        place = self._store.place
-        try:
-            content = np.frombuffer(place.fetch(part["file"], part["sha256"]), np.uint8)
-            return require_faiss().deserialize_index(content)
-        except (ValueError, FileNotFoundError, RuntimeError) as error:  # RuntimeError: another FAISS wrote it
-            raise StoreError(f"{place}: {part['file']} is damaged ({first_line(error)})") from error
-
-
-def made_from(store: Store) -> dict[str, Any]:
-    """What an index must agree with: the rows, and how search vectors are made of them."""
-    return {"recipe": store.recipe.digest, "state": store.summary["state"], "fold": FOLD_VERSION}
-
-
-def file_of(method: str, number: int) -> str:
-    """A method's index file of that number."""
-    return f"faiss/{method}{f'-{number}' * (number > 0)}.faiss"
-
-
-def facts_of(method: str) -> str:
-    """The file with a method's facts."""
-    return f"faiss/{method}.json"
-
-
-def free_memory() -> int:
-    """Bytes that can still be had: what the kernel calls available, or half of a container's limit."""
-    free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2]
-    with suppress(OSError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable")]
-    with suppress(OSError, ValueError):  # "max" where there is no limit
-        free.append(int(Path("/sys/fs/cgroup/memory.max").read_text()) // 2)
-    return min(free)
-
-
-def require_faiss() -> ModuleType:
-    """The faiss module.
-
-    Raises:
-        MissingPackage: no wheel is installed, or two that overwrite each other.
-    """
-    wheels = sorted({d.name for d in distributions() if (d.name or "").startswith(("faiss-cpu", "faiss-gpu"))})
-    if len(wheels) > 1:
-        raise MissingPackage(
-            f"{' and '.join(wheels)} overwrite each other's files: uninstall all of them, then install"
-            " gradindex[cpu] or gradindex[gpu]"
-        )
-    if not wheels:
-        raise MissingPackage("FAISS is not installed: pip install 'gradindex[cpu]', or [gpu] where there is CUDA")
-    import faiss
-
-    return faiss
+    return SearchIndex(store, method, index.facts, ray, device)

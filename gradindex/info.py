@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gradindex.index import METHODS, saved_index
 from gradindex.manifest import Shard
+from gradindex.search_index import METHODS, saved_index
 from gradindex.store import Store
 
 

@@ -13,6 +13,7 @@ from gradindex.recipe import FOLDED, Recipe
 from gradindex.store import Store
 
 Span = tuple[float, float]  # timesteps from the first to before the second
+SPARE = 8  # rows that a scan proposes beyond those asked for
 THREADS = 4 * (os.cpu_count() or 1)  # that scan the store side by side, most of them waiting for a disk
 
 
@@ -35,12 +36,14 @@ class Best:
         self.rows = np.take_along_axis(whose, order, axis=1)
 
 
-def scan(store: Store, block: np.ndarray, method: str, span: Span | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def scan(
+    store: Store, block: np.ndarray, method: str, span: Span | None, dtype: Any = np.float64
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The score of every picture, straight from the store: row numbers [B] and scores [Q, B], block by block.
 
-    NaN where no picture counts or no row is in the span.
+    NaN where no picture counts or no row is in the span. Products are taken in `dtype`.
     """
-    left_out, columns = np.array(store.left_out, np.int64), as_columns(block)
+    left_out, columns = np.array(store.left_out, np.int64), as_columns(block, dtype)
 
     def score(rows: slice) -> tuple[np.ndarray, np.ndarray]:
         scores = contributions(store, columns, method, rows, span).sum((2, 3))
@@ -54,18 +57,21 @@ def scan(store: Store, block: np.ndarray, method: str, span: Span | None) -> Ite
 def scan_both_ends(
     store: Store, block: np.ndarray, method: str, span: Span | None, k: int
 ) -> dict[int, list[np.ndarray]]:
-    """The k best rows of each query and the k worst, {1: …, -1: …}, ascending, from one pass over the store."""
-    ends = {sign: Best(len(block), k) for sign in (1, -1)}
-    for rows, scores in scan(store, block, method, span):
+    """Rows among which the k best of each query are, and the k worst, {1: …, -1: …}, ascending, from one pass.
+
+    The pass is in float32, and SPARE rows more than k are given, for those that its rounding puts in a wrong order.
+    """
+    ends = {sign: Best(len(block), k + SPARE) for sign in (1, -1)}
+    for rows, scores in scan(store, block, method, span, np.float32):
         for sign, best in ends.items():
             best.add(rows, np.nan_to_num(sign * scores, nan=-np.inf))
     return {sign: [np.sort(rows[kept]) for rows, kept in zip(best.rows, best.scores > -np.inf, strict=True)]
             for sign, best in ends.items()}  # fmt: skip
 
 
-def as_columns(block: np.ndarray) -> np.ndarray:
-    """What rows are multiplied with, [Q, C, T, D], as `contributions` takes it: [C, T, D, Q] float64."""
-    return np.ascontiguousarray(block.transpose(1, 2, 3, 0), np.float64)
+def as_columns(block: np.ndarray, dtype: Any = np.float64) -> np.ndarray:
+    """What rows are multiplied with, [Q, C, T, D], as `contributions` takes it: [C, T, D, Q]."""
+    return np.ascontiguousarray(block.transpose(1, 2, 3, 0), dtype)
 
 
 def contributions(
@@ -76,13 +82,15 @@ def contributions(
     The score is the sum: over checkpoints, of the mean over timesteps in the span. It is NaN for a picture without any.
 
     Args:
-        columns: what each row is multiplied with, `as_columns`.
+        columns: what each row is multiplied with, `as_columns`; products are taken in their type.
         rows: a slice or ascending numbers of pictures.
     """
     checkpoints, per_picture, _, queries = columns.shape
     parts = [
         products(pieces, columns)
-        for pieces in zip(*(row_pieces(store, c, rows, method == "retrac") for c in range(checkpoints)), strict=True)
+        for pieces in zip(
+            *(row_pieces(store, c, rows, method == "retrac", columns.dtype) for c in range(checkpoints)), strict=True
+        )
     ]
     every = np.concatenate([np.empty((queries, 0, checkpoints, per_picture)), *parts], axis=1)
     if span is None:
@@ -94,9 +102,9 @@ def contributions(
 
 
 def row_pieces(
-    store: Store, checkpoint: int, rows: slice | np.ndarray, unit: bool
+    store: Store, checkpoint: int, rows: slice | np.ndarray, unit: bool, dtype: Any
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Unnormalized rows [b, T, D] float64, a few MB at a time, and what divides them [b, T]: their norms, or ones.
+    """Unnormalized rows [b, T, D], a few MB at a time, and what divides them [b, T]: their norms, or ones.
 
     Unit rows come so because the normalized array is float16; only where rows are folded, it has to do.
 
@@ -105,16 +113,20 @@ def row_pieces(
     """
     folded_units = unit and store.recipe.rows == FOLDED
     norms, done = store.read("norm", checkpoint, rows).astype(np.float64), 0
-    for u in store.pieces("normalized" if folded_units else "unnormalized", checkpoint, rows, np.float64):
+    for u in store.pieces("normalized" if folded_units else "unnormalized", checkpoint, rows, dtype):
         norm = norms[done : done + len(u)]
         done += len(u)
-        if not folded_units and not np.allclose(np.sqrt(np.einsum("btd,btd->bt", u, u)), norm, rtol=1e-5, atol=0):
+        if not folded_units and not (_agree(u, norm) or _agree(u.astype(np.float64), norm)):
             raise store.damage("rows and their norms disagree")
         yield u, np.where(norm == 0, 1, norm) if unit and not folded_units else np.ones_like(norm)
 
 
+def _agree(rows: np.ndarray, norms: np.ndarray) -> bool:
+    return bool((np.abs(np.sqrt(np.vecdot(rows, rows)) - norms) <= 1e-5 * norms).all())
+
+
 def products(pieces: Sequence[tuple[np.ndarray, np.ndarray]], columns: np.ndarray) -> np.ndarray:
-    """Rows times columns, [Q, b, C, T] float64; `pieces` has each checkpoint's rows [b, T, D] and divisors [b, T]."""
+    """Rows times columns, [Q, b, C, T]; `pieces` has each checkpoint's rows [b, T, D] and divisors [b, T]."""
     found = []
     for (rows, divisor), column in zip(pieces, columns, strict=True):
         product = np.matmul(rows.transpose(1, 0, 2), column) / divisor.T[:, :, None]

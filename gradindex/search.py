@@ -16,7 +16,7 @@ from gradindex.dataset import Columns, Dataset, open_dataset
 from gradindex.denoiser import Checkpoints, resolve_device
 from gradindex.errors import CallError, GradindexError, StoreError
 from gradindex.gradients.rows import capture_for, fitting_batch, grid_events, sample_gradients
-from gradindex.index import METHODS, SearchIndex, build_index, open_index, search_vectors
+from gradindex.index import build_index, open_index
 from gradindex.place import Place
 from gradindex.queries import Picture, picture_name, to_labels, to_query
 from gradindex.recipe import FOLDED, NOISE_VERSION, PROJECTION_VERSION, grid, require, require_positive
@@ -33,6 +33,7 @@ from gradindex.scoring import (
     to_span,
     unit,
 )
+from gradindex.search_index import METHODS, SearchIndex, search_vectors
 from gradindex.store import Store
 
 QUERY_TIMESTEPS = 25  # of the mean pairing
@@ -131,7 +132,8 @@ class Index:
         names = [picture_name(picture, number) for number, picture in enumerate(pictures)]
         proposed = self._proposed(block, k, method, span, (1, -1) if opponents else (1,))
         if not any(map(len, proposed[1])):
-            raise CallError(f"timesteps = {options.get('timesteps')}: no picture has a row there")
+            where = f"timesteps = {options.get('timesteps')}: no picture has a row there"
+            raise CallError(where if span else "every picture was skipped or removed: there is none to answer with")
         hits = partial(self._hits, block, k, method, span, by_timestep)
         best = hits(1, proposed[1])
         worst = hits(-1, proposed[-1]) if opponents else [None] * len(names)
@@ -300,12 +302,12 @@ class Index:
             vectors = search_vectors(block, self.store.recipe)
             try:
                 if method not in self._searches:
-                    self._searches[method] = open_index(self.store, method, self._ray)
+                    self._searches[method] = open_index(self.store, method, self._ray, self._device)
                 index = self._searches[method]
                 found = {sign: index.candidates(sign * vectors, k) for sign in signs}
             except StoreError:  # of an index file; where the rows are damaged, it is raised again
                 build_index(self.store, method)
-                index = self._searches[method] = open_index(self.store, method, self._ray)
+                index = self._searches[method] = open_index(self.store, method, self._ray, self._device)
                 found = {sign: index.candidates(sign * vectors, k) for sign in signs}
             if None not in found.values():
                 return found  # type: ignore[return-value]

@@ -8,9 +8,10 @@ import numpy as np
 from gradindex.arrays import skeleton
 from gradindex.dataset import MARK
 from gradindex.errors import CallError
-from gradindex.index import METHODS, build_index, saved_index
+from gradindex.index import build_index
 from gradindex.manifest import COPIES, is_store, read_header
 from gradindex.place import Disk, Place, at, sha256
+from gradindex.search_index import METHODS, saved_index
 from gradindex.store import Store
 
 

@@ -22,9 +22,9 @@ from gradindex.gradients.rows import (
     recorded_events,
     sample_gradients,
 )
-from gradindex.index import search_vectors
 from gradindex.recipe import FOLDED, Recipe
 from gradindex.scoring import unit
+from gradindex.search_index import search_vectors
 from gradindex.store import Shard, Store
 
 LOOKED_AT = 8  # pictures whose gradients tell which weights are strong

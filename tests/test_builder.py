@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import gradindex
-from gradindex import index as index_module
+from gradindex import search_index
 from gradindex import store as store_module
 from gradindex.dataset import Dataset, to_array
 from gradindex.errors import CallError, DataError, ModelError, RecipeMismatch, StoreError
@@ -225,7 +225,8 @@ def test_a_build_mends_what_was_damaged(build: Build, tmp_path: Path, queries: l
 
 
 def test_without_faiss_nothing_is_written(build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index_module, "distributions", lambda: [])
+    search_index.require_faiss.cache_clear()
+    monkeypatch.setattr(search_index, "distributions", lambda: [])
     with pytest.raises(gradindex.GradindexError, match="FAISS is not installed"):
         build()
     assert not (tmp_path / "idx").exists()

@@ -22,6 +22,7 @@ from gradindex import distributed
 from gradindex import index as index_module
 from gradindex import store as store_module
 from gradindex.errors import CallError, GradindexError, MissingPackage, RecipeMismatch
+from gradindex.search_index import METHODS
 
 ray, cluster_utils = required("ray"), required("ray.cluster_utils")
 # At Ray's own 15 the tests beside these would starve the workers
@@ -249,7 +250,7 @@ def test_killed_finders_are_replaced(
     monkeypatch.setattr(index_module, "FILE_BYTES", 1)
     place = build().store.place
     plain = gradindex.open(place, device="cpu")
-    expected = {method: plain.query(queries, 7, method, opponents=True) for method in index_module.METHODS}
+    expected = {method: plain.query(queries, 7, method, opponents=True) for method in METHODS}
     assert len(index_module.open_index(plain.store, "tracin").facts["files"]) == 10
     index = gradindex.open(place, device="cpu", ray=cluster.address)
     assert index.query(queries, 7, "tracin", opponents=True) == expected["tracin"]

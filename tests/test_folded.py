@@ -8,13 +8,13 @@ import pytest
 from conftest import make_model
 
 import gradindex
-from gradindex import index as index_module
 from gradindex import recipe as recipe_module
+from gradindex import search_index
 from gradindex import store as store_module
 from gradindex.diagnose import report
 from gradindex.errors import CallError, RecipeMismatch
-from gradindex.index import search_vectors
 from gradindex.scoring import unit
+from gradindex.search_index import search_vectors
 from gradindex.upkeep import compact, remove
 from gradindex.verify import damages
 
@@ -30,7 +30,7 @@ def options(model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def narrow(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
-    for module in (index_module, recipe_module):
+    for module in (search_index, recipe_module):
         monkeypatch.setattr(module, "SEARCH_WIDTH", width)
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gradindex.index import METHODS, open_index, search_vectors
+from gradindex.index import open_index
+from gradindex.search_index import METHODS, search_vectors
 from gradindex.store import ROW_ARRAYS, Store
 
 GOLDEN = Path(__file__).parent / "golden"

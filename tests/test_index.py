@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import make_pictures
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,10 +15,13 @@ from test_store import RECIPE, fill
 import gradindex
 from gradindex import index as index_module
 from gradindex import recipe as recipe_module
+from gradindex import search_index
 from gradindex import store as store_module
 from gradindex.errors import CallError, MissingPackage, StoreError
-from gradindex.index import METHODS, build_index, open_index, saved_index, search_vectors
+from gradindex.index import build_index, open_index
 from gradindex.recipe import Recipe
+from gradindex.scoring import scan_both_ends
+from gradindex.search_index import METHODS, saved_index, search_vectors
 from gradindex.store import Store
 from gradindex.upkeep import remove
 
@@ -31,7 +35,7 @@ def test_narrow_rows_are_laid_side_by_side(c: int, t: int, d: int, n: int) -> No
 
 def test_wide_rows_are_folded_without_bias(monkeypatch: pytest.MonkeyPatch) -> None:
     """Folded inner products are right on average over seeds: within 4 standard errors."""
-    for module in (index_module, recipe_module):
+    for module in (search_index, recipe_module):
         monkeypatch.setattr(module, "SEARCH_WIDTH", 16)
     rows = np.random.default_rng(0).standard_normal((3, 2, 5, 12)).astype(np.float32)
     truth = np.einsum("nctd,mctd->nm", rows, rows)
@@ -47,7 +51,7 @@ def test_folded_candidates_are_ranked_again_exactly(
     tmp_path: Path, model: Path, queries: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """FAISS sees 512 of 2 × 512 numbers and proposes 30 of 60 pictures; the scores shown are exact."""
-    for module in (index_module, recipe_module):
+    for module in (search_index, recipe_module):
         monkeypatch.setattr(module, "SEARCH_WIDTH", 512)
     monkeypatch.setattr(index_module, "CANDIDATES", (30,))
     data = make_pictures(tmp_path / "data", 60)
@@ -118,6 +122,32 @@ def test_the_true_ten_are_among_the_candidates(
     assert np.mean([len({*true} & {*mine}) / 10 for true, mine in lists]) >= 0.98
     assert {len(mine) for mine in found} == {min(1499, index.facts["candidates"])}
     assert all(5 not in mine and (np.diff(mine) > 0).all() for mine in found)
+    for query, mine in zip(search_vectors(queries, WIDE), found, strict=True):  # alone as beside others
+        (alone,) = index.candidates(query[None], 10)
+        np.testing.assert_array_equal(alone, mine)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU and faiss-gpu")
+@pytest.mark.parametrize("method", METHODS)
+def test_a_gpu_finds_what_the_cpu_finds(many: Store, method: str) -> None:
+    build_index(many, method, "flat")
+    vectors = search_vectors(many.unnormalized[0][None, :3].transpose(1, 0, 2, 3), WIDE)
+    here, there = open_index(many, method), open_index(many, method, device="cuda")
+    assert there._gpu is not None
+    for mine, other in zip(here.candidates(vectors, 10), there.candidates(vectors, 10), strict=True):
+        np.testing.assert_array_equal(mine, other)
+
+
+def test_rows_whose_squares_vanish_in_float32_are_scanned(tmp_path: Path) -> None:
+    """They agree with their norms all the same, and the scan finds the true ten."""
+    store = Store.create(tmp_path / "idx", WIDE, [str(number) for number in range(40)])
+    rows = np.random.default_rng(0).standard_normal((40, 2, 32))
+    store.write(store.shards()[0], (1e-25 * rows).astype(np.float32), np.zeros((40, 2), np.float32))
+    store.finish()
+    query = rows[:1, None].astype(np.float32)
+    for method in METHODS:
+        found = scan_both_ends(store, query, method, None, 10)[1][0]
+        assert {*true_lists(store, method, query, 10)[0]} <= {*found.tolist()}
 
 
 def test_measured_recall_is_that_of_the_rows(many: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +196,7 @@ def test_files_that_do_not_fit_into_memory_are_read_for_each_query(
     vectors = search_vectors(many.unnormalized[0][None, :3].transpose(1, 0, 2, 3), WIDE)
     build_index(many, "retrac", "flat")
     expected = open_index(many, "retrac").ranked(vectors, 20)
-    monkeypatch.setattr(index_module, "free_memory", lambda: 0)
+    monkeypatch.setattr(search_index, "free_memory", lambda: 0)
     index = open_index(many, "retrac")
     for _ in range(2):
         np.testing.assert_array_equal(index.ranked(vectors, 20), expected)
@@ -229,6 +259,7 @@ def test_both_faiss_wheels_or_none(monkeypatch: pytest.MonkeyPatch, wheels: list
         def __init__(self, name: str) -> None:
             self.name = name
 
-    monkeypatch.setattr(index_module, "distributions", lambda: [Wheel(name) for name in [*wheels, "numpy"]])
+    search_index.require_faiss.cache_clear()
+    monkeypatch.setattr(search_index, "distributions", lambda: [Wheel(name) for name in [*wheels, "numpy"]])
     with pytest.raises(MissingPackage, match=message):
-        index_module.require_faiss()
+        search_index.require_faiss()

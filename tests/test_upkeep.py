@@ -13,6 +13,7 @@ import gradindex
 from gradindex import store as store_module
 from gradindex import work as work_module
 from gradindex.errors import CallError, RecipeMismatch
+from gradindex.index import build_index
 from gradindex.place import Disk
 from gradindex.upkeep import compact, remove
 from gradindex.verify import damages
@@ -153,6 +154,16 @@ def test_an_unknown_id_removes_nothing(build: Build, tmp_path: Path) -> None:
     with pytest.raises(CallError, match=r"1 of 2 ids are not in it, such as 'nobody'"):
         remove(tmp_path / "idx", ["p003.png", "nobody"])
     assert gradindex.open(tmp_path / "idx").store.left_out == index.store.left_out == []
+
+
+def test_an_index_without_a_picture_says_so(build: Build, tmp_path: Path, queries: list[Path]) -> None:
+    index = build()
+    remove(tmp_path / "idx", OLD)
+    with pytest.raises(CallError, match="every picture was skipped or removed"):
+        build_index(gradindex.open(tmp_path / "idx").store, "tracin")
+    with pytest.raises(CallError, match="there is none to answer with"):
+        gradindex.open(tmp_path / "idx").query(queries[:1], 3)
+    assert index.store.summary["pictures"] == 6
 
 
 def test_compact_erases_rows_and_ids(build: Build, data: Path, tmp_path: Path, queries: list[Path]) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from gradindex.index import METHODS, build_index
+from gradindex.index import build_index
 from gradindex.recipe import Recipe
+from gradindex.search_index import METHODS
 from gradindex.store import Store
 
 RECIPE = Recipe(

@@ -29,7 +29,7 @@ from trials import (
 )
 
 from gradindex.errors import CallError, StoreError
-from gradindex.index import METHODS
+from gradindex.search_index import METHODS
 from gradindex.store import Store
 from gradindex.verify import damages
 

@@ -9,10 +9,11 @@ from build import write_pictures
 from subjects import subject
 
 import gradindex
-from gradindex.index import METHODS, build_index, search_vectors
+from gradindex.index import build_index
 from gradindex.ranking import overlap, spearman
 from gradindex.scoring import scan
 from gradindex.search import Index
+from gradindex.search_index import METHODS, search_vectors
 from gradindex.store import Store
 
 COUNT, ASKED = 8000, 100

@@ -18,10 +18,11 @@ from subjects import subject
 import gradindex
 from gradindex.ahead import ahead
 from gradindex.arrays import shard_key
-from gradindex.index import FLAT, METHODS, SearchIndex, build_index, search_vectors
+from gradindex.index import build_index
 from gradindex.place import Disk
-from gradindex.scoring import THREADS, scan, unit
+from gradindex.scoring import THREADS, scan_both_ends, unit
 from gradindex.search import Index
+from gradindex.search_index import FLAT, METHODS, SearchIndex, search_vectors
 from gradindex.store import Store
 
 SIZES = (10_000, 100_000, 1_000_000)
@@ -121,8 +122,7 @@ def ways(store: Store, method: str, queries: np.ndarray) -> dict[str, Any]:
         return [hit.row for hit in opened._hits(blocks[number][None], K, method, None, False, 1, proposed)[0]]
 
     def scan_store() -> None:
-        for _ in scan(store, blocks[:1], method, None):
-            pass
+        scan_both_ends(store, blocks[:1], method, None, K)
 
     flat = build_index(store, method, FLAT)
     truth = [hits(flat, number) for number in range(len(blocks))]
@@ -192,7 +192,7 @@ def seconds_to_read_memory(size: int) -> float:
         began = time.perf_counter()
         numbers.sum()
         times.append(time.perf_counter() - began)
-    return min(times) * size / (numbers.numel() * 4)
+    return float(np.median(times)) * size / (numbers.numel() * 4)
 
 
 def page(results: dict[str, Any]) -> str:

@@ -25,8 +25,8 @@ from gradindex import store as store_module
 from gradindex.arrays import ROW_ARRAYS
 from gradindex.cli import main
 from gradindex.errors import CallError, StoreError
-from gradindex.index import METHODS
 from gradindex.manifest import unseal
+from gradindex.search_index import METHODS
 from gradindex.store import Store
 from gradindex.verify import damages
 

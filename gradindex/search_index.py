@@ -1,0 +1,209 @@
+"""A method's FAISS index over the store's rows: what proposes candidates, whose exact scores the store then has.
+
+The search vector of a picture is its rows over all (checkpoint, timestep), one after the other. Where that is wider
+than SEARCH_WIDTH numbers, each row is added into one vector with random signs and a random shift of its own, which
+keeps inner products right on average.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import cache, cached_property, partial
+from importlib.metadata import distributions
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from gradindex.ahead import ahead
+from gradindex.distributed import Finders
+from gradindex.errors import MissingPackage, StoreError, first_line
+from gradindex.gradients.noise import random_offset, random_signs
+from gradindex.manifest import differences, unseal
+from gradindex.recipe import SEARCH_WIDTH, Recipe
+from gradindex.scoring import Best
+from gradindex.store import Store
+
+METHODS = ("tracin", "retrac")
+FOLD_VERSION = 1  # raised whenever `search_vectors` gives other numbers for the same rows
+FLAT, STORE = "flat", "store"
+K = 10  # hits that the measured number of candidates is for
+CPUS = os.cpu_count() or 1
+
+
+def search_vectors(rows: np.ndarray, recipe: Recipe) -> np.ndarray:
+    """Rows [B, C, T, D] → search vectors [B, W] float32, W = C·T·D or at most SEARCH_WIDTH (at least D)."""
+    batch, checkpoints, timesteps, dim = rows.shape
+    width = max(SEARCH_WIDTH, dim)
+    if checkpoints * timesteps * dim <= width:
+        return np.ascontiguousarray(rows.reshape(batch, checkpoints * timesteps * dim), dtype=np.float32)
+    vectors = np.zeros((batch, width), np.float32)
+    for c in range(checkpoints):
+        for t in range(timesteps):
+            signs = random_signs(recipe.seed, "search", c, t, size=dim)
+            start = random_offset(recipe.seed, "search", c, t, below=width)
+            head = min(dim, width - start)
+            signed = rows[:, c, t] * signs
+            vectors[:, start : start + head] += signed[:, :head]
+            vectors[:, : dim - head] += signed[:, head:]
+    return vectors
+
+
+def saved_index(store: Store, method: str) -> "SearchIndex | None":
+    """The saved index of a method, of whichever rows; None where there is none."""
+    (facts,) = store.place.read_many([facts_of(method)])
+    with suppress(ValueError):
+        return SearchIndex(store, method, unseal(facts, "factory"))
+    return None
+
+
+def _open_again(path: str, method: str, facts: dict[str, Any]) -> "SearchIndex":
+    """The same index in another process."""
+    return SearchIndex(Store(path), method, facts)
+
+
+class SearchIndex:
+    """The search index of a method.
+
+    Attributes:
+        facts: what is in its JSON: which rows it was made from, `factory`, `candidates` (how many have to be scored
+            exactly for 10 hits), and measured on the machine that made it `recall_at_10` and `query_seconds`.
+    """
+
+    def __init__(
+        self, store: Store, method: str, facts: dict[str, Any], ray: str | None = None, device: str = "cpu"
+    ) -> None:
+        self.facts, self._store, self._method, self._ray, self._device = facts, store, method, ray, device
+        self._open: dict[str, Any] = {}
+        self._finders: Finders | None = None
+
+    def fits(self) -> bool:
+        """Whether it is the method's, made from the store's rows."""
+        made, files = made_from(self._store), [part["file"] for part in self.facts["files"]]
+        own = [file_of(self._method, number) for number in range(len(files))]
+        return files == own and {name: self.facts.get(name) for name in made} == made
+
+    def damages(self) -> list[str]:
+        """Which of its files are not as they were made, one line each."""
+        return differences(self._store.place, {part["file"]: part["sha256"] for part in self.facts["files"]})
+
+    def candidates(self, queries: np.ndarray, k: int) -> list[np.ndarray] | None:
+        """Rows among which the best k of each query [Q, W] are, ascending; None: there is no index, scan the store.
+
+        Raises:
+            StoreError: a file is not as it was made.
+        """
+        if self.facts["factory"] == STORE:
+            return None
+        count = self.facts["candidates"] * -(-k // K)
+        return [np.sort(rows) for rows in self.ranked(queries, count)]
+
+    def ranked(self, queries: np.ndarray, count: int) -> list[np.ndarray]:
+        """The `count` rows that FAISS ranks best for each query, best first; none of those that are left out."""
+        left_out = np.array(self._store.left_out, np.int64)
+        wanted = count + len(left_out)
+        best = Best(len(queries), wanted)
+        for rows, scores in self._search_all(queries, wanted):
+            best.add(rows, scores)
+        lists = zip(best.rows, best.scores, strict=True)
+        return [rows[(scores > -np.inf) & ~np.isin(rows, left_out)][:count] for rows, scores in lists]
+
+    def _search_all(self, queries: np.ndarray, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """What each file has, file by file: rows and their scores by FAISS, [Q, up to count] both."""
+        numbers = range(len(self.facts["files"]))
+        if self._ray is None:
+            threads = 1 if self._gpu else CPUS
+            yield from ahead(lambda number: self.search_file(number, queries, count), numbers, threads)
+            return
+        if self._finders is None:
+            opened = partial(_open_again, str(self._store.place), self._method, self.facts)
+            self._finders = Finders(self._ray, opened, len(numbers))
+        found = dict(self._finders.search(queries, count))
+        yield from (found[number] for number in numbers)
+
+    def search_file(self, number: int, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """What one file has for the queries [Q, W]: rows and their scores by FAISS, [Q, up to count] both."""
+        first, stop = self.facts["files"][number]["rows"]
+        index, count = self.load(number), min(count, stop - first)
+        if self.facts["factory"] == FLAT and len(queries) == 1 and not self._gpu:  # FAISS takes twice the time
+            vectors = require_faiss().rev_swig_ptr(index.get_xb(), index.ntotal * index.d).reshape(-1, index.d)
+            products = np.vecdot(vectors, queries)
+            found = np.argpartition(products, -count)[-count:]
+            return found[None] + first, products[None, found]
+        require_faiss().omp_set_num_threads(max(1, CPUS // len(self.facts["files"])))  # in this thread
+        scores, found = index.search(queries, count)
+        return found + first, np.where(found < 0, -np.inf, scores)
+
+    def load(self, number: int) -> Any:
+        """The FAISS index of one file. They stay in memory where all of them fit into half of what is free."""
+        part = self.facts["files"][number]
+        opened = self._open.get(part["file"]) or self._fetch(part)
+        if "nprobe" in self.facts:
+            require_faiss().ParameterSpace().set_index_parameter(opened, "nprobe", self.facts["nprobe"])
+        if sum(each["bytes"] for each in self.facts["files"]) < free_memory() // 2:
+            self._open[part["file"]] = opened
+        return opened
+
+    def _fetch(self, part: dict[str, Any]) -> Any:
+        place = self._store.place
+        try:
+            content = np.frombuffer(place.fetch(part["file"], part["sha256"]), np.uint8)
+            index = require_faiss().deserialize_index(content)
+        except (ValueError, FileNotFoundError, RuntimeError) as error:  # RuntimeError: another FAISS wrote it
+            raise StoreError(f"{place}: {part['file']} is damaged ({first_line(error)})") from error
+        return require_faiss().index_cpu_to_gpu(self._gpu, 0, index) if self._gpu else index
+
+    @cached_property
+    def _gpu(self) -> Any:
+        """What FAISS needs to search flat vectors on the GPU, a thread at a time; None where it takes the CPU."""
+        faiss = require_faiss()
+        wanted = self._device.startswith("cuda") and self.facts["factory"] == FLAT
+        there = wanted and hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus()
+        return faiss.StandardGpuResources() if there else None
+
+
+def made_from(store: Store) -> dict[str, Any]:
+    """What an index must agree with: the rows, and how search vectors are made of them."""
+    return {"recipe": store.recipe.digest, "state": store.summary["state"], "fold": FOLD_VERSION}
+
+
+def file_of(method: str, number: int) -> str:
+    """A method's index file of that number."""
+    return f"faiss/{method}{f'-{number}' * (number > 0)}.faiss"
+
+
+def facts_of(method: str) -> str:
+    """The file with a method's facts."""
+    return f"faiss/{method}.json"
+
+
+def free_memory() -> int:
+    """Bytes that can still be had: what the kernel calls available, or half of a container's limit."""
+    free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2]
+    with suppress(OSError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable")]
+    with suppress(OSError, ValueError):  # "max" where there is no limit
+        free.append(int(Path("/sys/fs/cgroup/memory.max").read_text()) // 2)
+    return min(free)
+
+
+@cache
+def require_faiss() -> ModuleType:
+    """The faiss module.
+
+    Raises:
+        MissingPackage: no wheel is installed, or two that overwrite each other.
+    """
+    wheels = sorted({d.name for d in distributions() if (d.name or "").startswith(("faiss-cpu", "faiss-gpu"))})
+    if len(wheels) > 1:
+        raise MissingPackage(
+            f"{' and '.join(wheels)} overwrite each other's files: uninstall all of them, then install"
+            " gradindex[cpu] or gradindex[gpu]"
+        )
+    if not wheels:
+        raise MissingPackage("FAISS is not installed: pip install 'gradindex[cpu]', or [gpu] where there is CUDA")
+    import faiss
+
+    return faiss
