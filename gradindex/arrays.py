@@ -112,6 +112,7 @@ def read_pieces(
     spans = [(int(run[0]) % per_shard * size, (int(run[-1]) % per_shard + 1) * size) for run in runs]
     bounds = np.searchsorted(rows, [int(run[-1] + 1) * chunk for run in runs]).tolist()
     ranges = [(file, *span) for file, span in zip(files, spans, strict=True)]
+    waiting: list[np.ndarray] = []  # rows that lie apart, handed on together
     for run, file, content, first, last in zip(
         runs, files, place.read_ranges(ranges), [0, *bounds], bounds, strict=False
     ):
@@ -123,10 +124,13 @@ def read_pieces(
                 raise ValueError(f"{file} was changed")
         values = block[:, :-CHECKSUM].view(stored).reshape(len(run), chunk, *picture)
         if last - first == len(run) * chunk:  # all of them
-            yield values.astype(dtype or stored).reshape(-1, *picture)
+            waiting.append(values.astype(dtype or stored).reshape(-1, *picture))
         else:
             mine = rows[first:last] - int(run[0]) * chunk
-            yield values[mine // chunk, mine % chunk].astype(dtype or stored, copy=False)
+            waiting.append(values[mine // chunk, mine % chunk].astype(dtype or stored, copy=False))
+        if last == len(rows) or len(waiting) * waiting[-1].nbytes >= READ_BYTES // 2:
+            yield np.concatenate(waiting) if len(waiting) > 1 else waiting[0]
+            waiting = []
 
 
 def _create(group: Any, name: str, shape: tuple[int, ...], shard_rows: int, chunk_rows: int) -> Any:

@@ -95,7 +95,7 @@ class Disk:
     def read_ranges(self, ranges: Iterable[tuple[str, int, int]]) -> Iterator[bytes]:
         """The bytes from start to before stop of files, fewer where one ends; FileNotFoundError when it is absent."""
         for name, group in groupby(ranges, key=itemgetter(0)):
-            handle = os.open(self.path / name, os.O_RDONLY)
+            handle = os.open(f"{self.path}/{name}", os.O_RDONLY)
             try:
                 for _, start, stop in group:
                     yield os.pread(handle, stop - start, start)

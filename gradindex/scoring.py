@@ -29,6 +29,8 @@ class Best:
 
     def add(self, rows: np.ndarray, scores: np.ndarray) -> None:
         """Scores [Q, B] of rows [B] that come after all before; −∞ never counts."""
+        if self.scores.shape[1] == self._k and (scores <= self.scores[:, -1:]).all():
+            return
         every = np.concatenate([self.scores, scores], axis=1)
         order = np.argsort(-every, axis=1, kind="stable")[:, : self._k]
         self.scores = np.take_along_axis(every, order, axis=1)

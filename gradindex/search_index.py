@@ -114,7 +114,7 @@ class SearchIndex:
         numbers = range(len(self.facts["files"]))
         if self._ray is None:
             threads = 1 if self._gpu else CPUS
-            yield from ahead(lambda number: self.search_file(number, queries, count), numbers, threads)
+            yield from ahead(lambda number: self.search_file(number, queries, count), numbers, threads, 4 * threads)
             return
         if self._finders is None:
             opened = partial(_open_again, str(self._store.place), self._method, self.facts)

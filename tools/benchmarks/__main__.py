@@ -12,7 +12,7 @@ from gradindex.cli import keep_freed_memory
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="tools/bench", description=__doc__)
-    names = ["gradients", "build", "noise", "paper", "search", "folded", "chaos", "memory"]
+    names = ["gradients", "build", "noise", "paper", "search", "folded", "chaos", "memory", "workers"]
     parser.add_argument("name", choices=names)
     parser.add_argument("only", nargs="*", help="some architectures or parts; nothing is published then")
     parser.add_argument("--work", type=Path, default=Path(".bench"), help="where models and exact scores are kept")
