@@ -172,7 +172,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, model: Path) -> None:
     """Interrupted while it works: one line, status 1; the same command finishes the job."""
     data = make_pictures(tmp_path / "data", 100)
     command = [sys.executable, "-m", "gradindex.cli", "build", str(tmp_path / "idx"), "--model", str(model)]
-    command += ["--data", str(data), "--timesteps", "30", "--dim", "16"]
+    command += ["--data", str(data), "--timesteps", "60", "--dim", "16"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "idx/zarr.json").exists():
         assert process.poll() is None
