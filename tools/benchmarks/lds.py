@@ -2,7 +2,7 @@
 
 import multiprocessing
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -19,6 +19,7 @@ from subjects import fashion_mnist, halved
 import gradindex
 from gradindex.evaluate import lds
 from gradindex.gradients.noise import noise
+from gradindex.memory import keep_freed_memory
 from gradindex.ranking import spearman
 from gradindex.recipe import grid
 from gradindex.scoring import unit
@@ -129,10 +130,20 @@ def train_all(work: Path) -> np.ndarray:
     """The losses of every model, [SUBSETS, SEEDS, 2 · ASKED], one process for each core."""
     asked_pictures(work)
     jobs = [(subset, seed) for seed in range(SEEDS) for subset in range(SUBSETS)]
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=spawn, initializer=partial(torch.set_num_threads, 1)) as pool:
-        found = list(pool.map(partial(losses_of, work), *zip(*jobs, strict=True)))
+    found = in_processes(losses_of, work, *zip(*jobs, strict=True))
     return np.stack(found).reshape(SEEDS, SUBSETS, -1).transpose(1, 0, 2)
+
+
+def in_processes(losses: Callable[..., np.ndarray], work: Path, *arguments: Iterable[Any]) -> list[np.ndarray]:
+    """What a function gives for each of some arguments, one process for each core, one thread each."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=spawn, initializer=one_thread) as pool:
+        return list(pool.map(partial(losses, work), *arguments))
+
+
+def one_thread() -> None:
+    torch.set_num_threads(1)
+    keep_freed_memory()
 
 
 @dataclass(frozen=True)
@@ -260,10 +271,12 @@ def run(work: Path, device: str, only: list[str]) -> None:
             for setting in SETTINGS if setting in SWEPT for method in METHODS for damping in DAMPINGS
         ],
     }  # fmt: skip
+    results["counterfactuals"] = counterfactuals(work)
     text = page(results)
     print(text)
     if not only:
         record.save("lds", device, "tools/bench lds", results, text)
+        draw(results, record.FOLDER / "lds.svg")
 
 
 SWEPT = [Setting(), *(Setting(dim=n) for n in (256, 1024, 8192)), *(Setting(timesteps=n) for n in (1, 50))]
@@ -297,6 +310,54 @@ def measured(truth: Truth, setting: Setting, rows: Rows, other: Rows | None) -> 
     return found
 
 
+BEST = {  # whose pictures are taken out, beside those of pixels and random ones
+    "tracin, whitened": ("tracin", "matched", "whitened"),
+    "retrac, whitened": ("retrac", "matched", "whitened"),
+    "retrac, plain": ("retrac", "matched", "plain"),
+}
+TAKEN_OUT, REMOVED_FOR, RANDOM = 50, (*range(8), *range(ASKED, ASKED + 8)), 8  # pictures; for which ones asked; models
+
+
+def counterfactuals(work: Path) -> dict[str, dict[str, list[float]]]:
+    """What taking out a picture's highest does to its loss, in per cent of the mean loss after random removals.
+
+    Mean and the ends of its 95 % bootstrap interval over pictures, for validation and generated ones.
+    """
+    rows, (training, asked) = Rows.of(work, Setting()), (pictures(work.parent)[0], asked_pictures(work))
+    ways = {name: rows.scores(*way) for name, way in BEST.items()} | {"pixel cosine": cosine(training, asked)}
+    jobs = {f"random-{number}": np.random.default_rng(number).permutation(PICTURES)[:TAKEN_OUT]
+            for number in range(RANDOM)}  # fmt: skip
+    jobs |= {f"{name}-{query}": np.argsort(-scores[query])[:TAKEN_OUT] for name, scores in ways.items()
+             for query in REMOVED_FOR}  # fmt: skip
+    losses = dict(zip(jobs, in_processes(losses_without, work, jobs, jobs.values()), strict=True))
+    base = np.mean([losses[f"random-{number}"] for number in range(RANDOM)], axis=0)
+    found: dict[str, dict[str, list[float]]] = {}
+    for name in ways:
+        rise = {query: 100 * (losses[f"{name}-{query}"][query] / base[query] - 1) for query in REMOVED_FOR}
+        kinds = {"validation": [value for query, value in rise.items() if query < ASKED],
+                 "generated": [value for query, value in rise.items() if query >= ASKED]}  # fmt: skip
+        found[name] = {kind: interval(values) for kind, values in kinds.items()}
+    return found
+
+
+def losses_without(work: Path, name: str, removed: np.ndarray) -> np.ndarray:
+    """The losses of a model that was trained without some pictures, [2 · ASKED]."""
+    file = work / f"without-{name}.npy"
+    if not file.exists():
+        data = np.delete(pictures(work.parent)[0], removed, axis=0)
+        draft = file.with_suffix(".draft.npy")
+        np.save(draft, true_losses(train(data, 10_000), asked_pictures(work)))  # the whole model's seed
+        os.replace(draft, file)
+    return np.load(file)
+
+
+def interval(values: Sequence[float]) -> list[float]:
+    """The mean, and the ends of its 95 % bootstrap interval."""
+    array = np.asarray(values)
+    means = array[np.random.default_rng(0).integers(len(array), size=(2000, len(array)))].mean(1)
+    return [float(value) for value in (array.mean(), *np.quantile(means, [0.025, 0.975]))]
+
+
 def cosine(training: np.ndarray, asked: np.ndarray) -> np.ndarray:
     """Of pixels, [Q, N]."""
     return unit(asked.reshape(len(asked), -1)) @ unit(training.reshape(len(training), -1)).T
@@ -327,6 +388,36 @@ def page(results: dict[str, Any]) -> str:
 {record.table(rows)}
 
 {record.table(damping)}"""
+
+
+WAYS = [  # of the plot: its name, the setting, method, pairing and treatment
+    (f"{treatment} {method}, {noise} noise, {pairing}", Setting(noise=noise), method, pairing, treatment)
+    for noise, pairing in (("own", "mean"), ("shared", "mean"), ("shared", "matched"))
+    for treatment in ("plain", "centred", "whitened")
+    for method in METHODS
+]
+
+
+def draw(results: dict[str, Any], file: Path) -> None:
+    """A bar for each way at ten timesteps, with its interval, beside pixels."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    bars = {"pixel cosine": results["baselines"]["pixel cosine"]}
+    for name, setting, *way in WAYS:
+        wanted = {**asdict(setting), **dict(zip(("method", "pairing", "treatment"), way, strict=True))}
+        bars[name] = next(row for row in results["rows"] if wanted.items() <= row.items())
+    figure, both = plt.subplots(1, 2, figsize=(11, 6), sharey=True, layout="constrained")
+    for axes, kind in zip(both, ("validation", "generated"), strict=True):
+        means, lows, highs = np.array([bar[kind] for bar in bars.values()]).T
+        colours = ["#888", *("#246" if "whitened" in name else "#9bd" for name, *_ in WAYS)]
+        axes.barh(list(bars), means, xerr=[means - lows, highs - means], color=colours, error_kw={"lw": 1})
+        axes.axvline(means[0], color="#888", lw=1, ls=":")
+        axes.set(title=f"{kind} pictures", xlabel="linear datamodeling score × 100")
+    both[0].invert_yaxis()
+    figure.savefig(file)
 
 
 def _shown(facts: dict[str, Any]) -> dict[str, str]:
