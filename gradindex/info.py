@@ -12,7 +12,8 @@ def describe(store: Store) -> str:
     """What an index holds and what is missing, a line each."""
     recipe, rows = store.recipe, store.shape[1]
     shards, missing = len(store.shards()), store.missing()
-    less = {"skipped": 0 if missing else len(store.summary["skipped"]), "removed": len(store.attributes["removed"])}
+    removed = sum(row is not None for row in store.attributes["removed"].values())  # and not erased by `compact`
+    less = {"skipped": 0 if missing else len(store.summary["skipped"]), "removed": removed}
     without = ", ".join(f"{count} {why}" for why, count in less.items() if count)
     searches = {name: saved_index(store, name) for name in NAMES}
     facts = {

@@ -14,7 +14,9 @@ from gradindex import store as store_module
 from gradindex import work as work_module
 from gradindex.errors import CallError, RecipeMismatch
 from gradindex.index import build_index
+from gradindex.info import describe
 from gradindex.place import Disk
+from gradindex.store import Store
 from gradindex.upkeep import compact, remove
 from gradindex.verify import damages
 
@@ -173,7 +175,9 @@ def test_compact_erases_rows_and_ids(build: Build, data: Path, tmp_path: Path, q
     gone, kept = index.store.unnormalized[0][[0, 4]], index.store.unnormalized[:][:, [1, 2, 3, 5]]
     remove(tmp_path / "idx", [OLD[0], OLD[4]])
     expected = gradindex.open(tmp_path / "idx").query(queries, 9)
+    assert "6 (1 skipped, 2 removed)" in describe(Store(tmp_path / "idx"))
     store = compact(tmp_path / "idx")
+    assert "4 (1 skipped)" in describe(store)
     assert store.sample_ids == [OLD[row] for row in (1, 2, 3, 5)]
     assert store.left_out == [1]
     np.testing.assert_array_equal(store.unnormalized[:], kept)
