@@ -30,7 +30,7 @@ from gradindex.search_index import (
 )
 from gradindex.store import Store
 
-LADDER = ("PCA64,SQfp16", "PCA256,SQfp16", "HR,RaBitQfs4", STORE)  # `auto`, until the measured recall is high enough
+LADDER = ("PCA64,SQfp16", "PCA256,SQfp16", "HR,RaBitQ4", STORE)  # `auto`, until the measured recall is high enough
 FLAT_BYTES = 1 << 30  # of search vectors, up to which they are kept as they are
 FILE_BYTES = 64 << 20  # of an index file, about
 TRAINED_ON = 4096  # vectors, or 64 for each list of an inverted file

@@ -19,7 +19,7 @@ from gradindex.store import Store
 COUNT, ASKED = 8000, 100
 TIMESTEPS, DIM = 10, 1024
 K = 10
-FACTORIES = ("flat", "PCA64,SQfp16", "PCA256,SQfp16", "HR,RaBitQfs", "HR,RaBitQfs4")
+FACTORIES = ("flat", "PCA64,SQfp16", "PCA256,SQfp16", "HR,RaBitQ", "HR,RaBitQ4", "HR,RaBitQfs")
 
 
 def run(work: Path, device: str, only: list[str]) -> None:
@@ -92,4 +92,7 @@ With `--rows folded` the fold is all that is kept, and its scores are what a que
 With all rows in the store the fold only proposes candidates, which are then scored exactly. How often the true ten are
 among as many as the index found to need, when it measured itself with sums of two rows as queries:
 
-{record.table(indexes)}"""
+{record.table(indexes)}
+
+FAISS's fast scan of RaBitQ codes (`fs`) fails at 4,096 numbers, where the plain one does not, so *auto* takes the plain
+one; an index that finds too little recall says so, and *auto* goes on to an exact scan."""
