@@ -204,11 +204,12 @@ def query(
     results = opened.query(pictures, k, method, **options)
     _say(f"gradients {opened.seconds['gradients']:.2f} s, search {opened.seconds['search']:.2f} s")
     if style == "json":
-        text = r.to_json(results, index, method, k)
+        text = r.to_json(results, index, method, k, whiten)
     elif style == "table":
-        text = r.to_table(results, method)
+        text = r.to_table(results, method, whiten)
     else:
-        text = r.to_html([(method, results)], opened.thumbnail, [read_thumbnail(path) for path in pictures])
+        shown = [read_thumbnail(path) for path in pictures]
+        text = r.to_html([(method, results)], opened.thumbnail, shown, whitened=whiten)
     if output is None:
         click.echo(text)
     else:

@@ -35,7 +35,7 @@ from gradindex.scoring import (
 )
 from gradindex.search_index import METHODS, WHITENED, SearchIndex, search_vectors
 from gradindex.store import Store
-from gradindex.whiten import Whitening
+from gradindex.whiten import is_wide, whitened
 
 QUERY_TIMESTEPS = 25  # of the mean pairing
 QUERY_DRAWS = 2
@@ -275,14 +275,14 @@ class Index:
         if whiten is not False:
             damping = None if whiten is True else whiten
             pairs = zip(methods, whole, strict=True)
-            return [Whitening(self.store, method, self.device).whitened(block, damping) for method, block in pairs]
+            return [whitened(self.store, method, block, damping, self.device) for method, block in pairs]
         return whole
 
     def _proposed(
         self, block: np.ndarray, k: int, method: str, span: Span | None, whiten: bool | float, signs: Sequence[int]
     ) -> dict[int, list[np.ndarray]]:
         """Rows among which the best k of each query are, and the worst (sign −1), ascending: from FAISS or a scan."""
-        if span is None and isinstance(whiten, bool):
+        if span is None and isinstance(whiten, bool) and not (whiten and is_wide(self.store)):
             name = method + WHITENED * whiten
             try:
                 if name not in self._searches:

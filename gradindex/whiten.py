@@ -7,12 +7,15 @@ Kept in the store's `whiten` folder, per method: for each block the lower Choles
 gives back GᵀG/N, for another damping and for rows that were added later. The score qᵀ(LLᵀ)⁻¹g is the inner product of
 L⁻¹q and L⁻¹g, the half-whitened rows, which FAISS is given.
 
+Where rows are too wide for a D × D matrix, up to 2,048 of them, S, evenly spread, stand for all, and
+(SᵀS/m + λI)⁻¹ q = (q − Sᵀ (SSᵀ + mλI)⁻¹ S q) / λ, which is exact where they are all. Nothing is kept of that.
+
 Removed pictures count until `compact` makes the folder anew; skipped ones have zero rows.
 """
 
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -31,6 +34,47 @@ VERSION = 1
 DAMPING = 10.0
 READERS = 2  # threads that read ahead
 WIDEST = 8192  # numbers in a row, up to which GᵀG is made
+SAMPLE = 2048  # rows that stand for all where they are wider
+
+
+def whitened(
+    store: Store, method: str, block: np.ndarray, damping: float | None = None, device: str = "cpu"
+) -> np.ndarray:
+    """(GᵀG/N + λI)⁻¹ q of query blocks [Q, C, T, D] float32."""
+    if is_wide(store):
+        return _whitened_by_some(store, method, block, DAMPING if damping is None else damping)
+    return Whitening(store, method, device).whitened(block, damping)
+
+
+def is_wide(store: Store) -> bool:
+    """Whether rows are too wide for a D × D matrix; then there are no search files of half-whitened rows."""
+    return store.shape[3] > WIDEST
+
+
+def _whitened_by_some(store: Store, method: str, block: np.ndarray, damping: float) -> np.ndarray:
+    checkpoints, pictures, timesteps, dim = store.shape
+    kept = np.setdiff1d(np.arange(pictures), store.summary["skipped"])
+    fitting = max(1, min(SAMPLE, free_memory() // 2 // (8 * timesteps * dim)))
+    chosen = np.unique(np.linspace(0, len(kept) - 1, min(fitting, len(kept))).astype(int))
+    out = np.empty_like(block)
+    for c in range(checkpoints):
+        rows = _rows(store, method, c, kept[chosen])
+        for t in range(timesteps):
+            some, q = torch.from_numpy(rows[:, t]), torch.from_numpy(block[:, c, t])
+            gram = (some @ some.T).double()
+            load = len(some) * (damping * float(gram.trace()) / len(some) / dim or 1.0)
+            inner = torch.cholesky_solve((some @ q.T).double(), _cholesky(gram, load, _TOO_SMALL.format(damping)))
+            out[:, c, t] = ((q - (some.T @ inner.float()).T) * (len(some) / load)).numpy()
+    return out
+
+
+def _rows(store: Store, method: str, checkpoint: int, rows: slice | np.ndarray) -> np.ndarray:
+    """A method's rows [B, T, D] float32."""
+    pieces = row_pieces(store, checkpoint, rows, method == "retrac", np.float32)
+    return np.concatenate([g / divisor.astype(np.float32)[:, :, None] for g, divisor in pieces])
+
+
+_TOO_SMALL = "damping = {}: too small for these rows"
 
 
 class Whitening:
@@ -41,8 +85,10 @@ class Whitening:
     """
 
     def __init__(self, store: Store, method: str, device: str = "cpu") -> None:
-        if store.shape[3] > WIDEST:
-            raise CallError(f"whiten: rows of {store.shape[3]} numbers are too wide, {WIDEST} is the most")
+        if is_wide(store):
+            raise CallError(
+                f"rows of {store.shape[3]} numbers are too wide to whiten search files, {WIDEST} is the most"
+            )
         self._store, self._method, self._device = store, method, device
         saved = saved_whitening(store, method)
         self.facts = saved if saved and fits(store, method, saved) else self._make(saved)
@@ -81,7 +127,7 @@ class Whitening:
             factor = self._factor(block).double()
             if damping not in (None, self.facts["damping"]):
                 change = block["lambda"] * (damping / self.facts["damping"] - 1)
-                factor = _cholesky(factor @ factor.T, change, f"damping = {damping}: too small for these rows")
+                factor = _cholesky(factor @ factor.T, change, _TOO_SMALL.format(damping))
             yield *block["block"], factor
 
     def _factor(self, block: dict[str, Any]) -> Any:
@@ -123,12 +169,7 @@ class Whitening:
 
     def _grams(self, checkpoint: int, timesteps: range, first: int) -> Any:
         """GᵀG at some timesteps, [timesteps, D, D] float32, from one pass over the pictures from `first` on."""
-        dim, unit = self._store.shape[3], self._method == "retrac"
-
-        def read(rows: slice) -> np.ndarray:
-            pieces = row_pieces(self._store, checkpoint, rows, unit, np.float32)
-            return np.concatenate([g / d.astype(np.float32)[:, :, None] for g, d in pieces])
-
+        dim, read = self._store.shape[3], partial(_rows, self._store, self._method, checkpoint)
         grams = torch.zeros(len(timesteps), dim, dim, device=self._device)
         blocks = list(self._store.blocks(first))
         bar = tqdm(ahead(read, blocks, READERS), f"{self._method} whitening", len(blocks), delay=2, disable=None)

@@ -80,6 +80,25 @@ def test_whitened_queries_equal_dense_algebra(tmp_path: Path, block: np.ndarray,
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_wide_rows_are_whitened_by_some_of_them(
+    tmp_path: Path, block: np.ndarray, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same, where these are all; near it, where they are half."""
+    store = make_store(tmp_path / "idx", 200)
+    monkeypatch.setattr(whiten_module, "WIDEST", 15)
+    for damping in (DAMPING, 0.1):
+        expected = dense(store, method, block, damping)
+        found = whiten_module.whitened(store, method, block, damping)
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * expected.max())
+    monkeypatch.setattr(whiten_module, "SAMPLE", 100)
+    found, expected = whiten_module.whitened(store, method, block), dense(store, method, block)
+    assert 0.001 < np.linalg.norm(found - expected) / np.linalg.norm(expected) < 0.1
+    with pytest.raises(CallError, match="16 numbers are too wide"):
+        Whitening(store, method)
+    assert not (tmp_path / "idx/whiten").exists()
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_half_whitened_rows_have_the_same_products(tmp_path: Path, block: np.ndarray, method: str) -> None:
     store = make_store(tmp_path / "idx", 40)
     whitening, rows = Whitening(store, method), store.unnormalized[:].transpose(1, 0, 2, 3)
@@ -190,9 +209,9 @@ def test_whitened_answers_are_those_of_the_formula(
 def test_the_command_whitens(index: gradindex.Index, queries: list[Path]) -> None:
     place = index.store.place
     done = run("query", place, queries[0], "-k", 3, "--whiten", "--format", "json")
-    assert [hit["id"] for hit in json.loads(done.stdout)["queries"][0]["hits"]] == index.query(
-        queries[:1], 3, whiten=True
-    )[0].ids
+    answer, expected = json.loads(done.stdout), index.query(queries[:1], 3, whiten=True)[0]
+    assert ([hit["id"] for hit in answer["queries"][0]["hits"]], answer["whitened"]) == (expected.ids, True)
+    assert "(retrac, whitened ± standard error" in run("query", place, queries[0], "--whiten").stdout
     done = run("query", place, queries[0], "--damping", 3)
     assert (done.returncode, "--damping is of --whiten" in done.stderr) == (2, True)
     assert "retrac-whitened" in run("info", place).stdout
