@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gradindex import distributed, search
+from gradindex import distributed, search, whiten
 from gradindex.arrays import IDS, ROW_ARRAYS
 from gradindex.dataset import Columns, Dataset
 from gradindex.denoiser import resolve_device
@@ -20,7 +20,7 @@ from gradindex.manifest import is_store
 from gradindex.place import Place, at
 from gradindex.plan import DIM, Plan, prepare
 from gradindex.recipe import FULL
-from gradindex.search_index import METHODS, require_faiss
+from gradindex.search_index import METHODS, NAMES, facts_of, require_faiss
 from gradindex.store import Store
 from gradindex.upkeep import grow, id_key
 from gradindex.work import Work, exchanged, fill, find_strong, missing_shards, progress
@@ -41,6 +41,7 @@ def build(
     draws: int = 1,
     noise: str | None = None,
     loss: str = "mse",
+    output: str = "loss",
     projection: str = "auto",
     dim: int = DIM,
     rows: str = FULL,
@@ -75,6 +76,7 @@ def build(
         noise: "shared" by all pictures and queries (the default of a grid), each picture its "own", or "recorded",
             the very noise of training (the default of recorded timesteps).
         loss: "mse" or "l1".
+        output: what gradients are taken of: "loss", or "mean-square" of what the model gives (D-TRAK).
         projection: "auto" (two-sided, then sketched), "sketch" (exact per-sample weight gradients, sketched),
             "rademacher" (dense, slow: a baseline) or "none" (exact, small models).
         dim: width D of a projected row.
@@ -111,8 +113,8 @@ def build(
     asked: dict[str, Any] = {
         "model": model, "data": data, "checkpoints": checkpoints, "scheduler": scheduler, "columns": columns,
         "timesteps": timesteps, "log": log, "events": events, "missing": missing, "draws": draws, "noise": noise,
-        "loss": loss, "projection": projection, "dim": dim, "rows": rows, "params": params, "seed": seed,
-        "dtype": dtype, "batch_size": batch_size, "skip_bad": skip_bad,
+        "loss": loss, "output": output, "projection": projection, "dim": dim, "rows": rows, "params": params,
+        "seed": seed, "dtype": dtype, "batch_size": batch_size, "skip_bad": skip_bad,
     }  # fmt: skip
     _check_target(place)
     require_faiss()
@@ -134,8 +136,10 @@ def build(
     if len(store.left_out) == len(store.sample_ids):
         raise DataError(f"data {data}: not one of {len(store.sample_ids)} pictures can be read")
     for method in METHODS:
-        if open_index(store, method).damages():
-            build_index(store, method)
+        whiten.mend(store, method, here)
+    for name in NAMES:
+        if (name in METHODS or place.sizes([facts_of(name)])) and open_index(store, name).damages():
+            build_index(store, name)
     place.drop_aside()
     return search.Index(store, None, here)
 

@@ -1,7 +1,5 @@
 """The command line: parse, call, print. The only room that prints or exits."""
 
-import ctypes
-import json
 import os
 import sys
 import warnings
@@ -10,10 +8,9 @@ from typing import Any
 
 import click
 
-from gradindex import flags
+from gradindex import cli_evaluate, flags
 from gradindex.errors import GradindexError
-
-METHODS = click.Choice(["retrac", "tracin"])
+from gradindex.memory import keep_freed_memory
 
 
 class _Commands(click.Group):
@@ -97,6 +94,13 @@ def main(debug: bool) -> None:
 )
 @click.option("--loss", type=click.Choice(["mse", "l1"]), default="mse", show_default=True)
 @click.option(
+    "--output",
+    type=click.Choice(["loss", "mean-square"]),
+    default="loss",
+    show_default=True,
+    help="What gradients are taken of: the loss, or the mean square of what the model gives.",
+)
+@click.option(
     "--projection",
     type=click.Choice(["auto", "rademacher", "sketch", "none"]),
     default="auto",
@@ -120,7 +124,7 @@ def main(debug: bool) -> None:
     show_default=True,
     help="Of the weights while gradients are taken.",
 )
-@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda")
+@flags.DEVICE
 @click.option("--batch-size", default="auto", show_default=True, callback=flags.to_batch_size, metavar="auto|B")
 @click.option("--skip-bad", is_flag=True, help="Leave out pictures that cannot be read.")
 @click.option("--overwrite", is_flag=True, help="Replace an index of another recipe or data set.")
@@ -157,7 +161,7 @@ def build(index: str, image_column: str, id_column: str, label_column: str, dry_
 @click.argument("index")
 @click.argument("pictures", nargs=-1, required=True, metavar="PICTURE...")
 @click.option("-k", default=10, show_default=True, help="How many training pictures.")
-@click.option("--method", type=METHODS, default="retrac", show_default=True, help="Cosine, or inner product.")
+@click.option("--method", type=flags.METHODS, default="retrac", show_default=True, help="Cosine, or inner product.")
 @click.option("--opponents", is_flag=True, help="Also the most negative ones.")
 @click.option(
     "--pairing",
@@ -168,15 +172,26 @@ def build(index: str, image_column: str, id_column: str, label_column: str, dry_
 @click.option("--query-draws", type=int, metavar="M", help="Noise draws of the mean pairing.  [default: 2]")
 @click.option("--timesteps", callback=flags.to_range, metavar="A:B", help="Only rows at timesteps from A to below B.")
 @click.option("--by-timestep", is_flag=True, help="Also what each timestep adds to a score.")
-@click.option("--class-label", type=int, help="Of the pictures, for a class-conditional model.")
-@click.option("--model", help="Where the model is now, when it was moved since the build.")
-@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda")
+@click.option(
+    "--whiten/--no-whiten",
+    default=False,
+    show_default=True,
+    help="Have what all pictures' gradients have in common count for little.",
+)
+@click.option(
+    "--damping",
+    type=click.FloatRange(0, min_open=True),
+    help="Of whitening, in mean squares of a coordinate; another than the default scans the store.  [default: 10]",
+)
+@flags.CLASS_LABEL
+@flags.MODEL
+@flags.DEVICE
 @click.option("--ray", metavar="local|ADDRESS", help="Have a Ray cluster search the index files.")
 @click.option("--format", "style", type=click.Choice(["table", "json", "html"]), default="table", show_default=True)
 @click.option("--output", type=click.Path(path_type=Path), help="File to write, instead of the terminal.")
 def query(
-    index: str, pictures: tuple[str, ...], k: int, method: str, model: str, device: str, ray: str | None, style: str,
-    output: Path | None, **options: Any,
+    index: str, pictures: tuple[str, ...], k: int, method: str, whiten: bool, damping: float | None, model: str,
+    device: str, ray: str | None, style: str, output: Path | None, **options: Any,
 ) -> None:  # fmt: skip
     """List the training pictures that shaped each PICTURE."""
     from gradindex import results as r
@@ -185,14 +200,16 @@ def query(
 
     keep_freed_memory()
     opened = search.open(index, model=model, device=device, ray=ray)
+    options["whiten"] = flags.to_whiten(whiten, damping)
     results = opened.query(pictures, k, method, **options)
     _say(f"gradients {opened.seconds['gradients']:.2f} s, search {opened.seconds['search']:.2f} s")
     if style == "json":
-        text = r.to_json(results, index, method, k)
+        text = r.to_json(results, index, method, k, whiten)
     elif style == "table":
-        text = r.to_table(results, method)
+        text = r.to_table(results, method, whiten)
     else:
-        text = r.to_html([(method, results)], opened.thumbnail, [read_thumbnail(path) for path in pictures])
+        shown = [read_thumbnail(path) for path in pictures]
+        text = r.to_html([(method, results)], opened.thumbnail, shown, whitened=whiten)
     if output is None:
         click.echo(text)
     else:
@@ -202,7 +219,7 @@ def query(
 
 @main.command("index")
 @click.argument("index")
-@click.option("--method", type=METHODS, help="Only this one.  [default: both]")
+@click.option("--method", type=flags.METHODS, help="Only this one.  [default: both]")
 @click.option(
     "--factory",
     default="auto",
@@ -211,15 +228,16 @@ def query(
     help="Float vectors, none at all (a query scans the store), or a string of FAISS's index_factory;"
     " auto takes float vectors up to a gigabyte, then codes that have measured a recall of 0.995.",
 )
-def index_(index: str, method: str | None, factory: str) -> None:
+@click.option("--whiten/--no-whiten", default=False, show_default=True, help="Those for whitened queries.")
+def index_(index: str, method: str | None, factory: str, whiten: bool) -> None:
     """Make the search files of INDEX anew from its store, and measure them."""
     from gradindex.index import build_index
     from gradindex.info import search_facts
-    from gradindex.search_index import METHODS
+    from gradindex.search_index import METHODS, WHITENED
     from gradindex.store import Store
 
     store = Store.finished(index)
-    for name in [method] if method else METHODS:
+    for name in (each + WHITENED * whiten for each in ([method] if method else METHODS)):
         click.echo(f"{name}: {search_facts(build_index(store, name, factory).facts)}")
 
 
@@ -274,37 +292,6 @@ def info(index: str) -> None:
 
 
 @main.command()
-@click.argument("index")
-@click.argument("pictures", nargs=-1, metavar="[PICTURE]...")
-@click.option("-k", default=10, show_default=True, help="Length of the lists.")
-@click.option("--queries", default=24, show_default=True, help="Training pictures as queries, when none are given.")
-@click.option("--compared", default=100, show_default=True, help="Pictures for the agreement of noise seeds; 0: none.")
-@click.option("--outliers/--no-outliers", default=True, show_default=True, help="Rank pictures by self-influence.")
-@click.option("--class-label", type=int, help="Of the pictures, for a class-conditional model.")
-@click.option("--model", help="Where the model is now, when it was moved since the build.")
-@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda")
-@click.option("--format", "style", type=click.Choice(["table", "json"]), default="table", show_default=True)
-@click.option(
-    "--out", default="diagnose-out", show_default=True, type=click.Path(path_type=Path), help="Folder to use."
-)
-def diagnose(
-    index: str, pictures: tuple[str, ...], model: str, device: str, style: str, out: Path, **options: Any
-) -> None:
-    """Show what INDEX is worth: norms by timestep, who is influential for everything, how much is noise.
-
-    Writes diagnose.json and norms.png, the gradient norm against the timestep.
-    """
-    from gradindex import diagnose as d
-    from gradindex import search
-
-    keep_freed_memory()
-    found = d.report(search.open(index, model=model, device=device), pictures, **options)
-    click.echo(json.dumps(found, indent=1) if style == "json" else d.to_text(found))
-    for file in d.save(found, out):
-        _say(f"wrote {file}")
-
-
-@main.command()
 @click.option("--out", default="demo-out", show_default=True, type=click.Path(path_type=Path), help="Folder to use.")
 def demo(out: Path) -> None:
     """Train, index and query a small model on real pictures, and write report.html."""
@@ -314,11 +301,8 @@ def demo(out: Path) -> None:
     run_demo(out, click.echo)
 
 
-def keep_freed_memory() -> None:
-    """Have this process keep the memory that a batch frees, instead of having the next one's pages made anew."""
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):  # of glibc
-        libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD: smaller blocks come from the heap
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap's end is not given back
+main.add_command(cli_evaluate.diagnose)
+main.add_command(cli_evaluate.evaluate)
 
 
 def _say(text: str) -> None:

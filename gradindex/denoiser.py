@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gradindex.errors import CallError, ModelError, first_line
+from gradindex.recipe import MEAN_SQUARE
 
 MODELS = ("UNet2DModel",)
 SCHEDULE = ("beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
@@ -50,11 +51,12 @@ class Denoiser:
             return int(torch.cuda.get_device_properties(self.device).total_memory)
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
-    def losses(self, x: Tensor, t: Tensor, epsilon: Tensor, labels: Tensor | None, loss: str) -> Tensor:
+    def losses(self, x: Tensor, t: Tensor, epsilon: Tensor, labels: Tensor | None, kind: str) -> Tensor:
         """The denoising loss of each sample, never reduced over the batch.
 
         `mean |model(x_t, t) − target|^p` over the picture's elements, with p = 2 for mse and 1 for l1 and
-        `x_t = √ᾱ_t x + √(1 − ᾱ_t) ε` (Ho et al. 2020, eq. 4).
+        `x_t = √ᾱ_t x + √(1 − ᾱ_t) ε` (Ho et al. 2020, eq. 4). For mean-square it is `mean model(x_t, t)²` (D-TRAK,
+        Zheng et al. 2024).
 
         Args:
             x, epsilon: [B, channels, height, width] float32. t: [B] whole numbers. labels: [B] or None.
@@ -63,6 +65,8 @@ class Denoiser:
         keywords = {} if labels is None else {"class_labels": labels}
         noisy = (signal * x + sigma * epsilon).to(self.model.dtype)
         output = self.model(noisy, t, return_dict=False, **keywords)[0].float()
+        if kind == MEAN_SQUARE:
+            return output.flatten(1).square().mean(1)
         if self.facts["prediction_type"] == "epsilon":
             target = epsilon
         elif self.facts["prediction_type"] == "sample":
@@ -70,7 +74,7 @@ class Denoiser:
         else:  # v (Salimans and Ho 2022)
             target = signal * epsilon - sigma * x
         error = (output - target).flatten(1)
-        return (error.abs() if loss == "l1" else error.square()).mean(1)
+        return (error.abs() if kind == "l1" else error.square()).mean(1)
 
 
 def load_denoiser(

@@ -6,6 +6,11 @@ from pathlib import Path
 
 import click
 
+METHODS = click.Choice(["retrac", "tracin"])
+DEVICE = click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda")
+MODEL = click.option("--model", help="Where the model is now, when it was moved since the build.")
+CLASS_LABEL = click.option("--class-label", type=int, help="Of the pictures, for a class-conditional model.")
+
 
 def to_timesteps(context: click.Context, parameter: click.Parameter, value: str) -> int | list[int] | str:
     if value == "recorded":
@@ -62,3 +67,10 @@ def to_checkpoints(
         except ValueError:
             raise click.BadParameter(f"{value!r}: no such path, and {weight!r} is not a weight") from None
     return checkpoints
+
+
+def to_whiten(whiten: bool, damping: float | None) -> bool | float:
+    """--whiten and --damping as `query` takes them."""
+    if damping is not None and not whiten:
+        raise click.UsageError("--damping is of --whiten; give that too")
+    return whiten if damping is None else damping

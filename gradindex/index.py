@@ -14,6 +14,7 @@ from tqdm import tqdm
 from gradindex.ahead import ahead
 from gradindex.errors import CallError, first_line
 from gradindex.manifest import seal
+from gradindex.memory import free_memory
 from gradindex.place import sha256
 from gradindex.scoring import THREADS, Best, as_columns, products, row_pieces
 from gradindex.search_index import (
@@ -23,11 +24,9 @@ from gradindex.search_index import (
     SearchIndex,
     facts_of,
     file_of,
-    free_memory,
     made_from,
     require_faiss,
     saved_index,
-    search_vectors,
 )
 from gradindex.store import Store
 
@@ -41,10 +40,11 @@ GOAL = 0.995
 CANDIDATES = (20, 50, 100, 200, 500, 1000, 2000)
 
 
-def build_index(store: Store, method: str, factory: str = "auto") -> SearchIndex:
-    """Make and measure a method's index over all rows, and save it in the store's `faiss` folder.
+def build_index(store: Store, name: str, factory: str = "auto") -> SearchIndex:
+    """Make and measure a search index over all rows, and save it in the store's `faiss` folder.
 
     Args:
+        name: "tracin", "retrac", or with "-whitened" that of the half-whitened rows.
         factory: "flat" (float32 vectors), "store" (none at all: a query scans the store), a string of FAISS's
             `index_factory`, or "auto": flat up to a gigabyte of vectors, then what first reaches a recall@10 of
             0.995 of LADDER: the rows' few strongest directions where these tell enough, RaBitQ codes where not.
@@ -54,16 +54,16 @@ def build_index(store: Store, method: str, factory: str = "auto") -> SearchIndex
     """
     if len(store.left_out) == store.shape[1]:
         raise CallError(f"{store.place}: every picture was skipped or removed; there is nothing to search")
-    width, before = store.recipe.search_width, saved_index(store, method)
+    width, before = store.recipe.search_width, saved_index(store, name)
     flat = store.shape[1] * width * 4 <= min(FLAT_BYTES, free_memory() // 4)
-    left = {file_of(method, number) for number in range(len(before.facts["files"]))} if before else set()
+    left = {file_of(name, number) for number in range(len(before.facts["files"]))} if before else set()
     for chosen in [factory] if factory != "auto" else [FLAT, *LADDER] if flat else LADDER:
-        index = _Making(store, method, chosen, width).index()
+        index = _Making(store, name, chosen, width).index()
         left |= {part["file"] for part in index.facts["files"]}
         if index.facts["recall_at_10"] >= GOAL:
             break
     index.facts["asked"] = factory
-    store.place.publish(facts_of(method), seal(index.facts))
+    store.place.publish(facts_of(name), seal(index.facts))
     for name in left - {part["file"] for part in index.facts["files"]}:
         store.place.discard(name)
     return index
@@ -72,27 +72,31 @@ def build_index(store: Store, method: str, factory: str = "auto") -> SearchIndex
 class _Making:
     """An index that is being made: its files one after the other, and the true answers meanwhile."""
 
-    def __init__(self, store: Store, method: str, factory: str, width: int) -> None:
-        self._store, self._method, self._factory, self._width = store, method, factory, width
+    def __init__(self, store: Store, name: str, factory: str, width: int) -> None:
+        self._store, self._name, self._factory, self._width = store, name, factory, width
+        self._made = SearchIndex(store, name, {})
+        whitening = self._made.whitening  # which is made, if need be, before it is named in the facts
+        self._made.facts = {"factory": factory, "width": width, **made_from(store, name), "files": []}
         kept = np.setdiff1d(np.arange(store.shape[1]), store.left_out)
         one = kept[np.linspace(0, len(kept) - 1, QUERIES).astype(int)]
         self._parents = np.stack([one, np.roll(one, QUERIES // 2)])  # whose sums are the queries; they do not count
         rows = self._rows(every := np.unique(one), None)[0]
         queries = sum(rows[np.searchsorted(every, half)] for half in self._parents)
-        self._queries, self._columns = search_vectors(queries, store.recipe), as_columns(queries, np.float32)
+        queries = whitening.whitened(queries) if whitening else queries
+        self._queries, self._columns = self._made.query_vectors(queries), as_columns(queries, np.float32)
         self._truth = Best(QUERIES, K)
-        self._facts = {"factory": factory, "width": width, **made_from(store), "files": []}
 
     def index(self) -> SearchIndex:
         """Make all files, measure them."""
+        index = self._made
         if self._factory == STORE:
-            return SearchIndex(self._store, self._method, {**self._facts, "candidates": 0, "recall_at_10": 1.0})
+            index.facts |= {"candidates": 0, "recall_at_10": 1.0}
+            return index
         shard, size = self._store.shard_rows, self._code_size()
         step = max(1, FILE_BYTES // size // shard) * shard
         starts = range(0, self._store.shape[1], step)
-        for number, start in enumerate(tqdm(starts, f"{self._method} index", unit="file", delay=2, disable=None)):
-            self._facts["files"].append(self._file(number, start, min(start + step, self._store.shape[1])))
-        index = SearchIndex(self._store, self._method, self._facts)
+        for number, start in enumerate(tqdm(starts, f"{self._name} index", unit="file", delay=2, disable=None)):
+            index.facts["files"].append(self._file(number, start, min(start + step, self._store.shape[1])))
         self._measure(index)
         return index
 
@@ -100,7 +104,7 @@ class _Making:
         """Make the index file of the pictures from `start` to before `stop`."""
         index = self._new()
         some = np.unique(np.linspace(start, stop - 1, max(TRAINED_ON, 64 * _lists(index))).astype(int))
-        sample = search_vectors(self._rows(some, None)[0], self._store.recipe)
+        sample = self._made.row_vectors(self._rows(some, None)[0])
         if self._factory.startswith("PCA"):  # with their mirror images: no mean is taken off, which changes products
             sample = np.concatenate([sample, -sample])
         index.train(sample)
@@ -109,19 +113,19 @@ class _Making:
         blocks = list(self._store.blocks(start, stop))
         read = ahead(lambda block: self._rows(block, self._columns), blocks, THREADS)
         for block, (rows, scores) in zip(blocks, read, strict=True):
-            index.add(search_vectors(rows, self._store.recipe))
+            index.add(self._made.row_vectors(rows))
             numbers = np.arange(block.start, block.stop)
             out = np.isin(numbers, self._store.left_out) | (numbers == self._parents[:, :, None]).any(0)
             self._truth.add(numbers, np.where(out, -np.inf, scores))
         content = require_faiss().serialize_index(index).tobytes()
-        file = file_of(self._method, number)
+        file = file_of(self._name, number)
         self._store.place.publish(file, content)
         return {"file": file, "rows": [start, stop], "bytes": len(content), "sha256": sha256(content)}
 
     def _rows(self, rows: slice | np.ndarray, columns: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """A method's rows [B, C, T, D] float32, and their scores [Q, B] with the columns."""
         parts, scores = [], []
-        unit = self._method == "retrac"
+        unit = self._made.method == "retrac"
         for pieces in zip(
             *(row_pieces(self._store, c, rows, unit, np.float32) for c in range(self._store.shape[0])), strict=True
         ):
@@ -180,14 +184,14 @@ def _lists(index: Any) -> int:
     return found.nlist if found is not None else 0
 
 
-def open_index(store: Store, method: str, ray: str | None = None, device: str = "cpu") -> SearchIndex:
-    """The saved index of a method; made anew, as it was asked for, when it is absent or of other rows.
+def open_index(store: Store, name: str, ray: str | None = None, device: str = "cpu") -> SearchIndex:
+    """The saved index of a name; made anew, as it was asked for, when it is absent or of other rows.
 
     Args:
         ray: the Ray cluster that searches it: "local", or an address.
         device: where FAISS searches, on its GPU if that is "cuda" and the FAISS that is installed has one.
     """
-    index = saved_index(store, method)
+    index = saved_index(store, name)
     if index is None or not index.fits():
-        index = build_index(store, method, index.facts["asked"] if index else "auto")
-    return SearchIndex(store, method, index.facts, ray, device)
+        index = build_index(store, name, index.facts["asked"] if index else "auto")
+    return SearchIndex(store, name, index.facts, ray, device)

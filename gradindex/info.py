@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gradindex.manifest import Shard
-from gradindex.search_index import METHODS, saved_index
+from gradindex.search_index import NAMES, saved_index
 from gradindex.store import Store
 
 
@@ -15,7 +15,7 @@ def describe(store: Store) -> str:
     removed = sum(row is not None for row in store.attributes["removed"].values())  # and not erased by `compact`
     less = {"skipped": 0 if missing else len(store.summary["skipped"]), "removed": removed}
     without = ", ".join(f"{count} {why}" for why, count in less.items() if count)
-    searches = {name: saved_index(store, name) for name in METHODS}
+    searches = {name: saved_index(store, name) for name in NAMES}
     facts = {
         "index": store.place,
         "pictures": f"{rows} ({without})" if without else rows,
@@ -50,7 +50,8 @@ def describe_plan(facts: Mapping[str, Any]) -> str:
 
 def _lines(facts: Mapping[str, Any]) -> str:
     """Names and values in two columns; what is empty has no line."""
-    return "\n".join(f"{name:<11} {value}" for name, value in facts.items() if value)
+    width = max(11, *(len(name) for name, value in facts.items() if value))
+    return "\n".join(f"{name:<{width}} {value}" for name, value in facts.items() if value)
 
 
 def _rows(shape: Sequence[int]) -> str:

@@ -19,7 +19,7 @@ from gradindex.errors import CallError, DataError
 from gradindex.gradients.projection import NAMES, TWO_SIDED
 from gradindex.gradients.rows import capture_for, check_capture, choose_parameters, fitting_batch, sample_gradients
 from gradindex.manifest import Shard
-from gradindex.recipe import FOLDED, LOSSES, NOISES, ROWS, Recipe, grid, require, require_positive
+from gradindex.recipe import FOLDED, LOSS, LOSSES, NOISES, OUTPUTS, ROWS, Recipe, grid, require, require_positive
 from gradindex.store import SHARD_ROWS
 from gradindex.training_log import MISSING, LoggedCheckpoint, TrainingLog, open_log, training_weights
 from gradindex.work import Work
@@ -96,6 +96,7 @@ def prepare(
     draws: int,
     noise: str | None,
     loss: str,
+    output: str,
     projection: str,
     dim: int,
     rows: str,
@@ -116,6 +117,7 @@ def prepare(
     noise = noise or ("shared" if log is None else "recorded")
     require("noise", noise, NOISES)
     require("loss", loss, LOSSES)
+    require("output", output, OUTPUTS)
     require("projection", projection, NAMES)
     require("dtype", dtype, tuple(DTYPES))
     require("rows", rows, ROWS)
@@ -157,6 +159,7 @@ def prepare(
             events=None if recorded is None else events,
             log=None if recorded is None else hashlib.sha256(recorded.tobytes()).hexdigest(),
             rows=FOLDED if rows == FOLDED else None,
+            output=None if output == LOSS else output,
         )
         _check_data(dataset, recipe)
         return Work(dataset, recipe, recorded, skip_bad)

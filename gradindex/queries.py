@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from PIL import Image
@@ -54,3 +54,30 @@ def to_labels(class_label: int | Sequence[int] | None, count: int, classes: int 
     if len(labels) != count or not all(0 <= label < classes for label in labels):
         raise CallError(f"class_label = {class_label}: give one from 0 to {classes - 1} per picture")
     return labels
+
+
+class QueryOptions(TypedDict, total=False):
+    """How a query's gradients are taken; the same for `query` and `scores`.
+
+    pairing: "matched" (a grid's default): at the store's own timesteps, draws and noise, compared timestep by
+        timestep. "mean" (recorded timesteps'): over a grid of their own, averaged first, the paper's way.
+    query_timesteps, query_draws: that grid of the mean pairing, 25 timesteps × 2 draws by default.
+    timesteps: (A, B): score only rows at timesteps A ≤ t < B, exactly, by a scan of the store; either end may be None.
+    weights: one per checkpoint, in place of the build's.
+    class_label: of the pictures, for a class-conditional model; one for all, or one each.
+    ids: what keys a query's own noise; by default the SHA-256 hex of its float32 tensor.
+    whiten: True: each block of the query becomes (GᵀG/N + λI)⁻¹ q, see `gradindex.whiten`; a number is the damping,
+        λ in means of the diagonal. False (default): plain TracIn and ReTrac.
+    batch_size: how many (picture, timestep, draw) go through the model at once, as many as fit for "auto" (default);
+        changes nothing else.
+    """
+
+    pairing: str | None
+    query_timesteps: int | Sequence[int] | None
+    query_draws: int | None
+    timesteps: tuple[int | None, int | None] | None
+    weights: Sequence[float] | None
+    class_label: int | Sequence[int] | None
+    ids: Sequence[str] | None
+    whiten: bool | float
+    batch_size: int | str

@@ -42,8 +42,22 @@ def top(scores: np.ndarray, k: int) -> np.ndarray:
 
 def spearman(left: np.ndarray, right: np.ndarray) -> float:
     """Mean over queries of Spearman's ρ between two tables of scores [Q, N]."""
-    ranks = [scores.argsort(1).argsort(1) for scores in (left, right)]
-    return float(np.mean([np.corrcoef(*pair)[0, 1] for pair in zip(*ranks, strict=True)]))
+    return float(spearmans(left, right).mean())
+
+
+def spearmans(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Spearman's ρ between two tables of scores [Q, N], for each query; 0 where all of a query's scores are equal."""
+    ranks = [np.stack([_ranks(row) for row in scores]) for scores in (left, right)]
+    first, second = (rank - rank.mean(1, keepdims=True) for rank in ranks)
+    lengths = np.sqrt((first**2).sum(1) * (second**2).sum(1))
+    return (first * second).sum(1) / np.where(lengths == 0, 1, lengths)
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 0; equal values share the mean of theirs."""
+    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = counts.cumsum()
+    return (last - (counts + 1) / 2)[which]
 
 
 def overlap(left: np.ndarray, right: np.ndarray, k: int) -> float:

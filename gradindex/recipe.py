@@ -11,8 +11,9 @@ from gradindex.errors import CallError, StoreError
 NOISE_VERSION = 2  # raised whenever `noise` gives other numbers for the same key
 PROJECTION_VERSION = 3  # raised whenever a projection of the same name and seed gives other numbers
 
-_LATER = ("events", "log", "rows")  # fields that older stores, and most new ones, do without
+_LATER = ("events", "log", "rows", "output")  # fields that older stores, and most new ones, do without
 LOSSES = ("mse", "l1")
+LOSS, MEAN_SQUARE = OUTPUTS = ("loss", "mean-square")
 NOISES = ("shared", "own", "recorded")
 FULL, FOLDED = ROWS = ("full", "folded")
 SEARCH_WIDTH = 4096
@@ -50,11 +51,17 @@ class Recipe:
     events: int | None = None  # of a picture's training before each checkpoint, in place of a grid
     log: str | None = None  # SHA-256 of these events' timesteps and noise
     rows: str | None = None  # "folded": one row per picture, its search vector, in place of one per (c, t)
+    output: str | None = None  # "mean-square": gradients of that of what the model gives, not of the loss
 
     @property
     def per_picture(self) -> int:
         """Rows of a picture at one checkpoint: the length T of that axis."""
         return self.events or len(self.timesteps)
+
+    @property
+    def differentiated(self) -> str:
+        """What gradients are taken of: "mse", "l1" or "mean-square"."""
+        return self.output or self.loss
 
     @property
     def search_width(self) -> int:

@@ -48,7 +48,7 @@ class Result:
         return [hit.score for hit in self.hits]
 
 
-def to_json(results: Sequence[Result], index: str, method: str, k: int) -> str:
+def to_json(results: Sequence[Result], index: str, method: str, k: int, whitened: bool = False) -> str:
     """The JSON of a query, as docs/cli.md shows it."""
     queries = []
     for result in results:
@@ -56,7 +56,8 @@ def to_json(results: Sequence[Result], index: str, method: str, k: int) -> str:
         if result.opponents is not None:
             query["opponents"] = [_hit_json(hit) for hit in result.opponents]
         queries.append(query)
-    return json.dumps({"index": index, "method": method, "k": k, "queries": queries}, indent=1)
+    more = {"whitened": True} if whitened else {}
+    return json.dumps({"index": index, "method": method, "k": k, **more, "queries": queries}, indent=1)
 
 
 def _hit_json(hit: Hit) -> dict[str, Any]:
@@ -65,12 +66,13 @@ def _hit_json(hit: Hit) -> dict[str, Any]:
     return values if parts is None else {**values, "by_timestep": [list(part) for part in parts.items()]}
 
 
-def to_table(results: Sequence[Result], method: str) -> str:
+def to_table(results: Sequence[Result], method: str, whitened: bool = False) -> str:
     """One block of lines per picture: rank, score ± standard error, id."""
+    kind = "whitened" if whitened else KIND[method]
     lines = []
     for result in results:
         for title, hits in _lists(result):
-            lines.append(f"{result.picture}: {title} ({method}, {KIND[method]} ± standard error over timesteps)")
+            lines.append(f"{result.picture}: {title} ({method}, {kind} ± standard error over timesteps)")
             for hit in hits:
                 lines.append(f"{hit.rank:>5}  {hit.score:>11.4g}{_plus_minus(hit):<12}  {hit.id}")
                 if hit.by_timestep is not None:
@@ -86,6 +88,7 @@ def to_html(
     query_pictures: Sequence[Image.Image | None],
     title: str = "gradindex",
     notes: Sequence[str] = (),
+    whitened: bool = False,
 ) -> str:
     """A page that stands alone: every query picture with its rankings, all pictures inside the file.
 
@@ -94,6 +97,7 @@ def to_html(
         picture_of: row → training picture, None where it is gone.
         query_pictures: one per query.
         notes: paragraphs above the rankings.
+        whitened: whether the queries were.
     """
     parts = [f"<h1>{html.escape(title)}</h1>", *(f"<p>{html.escape(note)}</p>" for note in notes)]
     for number, shown in enumerate(query_pictures):
@@ -103,7 +107,8 @@ def to_html(
         for method, results in sections:
             for heading, hits in _lists(results[number]):
                 figures = "".join(_figure(picture_of(hit.row), hit.id, "hit", hit) for hit in hits)
-                label = f"{method} {heading} <small>{KIND[method]} ± standard error over timesteps</small>"
+                kind = "whitened" if whitened else KIND[method]
+                label = f"{method} {heading} <small>{kind} ± standard error over timesteps</small>"
                 parts.append(f"<h2>{label}</h2><div class=row>{figures}</div>")
         parts.append("</div></section>")
     return _PAGE.replace("{title}", html.escape(title)).replace("{body}", "\n".join(parts))

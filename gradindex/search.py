@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Unpack
 
 import numpy as np
 from PIL import Image
@@ -18,7 +18,7 @@ from gradindex.errors import CallError, GradindexError, StoreError
 from gradindex.gradients.rows import capture_for, fitting_batch, grid_events, sample_gradients
 from gradindex.index import build_index, open_index
 from gradindex.place import Place
-from gradindex.queries import Picture, picture_name, to_labels, to_query
+from gradindex.queries import Picture, QueryOptions, picture_name, to_labels, to_query
 from gradindex.recipe import FOLDED, NOISE_VERSION, PROJECTION_VERSION, grid, require, require_positive
 from gradindex.results import Hit, Result
 from gradindex.scoring import (
@@ -33,8 +33,9 @@ from gradindex.scoring import (
     to_span,
     unit,
 )
-from gradindex.search_index import METHODS, SearchIndex, search_vectors
+from gradindex.search_index import METHODS, WHITENED, SearchIndex, search_vectors
 from gradindex.store import Store
+from gradindex.whiten import is_wide, whitened
 
 QUERY_TIMESTEPS = 25  # of the mean pairing
 QUERY_DRAWS = 2
@@ -61,40 +62,17 @@ def open(
     return Index(Store.finished(path), model, resolve_device(device), ray)
 
 
-class QueryOptions(TypedDict, total=False):
-    """How a query's gradients are taken; the same for `query` and `scores`.
-
-    pairing: "matched" (a grid's default): at the store's own timesteps, draws and noise, compared timestep by
-        timestep. "mean" (recorded timesteps'): over a grid of their own, averaged first, the paper's way.
-    query_timesteps, query_draws: that grid of the mean pairing, 25 timesteps × 2 draws by default.
-    timesteps: (A, B): score only rows at timesteps A ≤ t < B, exactly, by a scan of the store; either end may be None.
-    weights: one per checkpoint, in place of the build's.
-    class_label: of the pictures, for a class-conditional model; one for all, or one each.
-    ids: what keys a query's own noise; by default the SHA-256 hex of its float32 tensor.
-    batch_size: how many (picture, timestep, draw) go through the model at once, as many as fit for "auto" (default);
-        changes nothing else.
-    """
-
-    pairing: str | None
-    query_timesteps: int | Sequence[int] | None
-    query_draws: int | None
-    timesteps: tuple[int | None, int | None] | None
-    weights: Sequence[float] | None
-    class_label: int | Sequence[int] | None
-    ids: Sequence[str] | None
-    batch_size: int | str
-
-
 class Index:
     """An open index: the store, and the model that a query's gradient needs, loaded at the first query.
 
     Attributes:
+        device: where gradients are taken.
         store: the gradient store; `store.unnormalized`, `store.normalized` are zarr arrays [C, N, T, D].
         seconds: how long the last query took, `{"gradients": …, "search": …}`; loading the model is in neither.
     """
 
     def __init__(self, store: Store, model: str | Path | None, device: str, ray: str | None = None) -> None:
-        self.store, self._model, self._device, self._ray = store, model, device, ray
+        self.store, self._model, self.device, self._ray = store, model, device, ray
         self._searches: dict[str, SearchIndex] = {}
         self.seconds: dict[str, float] = {}
 
@@ -130,7 +108,8 @@ class Index:
         (block,), span = self._query_blocks(pictures, method, **options), to_span(options.get("timesteps"))
         began = time.perf_counter()
         names = [picture_name(picture, number) for number, picture in enumerate(pictures)]
-        proposed = self._proposed(block, k, method, span, (1, -1) if opponents else (1,))
+        whiten = options.get("whiten", False)
+        proposed = self._proposed(block, k, method, span, whiten, (1, -1) if opponents else (1,))
         if not any(map(len, proposed[1])):
             where = f"timesteps = {options.get('timesteps')}: no picture has a row there"
             raise CallError(where if span else "every picture was skipped or removed: there is none to answer with")
@@ -197,7 +176,7 @@ class Index:
                 raise CallError(f"model = {str(self._model)!r}: this index has {len(paths)} checkpoints")
             paths = [str(self._model)]
         model = self._model or header["model"]
-        checkpoints = Checkpoints(paths, model, header["scheduler"], self._device, self.store.recipe.dtype)
+        checkpoints = Checkpoints(paths, model, header["scheduler"], self.device, self.store.recipe.dtype)
         facts = {"noise_version": NOISE_VERSION, "projection_version": PROJECTION_VERSION, **checkpoints.facts()}
         now = replace(self.store.recipe, **facts)
         self.store.require_recipe(now, f"model {model} or this gradindex is not the one that indexed")
@@ -219,11 +198,12 @@ class Index:
         weights: Sequence[float] | None = None,
         class_label: int | Sequence[int] | None = None,
         ids: Sequence[str] | None = None,
+        whiten: bool | float = False,
         batch_size: int | str = "auto",
     ) -> list[np.ndarray]:
         """What each row [c, i, t] is multiplied with, per method: weighted query gradients, [Q, C, T, D] float32.
 
-        For folded rows: folded likewise, [Q, 1, 1, W], and divided by T.
+        For folded rows: folded likewise, [Q, 1, 1, W], and divided by T. Whitened at last, where that is asked for.
         """
         for method in methods:
             require("method", method, METHODS)
@@ -291,26 +271,29 @@ class Index:
         bar.close()
         whole = [np.stack(parts, axis=1) for parts in blocks]
         if recipe.rows == FOLDED:
-            return [search_vectors(block, recipe)[:, None, None] / recipe.per_picture for block in whole]
+            whole = [search_vectors(block, recipe)[:, None, None] / recipe.per_picture for block in whole]
+        if whiten is not False:
+            damping = None if whiten is True else whiten
+            pairs = zip(methods, whole, strict=True)
+            return [whitened(self.store, method, block, damping, self.device) for method, block in pairs]
         return whole
 
     def _proposed(
-        self, block: np.ndarray, k: int, method: str, span: Span | None, signs: Sequence[int]
+        self, block: np.ndarray, k: int, method: str, span: Span | None, whiten: bool | float, signs: Sequence[int]
     ) -> dict[int, list[np.ndarray]]:
         """Rows among which the best k of each query are, and the worst (sign −1), ascending: from FAISS or a scan."""
-        if span is None:
-            vectors = search_vectors(block, self.store.recipe)
+        if span is None and isinstance(whiten, bool) and not (whiten and is_wide(self.store)):
+            name = method + WHITENED * whiten
             try:
-                if method not in self._searches:
-                    self._searches[method] = open_index(self.store, method, self._ray, self._device)
-                index = self._searches[method]
-                found = {sign: index.candidates(sign * vectors, k) for sign in signs}
+                if name not in self._searches:
+                    self._searches[name] = open_index(self.store, name, self._ray, self.device)
+                found = self._searches[name].proposed(block, k, signs)
             except StoreError:  # of an index file; where the rows are damaged, it is raised again
-                build_index(self.store, method)
-                index = self._searches[method] = open_index(self.store, method, self._ray, self._device)
-                found = {sign: index.candidates(sign * vectors, k) for sign in signs}
-            if None not in found.values():
-                return found  # type: ignore[return-value]
+                build_index(self.store, name)
+                self._searches[name] = open_index(self.store, name, self._ray, self.device)
+                found = self._searches[name].proposed(block, k, signs)
+            if found is not None:
+                return found
         return scan_both_ends(self.store, block, method, span, k)
 
     def _hits(

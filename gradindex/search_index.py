@@ -6,11 +6,10 @@ keeps inner products right on average.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cache, cached_property, partial
 from importlib.metadata import distributions
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -21,11 +20,15 @@ from gradindex.distributed import Finders
 from gradindex.errors import MissingPackage, StoreError, first_line
 from gradindex.gradients.noise import random_offset, random_signs
 from gradindex.manifest import differences, unseal
+from gradindex.memory import free_memory
 from gradindex.recipe import SEARCH_WIDTH, Recipe
 from gradindex.scoring import Best
 from gradindex.store import Store
+from gradindex.whiten import Whitening, saved_whitening
 
 METHODS = ("tracin", "retrac")
+WHITENED = "-whitened"
+NAMES = (*METHODS, *(method + WHITENED for method in METHODS))  # of search indexes
 FOLD_VERSION = 1  # raised whenever `search_vectors` gives other numbers for the same rows
 FLAT, STORE = "flat", "store"
 K = 10  # hits that the measured number of candidates is for
@@ -50,52 +53,72 @@ def search_vectors(rows: np.ndarray, recipe: Recipe) -> np.ndarray:
     return vectors
 
 
-def saved_index(store: Store, method: str) -> "SearchIndex | None":
-    """The saved index of a method, of whichever rows; None where there is none."""
-    (facts,) = store.place.read_many([facts_of(method)])
+def saved_index(store: Store, name: str) -> "SearchIndex | None":
+    """The saved index of a name, of whichever rows; None where there is none."""
+    (facts,) = store.place.read_many([facts_of(name)])
     with suppress(ValueError):
-        return SearchIndex(store, method, unseal(facts, "factory"))
+        return SearchIndex(store, name, unseal(facts, "factory"))
     return None
 
 
-def _open_again(path: str, method: str, facts: dict[str, Any]) -> "SearchIndex":
+def _open_again(path: str, name: str, facts: dict[str, Any]) -> "SearchIndex":
     """The same index in another process."""
-    return SearchIndex(Store(path), method, facts)
+    return SearchIndex(Store(path), name, facts)
 
 
 class SearchIndex:
-    """The search index of a method.
+    """The search index of a method's rows, or of its half-whitened rows.
 
     Attributes:
+        method: whose rows it is of.
         facts: what is in its JSON: which rows it was made from, `factory`, `candidates` (how many have to be scored
             exactly for 10 hits), and measured on the machine that made it `recall_at_10` and `query_seconds`.
     """
 
     def __init__(
-        self, store: Store, method: str, facts: dict[str, Any], ray: str | None = None, device: str = "cpu"
+        self, store: Store, name: str, facts: dict[str, Any], ray: str | None = None, device: str = "cpu"
     ) -> None:
-        self.facts, self._store, self._method, self._ray, self._device = facts, store, method, ray, device
+        self.facts, self._store, self._name, self._ray, self._device = facts, store, name, ray, device
+        self.method = name.removesuffix(WHITENED)
         self._open: dict[str, Any] = {}
         self._finders: Finders | None = None
 
+    @cached_property
+    def whitening(self) -> Whitening | None:
+        """What half-whitens rows and queries."""
+        return Whitening(self._store, self.method, self._device) if self._name.endswith(WHITENED) else None
+
+    def row_vectors(self, rows: np.ndarray) -> np.ndarray:
+        """The search vectors [B, W] of rows [B, C, T, D]."""
+        return search_vectors(self.whitening.half_rows(rows) if self.whitening else rows, self._store.recipe)
+
+    def query_vectors(self, block: np.ndarray) -> np.ndarray:
+        """The search vectors [Q, W] of query blocks [Q, C, T, D], whitened ones where the rows are."""
+        return search_vectors(self.whitening.half_queries(block) if self.whitening else block, self._store.recipe)
+
     def fits(self) -> bool:
-        """Whether it is the method's, made from the store's rows."""
-        made, files = made_from(self._store), [part["file"] for part in self.facts["files"]]
-        own = [file_of(self._method, number) for number in range(len(files))]
+        """Whether it is of that name, made from the store's rows."""
+        made, files = made_from(self._store, self._name), [part["file"] for part in self.facts["files"]]
+        own = [file_of(self._name, number) for number in range(len(files))]
         return files == own and {name: self.facts.get(name) for name in made} == made
 
     def damages(self) -> list[str]:
         """Which of its files are not as they were made, one line each."""
         return differences(self._store.place, {part["file"]: part["sha256"] for part in self.facts["files"]})
 
-    def candidates(self, queries: np.ndarray, k: int) -> list[np.ndarray] | None:
-        """Rows among which the best k of each query [Q, W] are, ascending; None: there is no index, scan the store.
+    def proposed(self, block: np.ndarray, k: int, signs: Sequence[int]) -> dict[int, list[np.ndarray]] | None:
+        """The `candidates` of query blocks [Q, C, T, D] for the highest scores (sign 1), and for the lowest (−1)."""
+        if self.facts["factory"] == STORE:
+            return None
+        vectors = self.query_vectors(block)
+        return {sign: self.candidates(sign * vectors, k) for sign in signs}
+
+    def candidates(self, queries: np.ndarray, k: int) -> list[np.ndarray]:
+        """Rows among which the best k of each query [Q, W] are, ascending.
 
         Raises:
             StoreError: a file is not as it was made.
         """
-        if self.facts["factory"] == STORE:
-            return None
         count = self.facts["candidates"] * -(-k // K)
         return [np.sort(rows) for rows in self.ranked(queries, count)]
 
@@ -117,7 +140,7 @@ class SearchIndex:
             yield from ahead(lambda number: self.search_file(number, queries, count), numbers, threads, 4 * threads)
             return
         if self._finders is None:
-            opened = partial(_open_again, str(self._store.place), self._method, self.facts)
+            opened = partial(_open_again, str(self._store.place), self._name, self.facts)
             self._finders = Finders(self._ray, opened, len(numbers))
         found = dict(self._finders.search(queries, count))
         yield from (found[number] for number in numbers)
@@ -163,30 +186,23 @@ class SearchIndex:
         return faiss.StandardGpuResources() if there else None
 
 
-def made_from(store: Store) -> dict[str, Any]:
+def made_from(store: Store, name: str) -> dict[str, Any]:
     """What an index must agree with: the rows, and how search vectors are made of them."""
-    return {"recipe": store.recipe.digest, "state": store.summary["state"], "fold": FOLD_VERSION}
+    facts = {"recipe": store.recipe.digest, "state": store.summary["state"], "fold": FOLD_VERSION}
+    if name.endswith(WHITENED):
+        saved = saved_whitening(store, name.removesuffix(WHITENED))
+        facts["whitened"] = saved and [block["sha256"] for block in saved["blocks"]]
+    return facts
 
 
-def file_of(method: str, number: int) -> str:
-    """A method's index file of that number."""
-    return f"faiss/{method}{f'-{number}' * (number > 0)}.faiss"
+def file_of(name: str, number: int) -> str:
+    """An index's file of that number."""
+    return f"faiss/{name}{f'-{number}' * (number > 0)}.faiss"
 
 
-def facts_of(method: str) -> str:
-    """The file with a method's facts."""
-    return f"faiss/{method}.json"
-
-
-def free_memory() -> int:
-    """Bytes that can still be had: what the kernel calls available, or half of a container's limit."""
-    free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2]
-    with suppress(OSError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable")]
-    with suppress(OSError, ValueError):  # "max" where there is no limit
-        free.append(int(Path("/sys/fs/cgroup/memory.max").read_text()) // 2)
-    return min(free)
+def facts_of(name: str) -> str:
+    """The file with an index's facts."""
+    return f"faiss/{name}.json"
 
 
 @cache

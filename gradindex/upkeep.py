@@ -11,7 +11,7 @@ from gradindex.errors import CallError
 from gradindex.index import build_index
 from gradindex.manifest import COPIES, is_store, read_header
 from gradindex.place import Disk, Place, at, sha256
-from gradindex.search_index import METHODS, saved_index
+from gradindex.search_index import METHODS, NAMES, saved_index
 from gradindex.store import Store
 
 
@@ -79,9 +79,10 @@ def compact(path: str | Path | Place, out: str | Path | Place | None = None) -> 
         out_of_it = shard.start + np.flatnonzero(skipped[shard.checkpoint, rows])
         new.write(shard, u, t, out_of_it.tolist(), b"".join(marks[rows]).decode(), units)
     new.finish()
-    for method in METHODS:
-        index = saved_index(old, method)
-        build_index(new, method, index.facts["asked"] if index else "auto")
+    for name in NAMES:
+        index = saved_index(old, name)
+        if index or name in METHODS:
+            build_index(new, name, index.facts["asked"] if index else "auto")
     if out is None:
         old.place.exchange(place)  # type: ignore[union-attr,arg-type]
         place.delete()

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from gradindex import whiten
 from gradindex.manifest import SUMMARY, SUMMED, differences, header_files, read_header, unseal
 from gradindex.place import Place, at
-from gradindex.search_index import METHODS, SearchIndex, facts_of
+from gradindex.search_index import METHODS, WHITENED, SearchIndex, facts_of
 from gradindex.store import Store
 
 
@@ -35,6 +36,8 @@ def damages(path: str | Path | Place) -> Iterator[str]:
     yield from _summary(store, rows_are_whole)
     for method in METHODS:
         yield from _search_files(store, method, rows_are_whole)
+        yield from (found := list(_factors(store, method, rows_are_whole)))
+        yield from _search_files(store, method + WHITENED, rows_are_whole and not found)
 
 
 def _summary(store: Store, rows_are_whole: bool) -> Iterator[str]:
@@ -50,15 +53,28 @@ def _summary(store: Store, rows_are_whole: bool) -> Iterator[str]:
         yield f"{SUMMARY} was made from other rows"
 
 
-def _search_files(store: Store, method: str, rows_are_whole: bool) -> Iterator[str]:
-    """What is wrong with a method's index; one that is not built yet has none."""
-    (content,) = store.place.read_many([facts_of(method)])
+def _factors(store: Store, method: str, rows_are_whole: bool) -> Iterator[str]:
+    """What is wrong with what whitens a method's queries; nothing, where nobody has asked for it."""
+    name = whiten.facts_of(method)
+    content, searched = store.place.read_many([name, facts_of(method + WHITENED)])
+    facts = whiten.saved_whitening(store, method)
+    if facts and rows_are_whole and not whiten.fits(store, method, facts):
+        yield f"{name} was made from other rows, or for another method"
+    elif facts:
+        yield from differences(store.place, {block["file"]: block["sha256"] for block in facts["blocks"]})
+    elif content is not None or searched:
+        yield f"{name} {'is missing' if content is None else 'was changed'}"
+
+
+def _search_files(store: Store, name: str, rows_are_whole: bool) -> Iterator[str]:
+    """What is wrong with a search index; one that is not built yet has none, nor has one that nobody asked for."""
+    (content,) = store.place.read_many([facts_of(name)])
     try:
-        index = SearchIndex(store, method, unseal(content, "factory"))
+        index = SearchIndex(store, name, unseal(content, "factory"))
     except ValueError as error:
-        if content or rows_are_whole:
-            yield f"{facts_of(method)} {error}"
+        if content is not None or (rows_are_whole and name in METHODS):
+            yield f"{facts_of(name)} {error}"
         return
     yield from (found := index.damages())
     if rows_are_whole and not found and not index.fits():
-        yield f"{facts_of(method)} was made from other rows, or for another method"
+        yield f"{facts_of(name)} was made from other rows, or for another method"

@@ -30,9 +30,8 @@ def gradient(
         "sample": x[None],
         "v_prediction": scheduler.get_velocity(x[None], epsilon[None], time),
     }[scheduler.config.prediction_type]
-    value = (
-        torch.nn.functional.mse_loss(output, target) if loss == "mse" else torch.nn.functional.l1_loss(output, target)
-    )
+    each = {"mse": (output - target).square(), "l1": (output - target).abs(), "mean-square": output.square()}
+    value = each[loss].mean()
     parameters = [p for p in model.parameters() if p.requires_grad]
     grads = torch.autograd.grad(value, parameters, allow_unused=True)
     flat = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, grads, strict=True)]

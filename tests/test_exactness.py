@@ -63,3 +63,20 @@ def test_class_conditional_scores_equal_a_loop_of_autograd(tmp_path: Path, queri
     for method in ("tracin", "retrac"):
         truth = oracles.score([training], [asked], [1], method, "matched")
         np.testing.assert_allclose(index.scores(queries, method, class_label=[1, 0]), truth, rtol=1e-4)
+
+
+def test_scores_of_the_mean_square_equal_a_loop_of_autograd(
+    tmp_path: Path, pictures: Path, queries: list[Path]
+) -> None:
+    """D-TRAK's output in place of the loss; queries take what the store's recipe says."""
+    place = make_model(tmp_path / "model", 1)
+    index = gradindex.build(
+        tmp_path / "i", model=place, data=pictures, timesteps=[300], output="mean-square", projection="none",
+        device="cpu",
+    )  # fmt: skip
+    files, pipeline = sorted(pictures.iterdir()), DDPMPipeline.from_pretrained(place)
+    training = oracles.rows(pipeline, files, [None] * len(files), [300], 1, 0, "mean-square")
+    asked = oracles.rows(pipeline, queries, [None] * 2, [300], 1, 0, "mean-square")
+    for method in ("tracin", "retrac"):
+        truth = oracles.score([training], [asked], [1], method, "matched")
+        np.testing.assert_allclose(index.scores(queries, method), truth, rtol=1e-4)

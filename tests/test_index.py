@@ -176,7 +176,7 @@ def test_auto_goes_on_to_what_reaches_the_recall(many: Store, monkeypatch: pytes
     monkeypatch.setattr(index_module, "CANDIDATES", (5,))
     index = build_index(many, "tracin")
     assert (index.facts["factory"], index.facts["recall_at_10"], index.facts["asked"]) == ("store", 1, "auto")
-    assert index.candidates(np.zeros((1, 64), np.float32), 10) is None
+    assert index.proposed(np.zeros((1, 1, 2, 32), np.float32), 10, (1,)) is None
 
 
 def test_files_that_are_no_longer_needed_are_deleted(many: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -158,6 +158,32 @@ def test_an_unknown_id_removes_nothing(build: Build, tmp_path: Path) -> None:
     assert gradindex.open(tmp_path / "idx").store.left_out == index.store.left_out == []
 
 
+@pytest.mark.parametrize("method", ["tracin", "retrac"])
+def test_whitening_follows_the_pictures(
+    build: Build, data: Path, tmp_path: Path, queries: list[Path], method: str
+) -> None:
+    """Through growth, removal and compaction: answers as those of an index that is built over the same pictures."""
+    index = build()
+    index.query(queries, 3, method, whiten=True)
+    add_the_new(data)
+    grown, fresh = build(), build(tmp_path / "fresh")
+    assert list(damages(tmp_path / "idx")) == []
+    for one in (grown, gradindex.open(tmp_path / "idx")):
+        for mine, other in zip(one.query(queries, 9, method, whiten=True), fresh.query(queries, 9, method, whiten=True),
+                               strict=True):  # fmt: skip
+            assert mine.ids == other.ids
+            np.testing.assert_allclose(mine.scores, other.scores, rtol=1e-3, atol=1e-3 * abs(other.scores[0]))
+    gone = grown.query(queries[:1], 1, method, whiten=True)[0].ids
+    remove(tmp_path / "idx", gone)
+    compact(tmp_path / "idx")
+    assert list(damages(tmp_path / "idx")) == []
+    (data / gone[0]).unlink()
+    fresh, again = build(tmp_path / "without"), gradindex.open(tmp_path / "idx")
+    for mine, other in zip(again.query(queries, 8, method, whiten=True), fresh.query(queries, 8, method, whiten=True),
+                           strict=True):  # fmt: skip
+        assert mine.ids == other.ids
+
+
 def test_an_index_without_a_picture_says_so(build: Build, tmp_path: Path, queries: list[Path]) -> None:
     index = build()
     remove(tmp_path / "idx", OLD)

@@ -131,7 +131,7 @@ def sample_gradients(
         epsilon = torch.from_numpy(np.stack([events.noise(*event) for event in batch])).to(device)
         classes = None if labels is None else torch.tensor(labels)[i].to(device)
         try:
-            rows = capture.gradients(partial(denoiser.losses, x, t, epsilon, classes, recipe.loss), scale)
+            rows = capture.gradients(partial(denoiser.losses, x, t, epsilon, classes, recipe.differentiated), scale)
         except torch.OutOfMemoryError as error:
             if batch_size == 1:
                 raise ModelError("one picture at one timestep does not fit into the device's memory") from error
@@ -147,6 +147,25 @@ def sample_gradients(
         done += len(batch)
         progress(len(batch))
     return (sums / events.draws).view(len(pictures), depth, -1).cpu().numpy()
+
+
+@torch.no_grad()
+def mean_losses(
+    denoiser: Any, pictures: np.ndarray, labels: Sequence[int] | None, timesteps: Sequence[int], draws: int, seed: int,
+    loss: str,
+) -> np.ndarray:  # fmt: skip
+    """The denoising loss of each picture [Q, channels, height, width], float64 [Q]: its mean over timesteps and draws.
+
+    The noise is the one that all pictures share at that seed.
+    """
+    x = torch.from_numpy(pictures).to(denoiser.device)
+    classes = None if labels is None else torch.tensor(labels, device=denoiser.device)
+    total = torch.zeros(len(x), dtype=torch.float64, device=denoiser.device)
+    for t in timesteps:
+        for draw in range(draws):
+            epsilon = torch.from_numpy(noise(seed, None, t, draw, x.shape[1:])).to(x).expand_as(x)
+            total += denoiser.losses(x, torch.full((len(x),), t, device=x.device), epsilon, classes, loss)
+    return (total / (len(timesteps) * draws)).cpu().numpy()
 
 
 def choose_strong(
@@ -202,7 +221,7 @@ def fitting_batch(denoiser: Any, recipe: Recipe, beside: int = 1) -> int:
     x, t, labels = _random_events(denoiser, recipe, 1)
     with capture_for(denoiser, recipe) as capture:
         capture.watch = keep
-        capture.gradients(partial(denoiser.losses, x, t, torch.zeros_like(x), labels, recipe.loss))
+        capture.gradients(partial(denoiser.losses, x, t, torch.zeros_like(x), labels, recipe.differentiated))
     fits = denoiser.memory * MEMORY_SHARE[denoiser.device.type] / beside / sum(kept.values())
     return int(2 ** np.floor(np.log2(np.clip(fits, 1, LARGEST_BATCH[denoiser.device.type]))))
 
@@ -225,7 +244,7 @@ def check_capture(denoiser: Any, recipe: Recipe) -> None:
 
     def losses(count: int) -> Tensor:
         some = None if labels is None else labels[:count]
-        return denoiser.losses(x[:count], t[:count], torch.zeros_like(x[:count]), some, recipe.loss)
+        return denoiser.losses(x[:count], t[:count], torch.zeros_like(x[:count]), some, recipe.differentiated)
 
     try:
         with Capture(denoiser.model, names, exact) as capture:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from gradindex.cli import keep_freed_memory
+from gradindex.memory import keep_freed_memory
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="tools/bench", description=__doc__)
-    names = ["gradients", "build", "noise", "paper", "search", "folded", "chaos", "memory", "workers"]
+    names = ["gradients", "build", "noise", "paper", "search", "folded", "chaos", "memory", "workers", "lds", "whiten"]
     parser.add_argument("name", choices=names)
     parser.add_argument("only", nargs="*", help="some architectures or parts; nothing is published then")
     parser.add_argument("--work", type=Path, default=Path(".bench"), help="where models and exact scores are kept")

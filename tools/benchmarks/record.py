@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from gradindex.cli import keep_freed_memory
+from gradindex.memory import keep_freed_memory
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs" / "benchmarks"

@@ -1,0 +1,233 @@
+"""Whitening: at each (checkpoint, timestep) a query's block q becomes (GᵀG/N + λI)⁻¹ q, G the method's rows [N, D].
+
+What all pictures' gradients have in common, and no picture more than another, then counts for little. λ is `damping`
+times the mean of the diagonal of GᵀG/N, which is the mean square of a coordinate: it has the rows' own scale.
+
+Kept in the store's `whiten` folder, per method: for each block the lower Cholesky factor L of GᵀG/N + λI. It also
+gives back GᵀG/N, for another damping and for rows that were added later. The score qᵀ(LLᵀ)⁻¹g is the inner product of
+L⁻¹q and L⁻¹g, the half-whitened rows, which FAISS is given.
+
+Where rows are too wide for a D × D matrix, up to 2,048 of them, S, evenly spread, stand for all, and
+(SᵀS/m + λI)⁻¹ q = (q − Sᵀ (SSᵀ + mλI)⁻¹ S q) / λ, which is exact where they are all. Nothing is kept of that.
+
+Removed pictures count until `compact` makes the folder anew; skipped ones have zero rows.
+"""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from gradindex.ahead import ahead
+from gradindex.errors import CallError
+from gradindex.manifest import differences, seal, unseal
+from gradindex.memory import free_memory
+from gradindex.place import sha256
+from gradindex.scoring import row_pieces
+from gradindex.store import Store
+
+VERSION = 1
+DAMPING = 10.0
+READERS = 2  # threads that read ahead
+WIDEST = 8192  # numbers in a row, up to which GᵀG is made
+SAMPLE = 2048  # rows that stand for all where they are wider
+
+
+def whitened(
+    store: Store, method: str, block: np.ndarray, damping: float | None = None, device: str = "cpu"
+) -> np.ndarray:
+    """(GᵀG/N + λI)⁻¹ q of query blocks [Q, C, T, D] float32."""
+    if is_wide(store):
+        return _whitened_by_some(store, method, block, DAMPING if damping is None else damping)
+    return Whitening(store, method, device).whitened(block, damping)
+
+
+def is_wide(store: Store) -> bool:
+    """Whether rows are too wide for a D × D matrix; then there are no search files of half-whitened rows."""
+    return store.shape[3] > WIDEST
+
+
+def _whitened_by_some(store: Store, method: str, block: np.ndarray, damping: float) -> np.ndarray:
+    checkpoints, pictures, timesteps, dim = store.shape
+    kept = np.setdiff1d(np.arange(pictures), store.summary["skipped"])
+    fitting = max(1, min(SAMPLE, free_memory() // 2 // (8 * timesteps * dim)))
+    chosen = np.unique(np.linspace(0, len(kept) - 1, min(fitting, len(kept))).astype(int))
+    out = np.empty_like(block)
+    for c in range(checkpoints):
+        rows = _rows(store, method, c, kept[chosen])
+        for t in range(timesteps):
+            some, q = torch.from_numpy(rows[:, t]), torch.from_numpy(block[:, c, t])
+            gram = (some @ some.T).double()
+            load = len(some) * (damping * float(gram.trace()) / len(some) / dim or 1.0)
+            inner = torch.cholesky_solve((some @ q.T).double(), _cholesky(gram, load, _TOO_SMALL.format(damping)))
+            out[:, c, t] = ((q - (some.T @ inner.float()).T) * (len(some) / load)).numpy()
+    return out
+
+
+def _rows(store: Store, method: str, checkpoint: int, rows: slice | np.ndarray) -> np.ndarray:
+    """A method's rows [B, T, D] float32."""
+    pieces = row_pieces(store, checkpoint, rows, method == "retrac", np.float32)
+    return np.concatenate([g / divisor.astype(np.float32)[:, :, None] for g, divisor in pieces])
+
+
+_TOO_SMALL = "damping = {}: too small for these rows"
+
+
+class Whitening:
+    """What whitens the queries of a method; made from the store's rows where it is absent or of other rows.
+
+    Attributes:
+        facts: what is in its JSON: which rows it was made from, `damping`, and each block's `lambda`.
+    """
+
+    def __init__(self, store: Store, method: str, device: str = "cpu") -> None:
+        if is_wide(store):
+            raise CallError(
+                f"rows of {store.shape[3]} numbers are too wide to whiten search files, {WIDEST} is the most"
+            )
+        self._store, self._method, self._device = store, method, device
+        saved = saved_whitening(store, method)
+        self.facts = saved if saved and fits(store, method, saved) else self._make(saved)
+
+    def whitened(self, block: np.ndarray, damping: float | None = None) -> np.ndarray:
+        """(GᵀG/N + λI)⁻¹ q of query blocks [Q, C, T, D] float32."""
+        out = np.empty_like(block)
+        for c, t, factor in self._factors(damping):
+            q = torch.from_numpy(block[:, c, t].T.astype(np.float64)).to(factor)
+            out[:, c, t] = torch.cholesky_solve(q, factor).T.cpu().numpy()
+        return out
+
+    def half_rows(self, rows: np.ndarray) -> np.ndarray:
+        """L⁻¹ g of rows [B, C, T, D] float32."""
+        out = np.empty_like(rows, dtype=np.float32)
+        for c, t, factor in self._kept:
+            g = torch.from_numpy(rows[:, c, t].T.astype(np.float32)).to(factor)
+            out[:, c, t] = torch.linalg.solve_triangular(factor, g, upper=False).T.cpu().numpy()
+        return out
+
+    def half_queries(self, whitened: np.ndarray) -> np.ndarray:
+        """L⁻¹ q of query blocks that are whitened already, [Q, C, T, D] float32: Lᵀ times them."""
+        out = np.empty_like(whitened)
+        for c, t, factor in self._kept:
+            out[:, c, t] = whitened[:, c, t] @ factor.cpu().numpy()
+        return out
+
+    @cached_property
+    def _kept(self) -> list[tuple[int, int, Any]]:
+        """Checkpoint, timestep and L [D, D] float32 of every block."""
+        return [(*block["block"], self._factor(block)) for block in self.facts["blocks"]]
+
+    def _factors(self, damping: float | None) -> Iterator[tuple[int, int, Any]]:
+        """The same in float64, a block at a time, for another damping too."""
+        for block in self.facts["blocks"]:
+            factor = self._factor(block).double()
+            if damping not in (None, self.facts["damping"]):
+                change = block["lambda"] * (damping / self.facts["damping"] - 1)
+                factor = _cholesky(factor @ factor.T, change, _TOO_SMALL.format(damping))
+            yield *block["block"], factor
+
+    def _factor(self, block: dict[str, Any]) -> Any:
+        try:
+            content = self._store.place.fetch(block["file"], block["sha256"])
+        except (ValueError, FileNotFoundError):
+            self.facts = self._make(None)
+            block = next(other for other in self.facts["blocks"] if other["block"] == block["block"])
+            content = self._store.place.fetch(block["file"], block["sha256"])
+        dim = self._store.shape[3]
+        return torch.from_numpy(np.frombuffer(content, np.float32).reshape(dim, dim).copy()).to(self._device)
+
+    def _make(self, before: dict[str, Any] | None) -> dict[str, Any]:
+        """Make all factors; those of fewer pictures are extended by the rows that are new."""
+        store, method = self._store, self._method
+        checkpoints, _, timesteps, dim = store.shape
+        facts = {**_now(store, method), "damping": DAMPING, "blocks": []}
+        old = before if before and _extends(store, method, before) else None
+        first, counted = (old["pictures"], old["counted"]) if old else (0, 0)
+        at_once = max(1, free_memory() // 4 // (4 * dim * dim))
+        for c in range(checkpoints):
+            for start in range(0, timesteps, at_once):
+                chosen = range(start, min(start + at_once, timesteps))
+                for t, gram in zip(chosen, self._grams(c, chosen, first), strict=True):
+                    total = gram.double()
+                    if old:
+                        block = old["blocks"][c * timesteps + t]
+                        factor = self._factor(block).double()
+                        total += counted * (factor @ factor.T - block["lambda"] * torch.eye(dim).to(factor))
+                    mean = total / max(1, facts["counted"])
+                    damped = DAMPING * float(mean.diagonal().mean()) or 1.0
+                    content = _cholesky(mean, damped).float().cpu().numpy().tobytes()
+                    file = f"whiten/{method}-{c}-{t}.f32"
+                    store.place.publish(file, content)
+                    entry = {"block": [c, t], "lambda": damped, "file": file, "sha256": sha256(content)}
+                    facts["blocks"].append(entry)
+        store.place.publish(facts_of(method), seal(facts))
+        return facts
+
+    def _grams(self, checkpoint: int, timesteps: range, first: int) -> Any:
+        """GᵀG at some timesteps, [timesteps, D, D] float32, from one pass over the pictures from `first` on."""
+        dim, read = self._store.shape[3], partial(_rows, self._store, self._method, checkpoint)
+        grams = torch.zeros(len(timesteps), dim, dim, device=self._device)
+        blocks = list(self._store.blocks(first))
+        bar = tqdm(ahead(read, blocks, READERS), f"{self._method} whitening", len(blocks), delay=2, disable=None)
+        for rows in bar:
+            for gram, t in zip(grams, timesteps, strict=True):
+                g = torch.from_numpy(rows[:, t]).to(self._device)
+                gram.addmm_(g.T, g)
+        return grams
+
+
+def saved_whitening(store: Store, method: str) -> dict[str, Any] | None:
+    """The facts of a method's factors, of whichever rows; None where there are none."""
+    (content,) = store.place.read_many([facts_of(method)])
+    with suppress(ValueError):
+        return unseal(content, "blocks", "state", "damping")
+    return None
+
+
+def mend(store: Store, method: str, device: str) -> None:
+    """Make a method's factors anew where they are damaged or of other rows, if there are any."""
+    (content,) = store.place.read_many([facts_of(method)])
+    if content is None:
+        return
+    whitening = Whitening(store, method, device)
+    if differences(store.place, {block["file"]: block["sha256"] for block in whitening.facts["blocks"]}):
+        whitening.facts = whitening._make(None)
+
+
+def facts_of(method: str) -> str:
+    """The file with a method's facts."""
+    return f"whiten/{method}.json"
+
+
+def fits(store: Store, method: str, facts: dict[str, Any]) -> bool:
+    """Whether factors are a method's, of the store's rows."""
+    now = _now(store, method)
+    return {name: facts.get(name) for name in now} == now
+
+
+def _now(store: Store, method: str) -> dict[str, Any]:
+    """What factors that are made now are made from."""
+    pictures, skipped = store.shape[1], store.summary["skipped"]
+    facts = {"version": VERSION, "method": method, "recipe": store.recipe.digest, "state": store.summary["state"]}
+    return {**facts, "pictures": pictures, "counted": pictures - len(skipped)}
+
+
+def _extends(store: Store, method: str, facts: dict[str, Any]) -> bool:
+    """Whether the store has all the pictures that these factors are of and more, and the factors are whole."""
+    same = [facts.get(name) == _now(store, method)[name] for name in ("version", "method", "recipe")]
+    files = {block["file"]: block["sha256"] for block in facts["blocks"]}
+    return all(same) and facts["pictures"] < store.shape[1] and not differences(store.place, files)
+
+
+def _cholesky(matrix: Any, added: float, message: str = "these rows cannot be whitened") -> Any:
+    """The lower Cholesky factor of a matrix with something added to its diagonal."""
+    matrix = matrix.clone()
+    matrix.diagonal().add_(added)
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if failed:
+        raise CallError(message)
+    return factor
