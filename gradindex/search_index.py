@@ -11,10 +11,11 @@ from contextlib import suppress
 from functools import cache, cached_property, partial
 from importlib.metadata import distributions
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gradindex import factors
 from gradindex.ahead import ahead
 from gradindex.distributed import Finders
 from gradindex.errors import MissingPackage, StoreError, first_line
@@ -24,7 +25,9 @@ from gradindex.memory import free_memory
 from gradindex.recipe import SEARCH_WIDTH, Recipe
 from gradindex.scoring import Best
 from gradindex.store import Store
-from gradindex.whiten import Whitening, saved_whitening
+
+if TYPE_CHECKING:
+    from gradindex.whiten import Whitening
 
 METHODS = ("tracin", "retrac")
 WHITENED = "-whitened"
@@ -84,9 +87,13 @@ class SearchIndex:
         self._finders: Finders | None = None
 
     @cached_property
-    def whitening(self) -> Whitening | None:
+    def whitening(self) -> "Whitening | None":
         """What half-whitens rows and queries."""
-        return Whitening(self._store, self.method, self._device) if self._name.endswith(WHITENED) else None
+        if not self._name.endswith(WHITENED):
+            return None
+        from gradindex.whiten import Whitening  # and torch, which takes seconds, and which a Ray worker can do without
+
+        return Whitening(self._store, self.method, self._device)
 
     def row_vectors(self, rows: np.ndarray) -> np.ndarray:
         """The search vectors [B, W] of rows [B, C, T, D]."""
@@ -190,7 +197,7 @@ def made_from(store: Store, name: str) -> dict[str, Any]:
     """What an index must agree with: the rows, and how search vectors are made of them."""
     facts = {"recipe": store.recipe.digest, "state": store.summary["state"], "fold": FOLD_VERSION}
     if name.endswith(WHITENED):
-        saved = saved_whitening(store, name.removesuffix(WHITENED))
+        saved = factors.saved_factors(store, name.removesuffix(WHITENED))
         facts["whitened"] = saved and [block["sha256"] for block in saved["blocks"]]
     return facts
 

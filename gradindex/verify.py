@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from gradindex import whiten
+from gradindex import factors
 from gradindex.manifest import SUMMARY, SUMMED, differences, header_files, read_header, unseal
 from gradindex.place import Place, at
 from gradindex.search_index import METHODS, WHITENED, SearchIndex, facts_of
@@ -55,13 +55,13 @@ def _summary(store: Store, rows_are_whole: bool) -> Iterator[str]:
 
 def _factors(store: Store, method: str, rows_are_whole: bool) -> Iterator[str]:
     """What is wrong with what whitens a method's queries; nothing, where nobody has asked for it."""
-    name = whiten.facts_of(method)
+    name = factors.facts_of(method)
     content, searched = store.place.read_many([name, facts_of(method + WHITENED)])
-    facts = whiten.saved_whitening(store, method)
-    if facts and rows_are_whole and not whiten.fits(store, method, facts):
+    facts = factors.saved_factors(store, method)
+    if facts and rows_are_whole and not factors.fits(store, method, facts):
         yield f"{name} was made from other rows, or for another method"
     elif facts:
-        yield from differences(store.place, {block["file"]: block["sha256"] for block in facts["blocks"]})
+        yield from factors.damages(store, facts)
     elif content is not None or searched:
         yield f"{name} {'is missing' if content is None else 'was changed'}"
 

@@ -14,7 +14,6 @@ Removed pictures count until `compact` makes the folder anew; skipped ones have 
 """
 
 from collections.abc import Iterator
-from contextlib import suppress
 from functools import cached_property, partial
 from typing import Any
 
@@ -22,15 +21,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from gradindex import factors
 from gradindex.ahead import ahead
 from gradindex.errors import CallError
-from gradindex.manifest import differences, seal, unseal
+from gradindex.manifest import seal
 from gradindex.memory import free_memory
 from gradindex.place import sha256
 from gradindex.scoring import row_pieces
 from gradindex.store import Store
 
-VERSION = 1
 DAMPING = 10.0
 READERS = 2  # threads that read ahead
 WIDEST = 8192  # numbers in a row, up to which GᵀG is made
@@ -90,8 +89,8 @@ class Whitening:
                 f"rows of {store.shape[3]} numbers are too wide to whiten search files, {WIDEST} is the most"
             )
         self._store, self._method, self._device = store, method, device
-        saved = saved_whitening(store, method)
-        self.facts = saved if saved and fits(store, method, saved) else self._make(saved)
+        saved = factors.saved_factors(store, method)
+        self.facts = saved if saved and factors.fits(store, method, saved) else self._make(saved)
 
     def whitened(self, block: np.ndarray, damping: float | None = None) -> np.ndarray:
         """(GᵀG/N + λI)⁻¹ q of query blocks [Q, C, T, D] float32."""
@@ -144,8 +143,8 @@ class Whitening:
         """Make all factors; those of fewer pictures are extended by the rows that are new."""
         store, method = self._store, self._method
         checkpoints, _, timesteps, dim = store.shape
-        facts = {**_now(store, method), "damping": DAMPING, "blocks": []}
-        old = before if before and _extends(store, method, before) else None
+        facts = {**factors.made_from_now(store, method), "damping": DAMPING, "blocks": []}
+        old = before if before and factors.extended_by(store, method, before) else None
         first, counted = (old["pictures"], old["counted"]) if old else (0, 0)
         at_once = max(1, free_memory() // 4 // (4 * dim * dim))
         for c in range(checkpoints):
@@ -164,7 +163,7 @@ class Whitening:
                     store.place.publish(file, content)
                     entry = {"block": [c, t], "lambda": damped, "file": file, "sha256": sha256(content)}
                     facts["blocks"].append(entry)
-        store.place.publish(facts_of(method), seal(facts))
+        store.place.publish(factors.facts_of(method), seal(facts))
         return facts
 
     def _grams(self, checkpoint: int, timesteps: range, first: int) -> Any:
@@ -180,47 +179,14 @@ class Whitening:
         return grams
 
 
-def saved_whitening(store: Store, method: str) -> dict[str, Any] | None:
-    """The facts of a method's factors, of whichever rows; None where there are none."""
-    (content,) = store.place.read_many([facts_of(method)])
-    with suppress(ValueError):
-        return unseal(content, "blocks", "state", "damping")
-    return None
-
-
 def mend(store: Store, method: str, device: str) -> None:
     """Make a method's factors anew where they are damaged or of other rows, if there are any."""
-    (content,) = store.place.read_many([facts_of(method)])
+    (content,) = store.place.read_many([factors.facts_of(method)])
     if content is None:
         return
     whitening = Whitening(store, method, device)
-    if differences(store.place, {block["file"]: block["sha256"] for block in whitening.facts["blocks"]}):
+    if factors.damages(store, whitening.facts):
         whitening.facts = whitening._make(None)
-
-
-def facts_of(method: str) -> str:
-    """The file with a method's facts."""
-    return f"whiten/{method}.json"
-
-
-def fits(store: Store, method: str, facts: dict[str, Any]) -> bool:
-    """Whether factors are a method's, of the store's rows."""
-    now = _now(store, method)
-    return {name: facts.get(name) for name in now} == now
-
-
-def _now(store: Store, method: str) -> dict[str, Any]:
-    """What factors that are made now are made from."""
-    pictures, skipped = store.shape[1], store.summary["skipped"]
-    facts = {"version": VERSION, "method": method, "recipe": store.recipe.digest, "state": store.summary["state"]}
-    return {**facts, "pictures": pictures, "counted": pictures - len(skipped)}
-
-
-def _extends(store: Store, method: str, facts: dict[str, Any]) -> bool:
-    """Whether the store has all the pictures that these factors are of and more, and the factors are whole."""
-    same = [facts.get(name) == _now(store, method)[name] for name in ("version", "method", "recipe")]
-    files = {block["file"]: block["sha256"] for block in facts["blocks"]}
-    return all(same) and facts["pictures"] < store.shape[1] and not differences(store.place, files)
 
 
 def _cholesky(matrix: Any, added: float, message: str = "these rows cannot be whitened") -> Any:

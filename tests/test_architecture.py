@@ -1,6 +1,8 @@
 """The rule of the house: one foreign library, one room; imports go downward; the public names."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import gradindex
@@ -30,6 +32,7 @@ FLOORS = [
     "index",
     "search_index",
     "whiten",
+    "factors",
     "scoring",
     "store",
     "distributed",
@@ -132,3 +135,9 @@ def test_the_public_names_exist() -> None:
     assert gradindex.__all__ == sorted(gradindex.__all__)
     for name in gradindex.__all__:
         assert getattr(gradindex, name).__doc__
+
+
+def test_searching_takes_no_torch() -> None:
+    """A Ray worker that only searches starts in half the time."""
+    code = "import gradindex.search_index, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
