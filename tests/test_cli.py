@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -172,8 +173,9 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, model: Path) -> None:
     """Interrupted while it works: one line, status 1; the same command finishes the job."""
     data = make_pictures(tmp_path / "data", 100)
     command = [sys.executable, "-m", "gradindex.cli", "build", str(tmp_path / "idx"), "--model", str(model)]
-    command += ["--data", str(data), "--timesteps", "60", "--dim", "16"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    command += ["--data", str(data), "--timesteps", "30", "--dim", "16"]
+    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which a job in a shell's background does not
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heeding)
     while not (tmp_path / "idx/zarr.json").exists():
         assert process.poll() is None
         time.sleep(0.01)

@@ -219,8 +219,8 @@ def test_damaged_metadata_and_ids_are_mended_from_their_copies(tmp_path: Path, n
 
 
 def test_a_recipe_with_unknown_fields_is_refused() -> None:
-    with pytest.raises(StoreError, match=r"another version of gradindex made this index \(it differs in output\)"):
-        Recipe.from_json({**RECIPE.to_json(), "output": "loss"})
+    with pytest.raises(StoreError, match=r"another version of gradindex made this index \(it differs in sampler\)"):
+        Recipe.from_json({**RECIPE.to_json(), "sampler": "loss"})
 
 
 def test_a_folder_that_is_no_index(tmp_path: Path) -> None:
