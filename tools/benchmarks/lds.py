@@ -116,12 +116,15 @@ def asked_pictures(work: Path) -> np.ndarray:
 
 
 def losses_of(work: Path, subset: int, seed: int) -> np.ndarray:
-    """The losses of one model that was trained on a half, [2 · ASKED]; trained now, unless that was done."""
+    """The losses of one model that was trained on a half, [2 · ASKED]; trained now, unless that was done.
+
+    All halves share a seed's initial weights, order of batches and noise, so that less of a difference is chance.
+    """
     file = work / f"losses-{subset:02d}-{seed}.npy"
     if not file.exists():
         data = pictures(work.parent)[0][subsets()[subset]]
         draft = file.with_suffix(".draft.npy")
-        np.save(draft, true_losses(train(data, 1 + subset * SEEDS + seed), asked_pictures(work)))
+        np.save(draft, true_losses(train(data, 1 + seed), asked_pictures(work)))
         os.replace(draft, file)
     return np.load(file)
 
