@@ -150,7 +150,8 @@ def test_a_killed_node_costs_only_what_it_was_making(
     with meanwhile(kill):
         index = build(ray=cluster.address)
     assert second not in cluster.worker_nodes
-    assert len(dropped) == 1 + 2  # in the end one that worked, and one that found no place
+    # the lost one, unless it died between two shards; in the end one that worked, and one that found no place
+    assert len(dropped) in (2, 3)
     assert_equal(index, build(index=tmp_path / "whole"))
 
 
