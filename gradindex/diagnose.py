@@ -21,6 +21,7 @@ from gradindex.search import QUERY_DRAWS, QUERY_TIMESTEPS, Index
 from gradindex.search_index import METHODS
 from gradindex.store import Store
 
+ADVICE = "; give pictures, --compared 0 and, with recorded timesteps, --no-outliers"
 BINS = 20  # of timesteps, where every picture has its own
 FIT = 64  # training pictures whose gradients are in memory at once
 SELF_TIMESTEPS, SELF_DRAWS = 5, 2  # of a picture as a query for itself, where its rows are recorded ones
@@ -56,7 +57,7 @@ def report(
     if compared < 0 or compared == 1:
         raise CallError(f"compared = {compared}: give 0, or at least 2 pictures")
     if compared or (outliers and index.store.recipe.events):
-        _dataset(index)
+        index.require_dataset(ADVICE)
     arrays, names, own, labels = _queries(index, pictures, queries, class_label)
     scores = index.scores_by_method(arrays, *METHODS, class_label=labels)
     for table in scores.values():
@@ -248,18 +249,9 @@ def _queries(
 
 def _pictures(index: Index, rows: np.ndarray) -> tuple[np.ndarray, list[str], list[int] | None]:
     """Training pictures [·, channels, height, width], their ids and class labels."""
-    dataset, recipe = _dataset(index), index.store.recipe
+    dataset, recipe = index.require_dataset(ADVICE), index.store.recipe
     pictures = np.stack([dataset.picture(int(row), recipe.image) for row in rows])
-    return pictures, [dataset.sample_ids[row] for row in rows], dataset.labels_of(rows, recipe.classes)
-
-
-def _dataset(index: Index) -> Any:
-    if index.dataset is None:
-        raise CallError(
-            f"data {index.store.attributes['data']['source']}: no longer there, or changed;"
-            " give pictures, --compared 0 and, with recorded timesteps, --no-outliers"
-        )
-    return index.dataset
+    return pictures, [dataset.sample_ids[row] for row in rows], dataset.labels_of(rows.tolist(), recipe.classes)
 
 
 def _leave_out(scores: np.ndarray, own: Sequence[int | None]) -> None:

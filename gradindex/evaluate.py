@@ -10,7 +10,6 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from gradindex.dataset import Dataset
 from gradindex.denoiser import load_denoiser
 from gradindex.errors import CallError, GradindexError
 from gradindex.gradients.rows import mean_losses
@@ -60,9 +59,14 @@ def lds(scores: np.ndarray, subsets: np.ndarray, losses: np.ndarray) -> LDS:
         shapes = f"scores {scores.shape}, subsets {subsets.shape}, losses {losses.shape}"
         raise CallError(f"{shapes}: give [Q, N], [M, N] and [M, Q], with three subsets or more")
     each = spearmans(scores @ subsets.T.astype(float), -losses.T)
-    picks = np.random.default_rng(0).integers(queries, size=(RESAMPLES, queries))
-    low, high = np.quantile(each[picks].mean(1), [0.025, 0.975])
-    return LDS(each, float(each.mean()), float(low), float(high))
+    return LDS(each, *interval(each))
+
+
+def interval(values: np.ndarray) -> tuple[float, float, float]:
+    """The mean of some numbers, and the ends of its 95 % bootstrap interval."""
+    picks = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
+    low, high = np.quantile(values[picks].mean(1), [0.025, 0.975])
+    return float(values.mean()), float(low), float(high)
 
 
 def read_models(folder: str | Path, index: Index) -> tuple[list[Path], np.ndarray]:
@@ -105,7 +109,7 @@ def model_losses(
 
 def pixel_scores(index: Index, pictures: Sequence[Picture]) -> np.ndarray:
     """The cosine of pixels of every training picture with each picture, [Q, N]; NaN for pictures that do not open."""
-    dataset, image = _dataset(index), index.store.recipe.image
+    dataset, image = index.require_dataset(), index.store.recipe.image
     asked = unit(index.arrays(pictures).reshape(len(pictures), -1))
     scores = np.full((len(asked), index.store.shape[1]), np.nan)
     left_out = {*index.store.left_out}
@@ -183,7 +187,7 @@ def _without(
     index: Index, rows: Sequence[int], command: str, work: Path, pictures: Sequence[Picture], class_label: Any
 ) -> np.ndarray:
     """The losses of a model that the command trains without some rows' pictures; one that is there already serves."""
-    dataset, left = _dataset(index), {*rows, *index.store.left_out}
+    dataset, left = index.require_dataset(), {*rows, *index.store.left_out}
     source, data, out, done = Path(dataset.source), work / "data", work / "model", work / "removed.txt"
     if not source.is_dir() or not (source / dataset.sample_ids[0]).is_file():
         raise CallError(f"{source}: pictures can only be left out of a folder of pictures")
@@ -199,9 +203,3 @@ def _without(
             raise GradindexError(f"{line}: ended with status {status}; what was trained before stays, run it again")
         done.write_text(removed, encoding="utf-8")
     return model_losses(index, [out], pictures, class_label)[0]
-
-
-def _dataset(index: Index) -> Dataset:
-    if index.dataset is None:
-        raise CallError(f"{index.store.attributes['data']['source']}: the training pictures are no longer there")
-    return index.dataset

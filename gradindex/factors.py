@@ -45,5 +45,6 @@ def damages(store: Store, facts: dict[str, Any]) -> list[str]:
 
 def extended_by(store: Store, method: str, facts: dict[str, Any]) -> bool:
     """Whether the store has all the pictures that these factors are of and more, and the factors are whole."""
-    same = [facts.get(name) == made_from_now(store, method)[name] for name in ("version", "method", "recipe")]
-    return all(same) and facts["pictures"] < store.shape[1] and not damages(store, facts)
+    now = made_from_now(store, method)
+    same = all(facts.get(name) == now[name] for name in ("version", "method", "recipe"))
+    return same and facts["pictures"] < store.shape[1] and not damages(store, facts)

@@ -166,6 +166,12 @@ class Index:
         gone = np.setdiff1d(np.flatnonzero(positions < 0), self.store.left_out)
         return None if len(gone) else dataset.in_order(self.store.sample_ids, positions)
 
+    def require_dataset(self, advice: str = "") -> Dataset:
+        """The training pictures; CallError, with some advice, when they are no longer where they were."""
+        if self.dataset is None:
+            raise CallError(f"data {self.store.attributes['data']['source']}: no longer there, or changed{advice}")
+        return self.dataset
+
     @cached_property
     def checkpoints(self) -> Checkpoints:
         """The build's checkpoints, once it is sure that they are still the same."""

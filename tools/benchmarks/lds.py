@@ -14,27 +14,19 @@ import record
 import torch
 from build import write_pictures
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
-from subjects import fashion_mnist, halved
+from subjects import TINY, fashion_mnist, halved, train
 
 import gradindex
-from gradindex.evaluate import lds
-from gradindex.gradients.noise import noise
+from gradindex.denoiser import Denoiser
+from gradindex.evaluate import interval, lds
+from gradindex.gradients.rows import mean_losses
 from gradindex.memory import keep_freed_memory
 from gradindex.ranking import spearman
 from gradindex.recipe import grid
 from gradindex.scoring import unit
 from gradindex.search_index import METHODS
 
-CONFIG = {  # 0.37 M parameters
-    "sample_size": 16,
-    "in_channels": 1,
-    "out_channels": 1,
-    "layers_per_block": 1,
-    "block_out_channels": (24, 48),
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-    "norm_num_groups": 8,
-}
+CONFIG = {**TINY, "block_out_channels": (24, 48)}  # 0.4 M parameters
 PICTURES, ASKED = 500, 64  # trained on; validation pictures, and generated ones
 STEPS, BATCH, RATE = 700, 48, 1e-3
 SUBSETS, SEEDS, CHECKPOINTS = 64, 2, 4
@@ -55,41 +47,27 @@ def subsets() -> np.ndarray:
     return np.stack([random.permutation(PICTURES) < PICTURES // 2 for _ in range(SUBSETS)])
 
 
-def train(data: np.ndarray, seed: int, folders: Sequence[Path] = ()) -> UNet2DModel:
+def trained(data: np.ndarray, seed: int, folders: Sequence[Path] = ()) -> UNet2DModel:
     """A model trained on some pictures; saved at equal distances into `folders`, if there are any."""
     torch.manual_seed(seed)
-    random, model, scheduler = np.random.default_rng(seed), UNet2DModel(**CONFIG).train(), DDPMScheduler()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
-    for step in range(1, STEPS + 1):
-        x = torch.from_numpy(data[random.integers(len(data), size=BATCH)])
-        t, epsilon = torch.randint(1000, (BATCH,)), torch.randn_like(x)
-        loss = (model(scheduler.add_noise(x, epsilon, t), t).sample - epsilon).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+    pipeline = DDPMPipeline(UNet2DModel(**CONFIG), DDPMScheduler())
+
+    def save(step: int) -> None:
         if folders and step % (STEPS // len(folders)) == 0:
-            DDPMPipeline(model, scheduler).save_pretrained(folders[step // (STEPS // len(folders)) - 1])
-    return model.eval()
+            pipeline.save_pretrained(folders[step // (STEPS // len(folders)) - 1])
+
+    train(pipeline, data, STEPS, "half", BATCH, rate=RATE, seed=seed, after=save)
+    return pipeline.unet
 
 
-@torch.no_grad()
 def true_losses(model: UNet2DModel, asked: np.ndarray) -> np.ndarray:
     """The mean loss of each picture over a fine grid, at noise that all pictures share, [Q]."""
-    scheduler, x, total = DDPMScheduler(), torch.from_numpy(asked), torch.zeros(len(asked), dtype=torch.float64)
-    for t in grid(TIMESTEPS, 1000):
-        for draw in range(DRAWS):
-            epsilon = torch.as_tensor(noise(NOISE_SEED, None, t, draw, asked.shape[1:])).expand_as(x)
-            times = torch.full((len(x),), t)
-            error = model(scheduler.add_noise(x, epsilon, times), times).sample - epsilon
-            total += error.square().mean((1, 2, 3))
-    return (total / (TIMESTEPS * DRAWS)).numpy()
+    denoiser = Denoiser(model, dict(DDPMScheduler().config), "", "cpu", "float32")
+    return mean_losses(denoiser, asked, None, grid(TIMESTEPS, 1000), DRAWS, NOISE_SEED, "mse")
 
 
 def generated(model: UNet2DModel) -> np.ndarray:
     """Pictures that a model makes, 50 steps each, [ASKED, 1, 16, 16] float32."""
-    pipeline = DDPMPipeline(model, DDIMScheduler())
-    pipeline.set_progress_bar_config(disable=True)
     scheduler, random = DDIMScheduler(), torch.Generator().manual_seed(7)
     x = torch.randn(ASKED, 1, 16, 16, generator=random)
     scheduler.set_timesteps(50)
@@ -103,7 +81,7 @@ def whole_model(work: Path) -> list[Path]:
     """The checkpoints of a model that was trained on all pictures."""
     folders = [work / f"checkpoint-{number}" for number in range(CHECKPOINTS)]
     if not folders[-1].exists():
-        train(pictures(work.parent)[0], 10_000, folders)
+        trained(pictures(work.parent)[0], 10_000, folders)
     return folders
 
 
@@ -124,7 +102,7 @@ def losses_of(work: Path, subset: int, seed: int) -> np.ndarray:
     if not file.exists():
         data = pictures(work.parent)[0][subsets()[subset]]
         draft = file.with_suffix(".draft.npy")
-        np.save(draft, true_losses(train(data, 1 + seed), asked_pictures(work)))
+        np.save(draft, true_losses(trained(data, 1 + seed), asked_pictures(work)))
         os.replace(draft, file)
     return np.load(file)
 
@@ -339,7 +317,7 @@ def counterfactuals(work: Path) -> dict[str, dict[str, list[float]]]:
         rise = {query: 100 * (losses[f"{name}-{query}"][query] / base[query] - 1) for query in REMOVED_FOR}
         kinds = {"validation": [value for query, value in rise.items() if query < ASKED],
                  "generated": [value for query, value in rise.items() if query >= ASKED]}  # fmt: skip
-        found[name] = {kind: interval(values) for kind, values in kinds.items()}
+        found[name] = {kind: list(interval(np.array(values))) for kind, values in kinds.items()}
     return found
 
 
@@ -349,16 +327,9 @@ def losses_without(work: Path, name: str, removed: np.ndarray) -> np.ndarray:
     if not file.exists():
         data = np.delete(pictures(work.parent)[0], removed, axis=0)
         draft = file.with_suffix(".draft.npy")
-        np.save(draft, true_losses(train(data, 10_000), asked_pictures(work)))  # the whole model's seed
+        np.save(draft, true_losses(trained(data, 10_000), asked_pictures(work)))  # the whole model's seed
         os.replace(draft, file)
     return np.load(file)
-
-
-def interval(values: Sequence[float]) -> list[float]:
-    """The mean, and the ends of its 95 % bootstrap interval."""
-    array = np.asarray(values)
-    means = array[np.random.default_rng(0).integers(len(array), size=(2000, len(array)))].mean(1)
-    return [float(value) for value in (array.mean(), *np.quantile(means, [0.025, 0.975]))]
 
 
 def cosine(training: np.ndarray, asked: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ import io
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -114,18 +114,23 @@ def subject(name: str, work: Path, *, trained_on: int = 2000) -> tuple[Path, np.
     if not folder.exists():
         torch.manual_seed(0)
         pipeline = DDPMPipeline(UNet2DModel(**CONFIGS[name]), DDPMScheduler())
-        train(pipeline, pictures[:trained_on], STEPS[name], name)
+        rate = 2e-4 if name == "cifar10" else 4e-4
+        train(pipeline, pictures[:trained_on], STEPS[name], name, rate=rate)
         pipeline.save_pretrained(work / "unfinished")
         shutil.move(work / "unfinished", folder)
     return folder, pictures
 
 
-def train(pipeline: DDPMPipeline, pictures: np.ndarray, steps: int, name: str, batch: int = 16) -> None:
+def train(
+    pipeline: DDPMPipeline, pictures: np.ndarray, steps: int, name: str, batch: int = 16, *, rate: float = 4e-4,
+    seed: int = 0, after: Callable[[int], None] = lambda step: None,
+) -> None:  # fmt: skip
+    """Train a pipeline's model; `after` is called with the number of steps done, after each."""
     model, scheduler = pipeline.unet.train(), pipeline.scheduler
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4 if name == "cifar10" else 4e-4)
-    random = np.random.default_rng(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
+    random = np.random.default_rng(seed)
     with tqdm(total=steps, desc=f"training {name}", mininterval=10) as bar:
-        for _ in range(steps):
+        for step in range(1, steps + 1):
             x = torch.from_numpy(pictures[random.integers(len(pictures), size=batch)])
             t, noise = torch.randint(1000, (batch,)), torch.randn_like(x)
             loss = (model(scheduler.add_noise(x, noise, t), t).sample - noise).square().mean()
@@ -135,6 +140,7 @@ def train(pipeline: DDPMPipeline, pictures: np.ndarray, steps: int, name: str, b
             optimizer.step()
             bar.update()
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+            after(step)
     model.eval()
 
 
