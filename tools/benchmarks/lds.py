@@ -56,7 +56,7 @@ def trained(data: np.ndarray, seed: int, folders: Sequence[Path] = ()) -> UNet2D
         if folders and step % (STEPS // len(folders)) == 0:
             pipeline.save_pretrained(folders[step // (STEPS // len(folders)) - 1])
 
-    train(pipeline, data, STEPS, "half", BATCH, rate=RATE, seed=seed, after=save)
+    train(pipeline, data, STEPS, "half", BATCH, rate=RATE, decay=True, seed=seed, after=save)
     return pipeline.unet
 
 

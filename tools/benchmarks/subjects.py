@@ -123,11 +123,15 @@ def subject(name: str, work: Path, *, trained_on: int = 2000) -> tuple[Path, np.
 
 def train(
     pipeline: DDPMPipeline, pictures: np.ndarray, steps: int, name: str, batch: int = 16, *, rate: float = 4e-4,
-    seed: int = 0, after: Callable[[int], None] = lambda step: None,
+    decay: bool = False, seed: int = 0, after: Callable[[int], None] = lambda step: None,
 ) -> None:  # fmt: skip
-    """Train a pipeline's model; `after` is called with the number of steps done, after each."""
+    """Train a pipeline's model; `after` is called with the number of steps done, after each.
+
+    With `decay` the learning rate falls to zero along a half cosine.
+    """
     model, scheduler = pipeline.unet.train(), pipeline.scheduler
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps) if decay else None
     random = np.random.default_rng(seed)
     with tqdm(total=steps, desc=f"training {name}", mininterval=10) as bar:
         for step in range(1, steps + 1):
@@ -138,6 +142,8 @@ def train(
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
+            if schedule:
+                schedule.step()
             bar.update()
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
             after(step)
