@@ -6,7 +6,7 @@ as queries.
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -30,6 +30,9 @@ from gradindex.search_index import (
 )
 from gradindex.store import Store
 
+if TYPE_CHECKING:
+    from gradindex.whiten import Whitening
+
 LADDER = ("PCA64,SQfp16", "PCA256,SQfp16", "HR,RaBitQ4", STORE)  # `auto`, until the measured recall is high enough
 FLAT_BYTES = 1 << 30  # of search vectors, up to which they are kept as they are
 FILE_BYTES = 64 << 20  # of an index file, about
@@ -40,7 +43,7 @@ GOAL = 0.995
 CANDIDATES = (20, 50, 100, 200, 500, 1000, 2000)
 
 
-def build_index(store: Store, name: str, factory: str = "auto") -> SearchIndex:
+def build_index(store: Store, name: str, factory: str = "auto", whitening: "Whitening | None" = None) -> SearchIndex:
     """Make and measure a search index over all rows, and save it in the store's `faiss` folder.
 
     Args:
@@ -48,6 +51,7 @@ def build_index(store: Store, name: str, factory: str = "auto") -> SearchIndex:
         factory: "flat" (float32 vectors), "store" (none at all: a query scans the store), a string of FAISS's
             `index_factory`, or "auto": flat up to a gigabyte of vectors, then what first reaches a recall@10 of
             0.995 of LADDER: the rows' few strongest directions where these tell enough, RaBitQ codes where not.
+        whitening: of the method, where one is open already.
 
     Raises:
         CallError: FAISS does not know the factory, or no picture is left. StoreError: rows are damaged.
@@ -58,7 +62,7 @@ def build_index(store: Store, name: str, factory: str = "auto") -> SearchIndex:
     flat = store.shape[1] * width * 4 <= min(FLAT_BYTES, free_memory() // 4)
     left = {file_of(name, number) for number in range(len(before.facts["files"]))} if before else set()
     for chosen in [factory] if factory != "auto" else [FLAT, *LADDER] if flat else LADDER:
-        index = _Making(store, name, chosen, width).index()
+        index = _Making(store, name, chosen, width, whitening).index()
         left |= {part["file"] for part in index.facts["files"]}
         if index.facts["recall_at_10"] >= GOAL:
             break
@@ -72,9 +76,9 @@ def build_index(store: Store, name: str, factory: str = "auto") -> SearchIndex:
 class _Making:
     """An index that is being made: its files one after the other, and the true answers meanwhile."""
 
-    def __init__(self, store: Store, name: str, factory: str, width: int) -> None:
+    def __init__(self, store: Store, name: str, factory: str, width: int, whitening: "Whitening | None") -> None:
         self._store, self._name, self._factory, self._width = store, name, factory, width
-        self._made = SearchIndex(store, name, {})
+        self._made = SearchIndex(store, name, {}, whitening=whitening)
         whitening = self._made.whitening  # which is made, if need be, before it is named in the facts
         self._made.facts = {"factory": factory, "width": width, **made_from(store, name), "files": []}
         kept = np.setdiff1d(np.arange(store.shape[1]), store.left_out)
@@ -184,14 +188,17 @@ def _lists(index: Any) -> int:
     return found.nlist if found is not None else 0
 
 
-def open_index(store: Store, name: str, ray: str | None = None, device: str = "cpu") -> SearchIndex:
+def open_index(
+    store: Store, name: str, ray: str | None = None, device: str = "cpu", whitening: "Whitening | None" = None
+) -> SearchIndex:
     """The saved index of a name; made anew, as it was asked for, when it is absent or of other rows.
 
     Args:
         ray: the Ray cluster that searches it: "local", or an address.
         device: where FAISS searches, on its GPU if that is "cuda" and the FAISS that is installed has one.
+        whitening: of the method, where one is open already.
     """
     index = saved_index(store, name)
     if index is None or not index.fits():
-        index = build_index(store, name, index.facts["asked"] if index else "auto")
-    return SearchIndex(store, name, index.facts, ray, device)
+        index = build_index(store, name, index.facts["asked"] if index else "auto", whitening)
+    return SearchIndex(store, name, index.facts, ray, device, whitening)

@@ -35,7 +35,7 @@ from gradindex.scoring import (
 )
 from gradindex.search_index import METHODS, WHITENED, SearchIndex, search_vectors
 from gradindex.store import Store
-from gradindex.whiten import is_wide, whitened
+from gradindex.whiten import DAMPING, Whitening, is_wide, whitened_by_some
 
 QUERY_TIMESTEPS = 25  # of the mean pairing
 QUERY_DRAWS = 2
@@ -74,6 +74,7 @@ class Index:
     def __init__(self, store: Store, model: str | Path | None, device: str, ray: str | None = None) -> None:
         self.store, self._model, self.device, self._ray = store, model, device, ray
         self._searches: dict[str, SearchIndex] = {}
+        self._whitenings: dict[str, Whitening] = {}
         self.seconds: dict[str, float] = {}
 
     def query(
@@ -279,24 +280,31 @@ class Index:
         if recipe.rows == FOLDED:
             whole = [search_vectors(block, recipe)[:, None, None] / recipe.per_picture for block in whole]
         if whiten is not False:
-            damping = None if whiten is True else whiten
-            pairs = zip(methods, whole, strict=True)
-            return [whitened(self.store, method, block, damping, self.device) for method, block in pairs]
+            damping = DAMPING if whiten is True else whiten
+            return [self._whitened(method, block, damping) for method, block in zip(methods, whole, strict=True)]
         return whole
+
+    def _whitened(self, method: str, block: np.ndarray, damping: float) -> np.ndarray:
+        if is_wide(self.store):
+            return whitened_by_some(self.store, method, block, damping)
+        if method not in self._whitenings:
+            self._whitenings[method] = Whitening(self.store, method, self.device)
+        return self._whitenings[method].whitened(block, damping)
 
     def _proposed(
         self, block: np.ndarray, k: int, method: str, span: Span | None, whiten: bool | float, signs: Sequence[int]
     ) -> dict[int, list[np.ndarray]]:
         """Rows among which the best k of each query are, and the worst (sign −1), ascending: from FAISS or a scan."""
         if span is None and isinstance(whiten, bool) and not (whiten and is_wide(self.store)):
-            name = method + WHITENED * whiten
+            name, whitening = method + WHITENED * whiten, self._whitenings[method] if whiten else None
+            opened = partial(open_index, self.store, name, self._ray, self.device, whitening)
             try:
                 if name not in self._searches:
-                    self._searches[name] = open_index(self.store, name, self._ray, self.device)
+                    self._searches[name] = opened()
                 found = self._searches[name].proposed(block, k, signs)
             except StoreError:  # of an index file; where the rows are damaged, it is raised again
-                build_index(self.store, name)
-                self._searches[name] = open_index(self.store, name, self._ray, self.device)
+                build_index(self.store, name, whitening=whitening)
+                self._searches[name] = opened()
                 found = self._searches[name].proposed(block, k, signs)
             if found is not None:
                 return found

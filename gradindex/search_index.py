@@ -79,9 +79,12 @@ class SearchIndex:
     """
 
     def __init__(
-        self, store: Store, name: str, facts: dict[str, Any], ray: str | None = None, device: str = "cpu"
-    ) -> None:
+        self, store: Store, name: str, facts: dict[str, Any], ray: str | None = None, device: str = "cpu",
+        whitening: "Whitening | None" = None,
+    ) -> None:  # fmt: skip
         self.facts, self._store, self._name, self._ray, self._device = facts, store, name, ray, device
+        if whitening:
+            self.whitening = whitening
         self.method = name.removesuffix(WHITENED)
         self._open: dict[str, Any] = {}
         self._finders: Finders | None = None

@@ -14,7 +14,7 @@ Removed pictures count until `compact` makes the folder anew; skipped ones have 
 """
 
 from collections.abc import Iterator
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,21 +36,13 @@ WIDEST = 8192  # numbers in a row, up to which GᵀG is made
 SAMPLE = 2048  # rows that stand for all where they are wider
 
 
-def whitened(
-    store: Store, method: str, block: np.ndarray, damping: float | None = None, device: str = "cpu"
-) -> np.ndarray:
-    """(GᵀG/N + λI)⁻¹ q of query blocks [Q, C, T, D] float32."""
-    if is_wide(store):
-        return _whitened_by_some(store, method, block, DAMPING if damping is None else damping)
-    return Whitening(store, method, device).whitened(block, damping)
-
-
 def is_wide(store: Store) -> bool:
     """Whether rows are too wide for a D × D matrix; then there are no search files of half-whitened rows."""
     return store.shape[3] > WIDEST
 
 
-def _whitened_by_some(store: Store, method: str, block: np.ndarray, damping: float) -> np.ndarray:
+def whitened_by_some(store: Store, method: str, block: np.ndarray, damping: float = DAMPING) -> np.ndarray:
+    """(SᵀS/m + λI)⁻¹ q of query blocks [Q, C, T, D] float32, S some of the rows: for those that are wide."""
     checkpoints, pictures, timesteps, dim = store.shape
     kept = np.setdiff1d(np.arange(pictures), store.summary["skipped"])
     fitting = max(1, min(SAMPLE, free_memory() // 2 // (8 * timesteps * dim)))
@@ -89,6 +81,7 @@ class Whitening:
                 f"rows of {store.shape[3]} numbers are too wide to whiten search files, {WIDEST} is the most"
             )
         self._store, self._method, self._device = store, method, device
+        self._open: dict[str, Any] = {}
         saved = factors.saved_factors(store, method)
         self.facts = saved if saved and factors.fits(store, method, saved) else self._make(saved)
 
@@ -103,7 +96,7 @@ class Whitening:
     def half_rows(self, rows: np.ndarray) -> np.ndarray:
         """L⁻¹ g of rows [B, C, T, D] float32."""
         out = np.empty_like(rows, dtype=np.float32)
-        for c, t, factor in self._kept:
+        for c, t, factor in self._kept():
             g = torch.from_numpy(rows[:, c, t].T.astype(np.float32)).to(factor)
             out[:, c, t] = torch.linalg.solve_triangular(factor, g, upper=False).T.cpu().numpy()
         return out
@@ -111,14 +104,14 @@ class Whitening:
     def half_queries(self, whitened: np.ndarray) -> np.ndarray:
         """L⁻¹ q of query blocks that are whitened already, [Q, C, T, D] float32: Lᵀ times them."""
         out = np.empty_like(whitened)
-        for c, t, factor in self._kept:
+        for c, t, factor in self._kept():
             out[:, c, t] = whitened[:, c, t] @ factor.cpu().numpy()
         return out
 
-    @cached_property
-    def _kept(self) -> list[tuple[int, int, Any]]:
+    def _kept(self) -> Iterator[tuple[int, int, Any]]:
         """Checkpoint, timestep and L [D, D] float32 of every block."""
-        return [(*block["block"], self._factor(block)) for block in self.facts["blocks"]]
+        for block in self.facts["blocks"]:
+            yield *block["block"], self._factor(block)
 
     def _factors(self, damping: float | None) -> Iterator[tuple[int, int, Any]]:
         """The same in float64, a block at a time, for another damping too."""
@@ -130,6 +123,14 @@ class Whitening:
             yield *block["block"], factor
 
     def _factor(self, block: dict[str, Any]) -> Any:
+        """A block's L. They stay in memory where all of them fit into half of what is free."""
+        name, dim = block["file"], self._store.shape[3]
+        factor = self._open[name] if name in self._open else self._fetch(block)
+        if len(self.facts["blocks"]) * dim * dim * 4 < free_memory() // 2:
+            self._open[name] = factor
+        return factor
+
+    def _fetch(self, block: dict[str, Any]) -> Any:
         try:
             content = self._store.place.fetch(block["file"], block["sha256"])
         except (ValueError, FileNotFoundError):
@@ -142,6 +143,7 @@ class Whitening:
     def _make(self, before: dict[str, Any] | None) -> dict[str, Any]:
         """Make all factors; those of fewer pictures are extended by the rows that are new."""
         store, method = self._store, self._method
+        self._open = {}
         checkpoints, _, timesteps, dim = store.shape
         facts = {**factors.made_from_now(store, method), "damping": DAMPING, "blocks": []}
         old = before if before and factors.extended_by(store, method, before) else None
@@ -154,7 +156,7 @@ class Whitening:
                     total = gram.double()
                     if old:
                         block = old["blocks"][c * timesteps + t]
-                        factor = self._factor(block).double()
+                        factor = self._fetch(block).double()
                         total += counted * (factor @ factor.T - block["lambda"] * torch.eye(dim).to(factor))
                     mean = total / max(1, facts["counted"])
                     damped = DAMPING * float(mean.diagonal().mean()) or 1.0

@@ -88,10 +88,10 @@ def test_wide_rows_are_whitened_by_some_of_them(
     monkeypatch.setattr(whiten_module, "WIDEST", 15)
     for damping in (DAMPING, 0.1):
         expected = dense(store, method, block, damping)
-        found = whiten_module.whitened(store, method, block, damping)
+        found = whiten_module.whitened_by_some(store, method, block, damping)
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * expected.max())
     monkeypatch.setattr(whiten_module, "SAMPLE", 100)
-    found, expected = whiten_module.whitened(store, method, block), dense(store, method, block)
+    found, expected = whiten_module.whitened_by_some(store, method, block), dense(store, method, block)
     assert 0.001 < np.linalg.norm(found - expected) / np.linalg.norm(expected) < 0.1
     with pytest.raises(CallError, match="16 numbers are too wide"):
         Whitening(store, method)
@@ -204,6 +204,22 @@ def test_whitened_answers_are_those_of_the_formula(
     early = index.scores(queries, method, whiten=damping, pairing=pairing, timesteps=(None, 500))
     truth = np.einsum("cnd,cde,qce->qn", rows[:, :, 0], inverse[:, 0], block[:, :, 0])
     np.testing.assert_allclose(early, truth, rtol=1e-3, atol=1e-4 * np.abs(truth).max())
+
+
+def test_factors_are_read_once(index: gradindex.Index, queries: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second query of an open index takes those in memory; where there is little of it, those on disk again."""
+    opened = gradindex.open(index.store.place.path)
+    expected = opened.query(queries, 3, whiten=True)
+    factor = next((Path(str(index.store.place)) / "whiten").glob("retrac-*.f32"))
+    factor.unlink()
+    assert opened.query(queries, 3, whiten=True) == expected
+    assert not factor.exists()
+    monkeypatch.setattr(whiten_module, "free_memory", lambda: 1)
+    opened = gradindex.open(index.store.place.path)
+    for _ in range(2):
+        assert [r.ids for r in opened.query(queries, 3, whiten=True)] == [r.ids for r in expected]
+        assert factor.exists()
+        factor.unlink()
 
 
 def test_the_command_whitens(index: gradindex.Index, queries: list[Path]) -> None:
