@@ -1,11 +1,7 @@
 """How far a score can be trusted: `tools/bench lds`. Scores of every kind against models trained on random halves."""
 
-import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,123 +9,34 @@ import numpy as np
 import record
 import torch
 from build import write_pictures
-from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
-from subjects import TINY, fashion_mnist, halved, train
+from halves import (
+    ASKED,
+    BATCH,
+    CHECKPOINTS,
+    PICTURES,
+    SEEDS,
+    STEPS,
+    SUBSETS,
+    asked_pictures,
+    in_processes,
+    losses_without,
+    pictures,
+    subsets,
+    train_all,
+    whole_model,
+)
 
 import gradindex
-from gradindex.denoiser import Denoiser
 from gradindex.evaluate import interval, lds
-from gradindex.gradients.rows import mean_losses
-from gradindex.memory import keep_freed_memory
+from gradindex.plan import DIM
 from gradindex.ranking import spearman
-from gradindex.recipe import grid
 from gradindex.scoring import unit
 from gradindex.search_index import METHODS
-
-CONFIG = {**TINY, "block_out_channels": (24, 48)}  # 0.4 M parameters
-PICTURES, ASKED = 500, 64  # trained on; validation pictures, and generated ones
-STEPS, BATCH, RATE = 700, 48, 1e-3
-SUBSETS, SEEDS, CHECKPOINTS = 64, 2, 4
-TIMESTEPS, DRAWS = 50, 2  # of a true loss
-NOISE_SEED = 1000  # unlike any that rows are made with
-
-
-def pictures(work: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Those trained on and those for validation, [N, 1, 16, 16] float32."""
-    every = halved(fashion_mnist(work)[: PICTURES + ASKED])
-    every = ((every + 1) * 127.5).round() / 127.5 - 1  # as in a PNG
-    return every[:PICTURES], every[PICTURES:]
-
-
-def subsets() -> np.ndarray:
-    """Which half of the pictures each model is trained on, [SUBSETS, PICTURES] bool."""
-    random = np.random.default_rng(0)
-    return np.stack([random.permutation(PICTURES) < PICTURES // 2 for _ in range(SUBSETS)])
-
-
-def trained(data: np.ndarray, seed: int, folders: Sequence[Path] = ()) -> UNet2DModel:
-    """A model trained on some pictures; saved at equal distances into `folders`, if there are any."""
-    torch.manual_seed(seed)
-    pipeline = DDPMPipeline(UNet2DModel(**CONFIG), DDPMScheduler())
-
-    def save(step: int) -> None:
-        if folders and step % (STEPS // len(folders)) == 0:
-            pipeline.save_pretrained(folders[step // (STEPS // len(folders)) - 1])
-
-    train(pipeline, data, STEPS, "half", BATCH, rate=RATE, decay=True, seed=seed, after=save)
-    return pipeline.unet
-
-
-def true_losses(model: UNet2DModel, asked: np.ndarray) -> np.ndarray:
-    """The mean loss of each picture over a fine grid, at noise that all pictures share, [Q]."""
-    denoiser = Denoiser(model, dict(DDPMScheduler().config), "", "cpu", "float32")
-    return mean_losses(denoiser, asked, None, grid(TIMESTEPS, 1000), DRAWS, NOISE_SEED, "mse")
-
-
-def generated(model: UNet2DModel) -> np.ndarray:
-    """Pictures that a model makes, 50 steps each, [ASKED, 1, 16, 16] float32."""
-    scheduler, random = DDIMScheduler(), torch.Generator().manual_seed(7)
-    x = torch.randn(ASKED, 1, 16, 16, generator=random)
-    scheduler.set_timesteps(50)
-    with torch.no_grad():
-        for t in scheduler.timesteps:
-            x = scheduler.step(model(x, t).sample, t, x).prev_sample
-    return ((x.clamp(-1, 1) + 1) * 127.5).round().numpy() / 127.5 - 1
-
-
-def whole_model(work: Path) -> list[Path]:
-    """The checkpoints of a model that was trained on all pictures."""
-    folders = [work / f"checkpoint-{number}" for number in range(CHECKPOINTS)]
-    if not folders[-1].exists():
-        trained(pictures(work.parent)[0], 10_000, folders)
-    return folders
-
-
-def asked_pictures(work: Path) -> np.ndarray:
-    """Validation pictures, then generated ones, [2 · ASKED, 1, 16, 16] float32."""
-    file = work / "generated.npy"
-    if not file.exists():
-        np.save(file, generated(UNet2DModel.from_pretrained(whole_model(work)[-1] / "unet")))
-    return np.concatenate([pictures(work.parent)[1], np.load(file)]).astype(np.float32)
-
-
-def losses_of(work: Path, subset: int, seed: int) -> np.ndarray:
-    """The losses of one model that was trained on a half, [2 · ASKED]; trained now, unless that was done.
-
-    All halves share a seed's initial weights, order of batches and noise, so that less of a difference is chance.
-    """
-    file = work / f"losses-{subset:02d}-{seed}.npy"
-    if not file.exists():
-        data = pictures(work.parent)[0][subsets()[subset]]
-        draft = file.with_suffix(".draft.npy")
-        np.save(draft, true_losses(trained(data, 1 + seed), asked_pictures(work)))
-        os.replace(draft, file)
-    return np.load(file)
-
-
-def train_all(work: Path) -> np.ndarray:
-    """The losses of every model, [SUBSETS, SEEDS, 2 · ASKED], one process for each core."""
-    asked_pictures(work)
-    jobs = [(subset, seed) for seed in range(SEEDS) for subset in range(SUBSETS)]
-    found = in_processes(losses_of, work, *zip(*jobs, strict=True))
-    return np.stack(found).reshape(SEEDS, SUBSETS, -1).transpose(1, 0, 2)
-
-
-def in_processes(losses: Callable[..., np.ndarray], work: Path, *arguments: Iterable[Any]) -> list[np.ndarray]:
-    """What a function gives for each of some arguments, one process for each core, one thread each."""
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=spawn, initializer=one_thread) as pool:
-        return list(pool.map(partial(losses, work), *arguments))
-
-
-def one_thread() -> None:
-    torch.set_num_threads(1)
-    keep_freed_memory()
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Rows of one kind: how the store is built."""
+    """Rows of one kind: how the store is built; dim 0 for whole gradients."""
 
     noise: str = "shared"
     output: str = "loss"
@@ -159,6 +66,7 @@ SETTINGS = [
     Setting(timesteps=5, draws=2),
     Setting(timesteps=25, draws=2),
     *(Setting(dim=n) for n in (256, 512, 1024, 2048, 8192)),
+    Setting(timesteps=5, dim=0),
     Setting(checkpoints=CHECKPOINTS, dim=1024),
     Setting(checkpoints=CHECKPOINTS),
 ]
@@ -173,7 +81,7 @@ class Rows:
     Attributes:
         dim: numbers in a row.
         products: for each (method, pairing), K [blocks, N, N] and B [blocks, N, Q]; a block is a
-            (checkpoint, timestep), or a checkpoint for the mean pairing.
+            (checkpoint, timestep), a checkpoint for the mean pairing, a timestep for rows averaged over checkpoints.
     """
 
     dim: int
@@ -212,18 +120,22 @@ def products(work: Path, setting: Setting) -> dict[str, np.ndarray]:
     chosen = folders[-setting.checkpoints :] if setting.checkpoints > 1 else []
     index = gradindex.build(
         work / f"store-{setting.name}", model=folders[-1], data=data, checkpoints=chosen or None,
-        timesteps=setting.timesteps, draws=setting.draws, noise=setting.noise, output=setting.output, dim=setting.dim,
-        seed=setting.seed, device="cpu",
+        timesteps=setting.timesteps, draws=setting.draws, noise=setting.noise, output=setting.output, seed=setting.seed,
+        dim=setting.dim or DIM, projection="auto" if setting.dim else "none", device="cpu",
     )  # fmt: skip
     asked, found = list(torch.from_numpy(asked_pictures(work))), {}
     rows = index.store.unnormalized[:]
     grids = {"matched": {}, "mean": {"query_timesteps": setting.timesteps, "query_draws": setting.draws}}
+    if setting.checkpoints > 1:
+        grids["averaged"] = {}
     for pairing, options in grids.items():
-        blocks = index._query_blocks(asked, *METHODS, pairing=pairing, **options)
+        blocks = index._query_blocks(asked, *METHODS, pairing="mean" if pairing == "mean" else "matched", **options)
         for method, block in zip(METHODS, blocks, strict=True):
             own = unit(rows) if method == "retrac" else rows
             if pairing == "mean":
                 own, block = own.mean(2, keepdims=True), block[:, :, :1]
+            if pairing == "averaged":  # over checkpoints, a timestep by itself
+                own, block = own.mean(0, keepdims=True), block.mean(1, keepdims=True)
             pairs = [(own[c, :, t], block[:, c, t]) for c in range(own.shape[0]) for t in range(own.shape[2])]
             found[f"{method} {pairing} K"] = np.stack([g @ g.T for g, _ in pairs])
             found[f"{method} {pairing} B"] = np.stack([g @ q.T for g, q in pairs])
@@ -319,17 +231,6 @@ def counterfactuals(work: Path) -> dict[str, dict[str, list[float]]]:
                  "generated": [value for query, value in rise.items() if query >= ASKED]}  # fmt: skip
         found[name] = {kind: list(interval(np.array(values))) for kind, values in kinds.items()}
     return found
-
-
-def losses_without(work: Path, name: str, removed: np.ndarray) -> np.ndarray:
-    """The losses of a model that was trained without some pictures, [2 · ASKED]."""
-    file = work / f"without-{name}.npy"
-    if not file.exists():
-        data = np.delete(pictures(work.parent)[0], removed, axis=0)
-        draft = file.with_suffix(".draft.npy")
-        np.save(draft, true_losses(trained(data, 10_000), asked_pictures(work)))  # the whole model's seed
-        os.replace(draft, file)
-    return np.load(file)
 
 
 def cosine(training: np.ndarray, asked: np.ndarray) -> np.ndarray:

@@ -1,0 +1,129 @@
+"""Models that were trained again: on random halves of the pictures, and without some. What scores are held against."""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
+from subjects import TINY, fashion_mnist, halved, train
+
+from gradindex.denoiser import Denoiser
+from gradindex.gradients.rows import mean_losses
+from gradindex.memory import keep_freed_memory
+from gradindex.recipe import grid
+
+CONFIG = {**TINY, "block_out_channels": (24, 48)}  # 0.4 M parameters
+PICTURES, ASKED = 500, 64  # trained on; validation pictures, and generated ones
+STEPS, BATCH, RATE = 700, 48, 1e-3
+SUBSETS, SEEDS, CHECKPOINTS = 64, 2, 4
+TIMESTEPS, DRAWS = 50, 2  # of a true loss
+NOISE_SEED = 1000  # unlike any that rows are made with
+
+
+def pictures(work: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Those trained on and those for validation, [N, 1, 16, 16] float32."""
+    every = halved(fashion_mnist(work)[: PICTURES + ASKED])
+    every = ((every + 1) * 127.5).round() / 127.5 - 1  # as in a PNG
+    return every[:PICTURES], every[PICTURES:]
+
+
+def subsets() -> np.ndarray:
+    """Which half of the pictures each model is trained on, [SUBSETS, PICTURES] bool."""
+    random = np.random.default_rng(0)
+    return np.stack([random.permutation(PICTURES) < PICTURES // 2 for _ in range(SUBSETS)])
+
+
+def trained(data: np.ndarray, seed: int, folders: Sequence[Path] = ()) -> UNet2DModel:
+    """A model trained on some pictures; saved at equal distances into `folders`, if there are any."""
+    torch.manual_seed(seed)
+    pipeline = DDPMPipeline(UNet2DModel(**CONFIG), DDPMScheduler())
+
+    def save(step: int) -> None:
+        if folders and step % (STEPS // len(folders)) == 0:
+            pipeline.save_pretrained(folders[step // (STEPS // len(folders)) - 1])
+
+    train(pipeline, data, STEPS, "half", BATCH, rate=RATE, decay=True, seed=seed, after=save)
+    return pipeline.unet
+
+
+def true_losses(model: UNet2DModel, asked: np.ndarray) -> np.ndarray:
+    """The mean loss of each picture over a fine grid, at noise that all pictures share, [Q]."""
+    denoiser = Denoiser(model, dict(DDPMScheduler().config), "", "cpu", "float32")
+    return mean_losses(denoiser, asked, None, grid(TIMESTEPS, 1000), DRAWS, NOISE_SEED, "mse")
+
+
+def generated(model: UNet2DModel) -> np.ndarray:
+    """Pictures that a model makes, 50 steps each, [ASKED, 1, 16, 16] float32."""
+    scheduler, random = DDIMScheduler(), torch.Generator().manual_seed(7)
+    x = torch.randn(ASKED, 1, 16, 16, generator=random)
+    scheduler.set_timesteps(50)
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            x = scheduler.step(model(x, t).sample, t, x).prev_sample
+    return ((x.clamp(-1, 1) + 1) * 127.5).round().numpy() / 127.5 - 1
+
+
+def whole_model(work: Path) -> list[Path]:
+    """The checkpoints of a model that was trained on all pictures."""
+    folders = [work / f"checkpoint-{number}" for number in range(CHECKPOINTS)]
+    if not folders[-1].exists():
+        trained(pictures(work.parent)[0], 10_000, folders)
+    return folders
+
+
+def asked_pictures(work: Path) -> np.ndarray:
+    """Validation pictures, then generated ones, [2 · ASKED, 1, 16, 16] float32."""
+    file = work / "generated.npy"
+    if not file.exists():
+        np.save(file, generated(UNet2DModel.from_pretrained(whole_model(work)[-1] / "unet")))
+    return np.concatenate([pictures(work.parent)[1], np.load(file)]).astype(np.float32)
+
+
+def losses_of(work: Path, subset: int, seed: int) -> np.ndarray:
+    """The losses of one model that was trained on a half, [2 · ASKED]; trained now, unless that was done.
+
+    All halves share a seed's initial weights, order of batches and noise, so that less of a difference is chance.
+    """
+    file = work / f"losses-{subset:02d}-{seed}.npy"
+    if not file.exists():
+        data = pictures(work.parent)[0][subsets()[subset]]
+        draft = file.with_suffix(".draft.npy")
+        np.save(draft, true_losses(trained(data, 1 + seed), asked_pictures(work)))
+        os.replace(draft, file)
+    return np.load(file)
+
+
+def train_all(work: Path) -> np.ndarray:
+    """The losses of every model, [SUBSETS, SEEDS, 2 · ASKED], one process for each core."""
+    asked_pictures(work)
+    jobs = [(subset, seed) for subset in range(SUBSETS) for seed in range(SEEDS)]
+    return np.stack(in_processes(losses_of, work, *zip(*jobs, strict=True))).reshape(SUBSETS, SEEDS, -1)
+
+
+def losses_without(work: Path, name: str, removed: np.ndarray) -> np.ndarray:
+    """The losses of a model that was trained without some pictures, [2 · ASKED]."""
+    file = work / f"without-{name}.npy"
+    if not file.exists():
+        data = np.delete(pictures(work.parent)[0], removed, axis=0)
+        draft = file.with_suffix(".draft.npy")
+        np.save(draft, true_losses(trained(data, 10_000), asked_pictures(work)))  # the whole model's seed
+        os.replace(draft, file)
+    return np.load(file)
+
+
+def in_processes(losses: Callable[..., np.ndarray], work: Path, *arguments: Iterable[Any]) -> list[np.ndarray]:
+    """What a function gives for each of some arguments, one process for each core, one thread each."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=spawn, initializer=one_thread) as pool:
+        return list(pool.map(partial(losses, work), *arguments))
+
+
+def one_thread() -> None:
+    torch.set_num_threads(1)
+    keep_freed_memory()
