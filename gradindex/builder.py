@@ -20,7 +20,7 @@ from gradindex.manifest import is_store
 from gradindex.place import Place, at
 from gradindex.plan import DIM, Plan, prepare
 from gradindex.recipe import FULL
-from gradindex.search_index import METHODS, NAMES, facts_of, require_faiss
+from gradindex.search_index import METHODS, NAMES, facts_of, require_faiss, wanted
 from gradindex.store import Store
 from gradindex.upkeep import grow, id_key
 from gradindex.work import Work, exchanged, fill, find_strong, missing_shards, progress
@@ -138,8 +138,10 @@ def build(
     for method in METHODS:
         whiten.mend(store, method, here)
     for name in NAMES:
-        if (name in METHODS or place.sizes([facts_of(name)])) and open_index(store, name).damages():
-            build_index(store, name)
+        if name in wanted(store) or place.sizes([facts_of(name)]):
+            whitening = whiten.of_index(store, name, here)
+            if open_index(store, name, whitening=whitening).damages():
+                build_index(store, name, whitening=whitening)
     place.drop_aside()
     return search.Index(store, None, here)
 

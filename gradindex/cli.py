@@ -172,16 +172,11 @@ def build(index: str, image_column: str, id_column: str, label_column: str, dry_
 @click.option("--query-draws", type=int, metavar="M", help="Noise draws of the mean pairing.  [default: 2]")
 @click.option("--timesteps", callback=flags.to_range, metavar="A:B", help="Only rows at timesteps from A to below B.")
 @click.option("--by-timestep", is_flag=True, help="Also what each timestep adds to a score.")
-@click.option(
-    "--whiten/--no-whiten",
-    default=False,
-    show_default=True,
-    help="Have what all pictures' gradients have in common count for little.",
-)
+@flags.WHITEN
 @click.option(
     "--damping",
     type=click.FloatRange(0, min_open=True),
-    help="Of whitening, in mean squares of a coordinate; another than the default scans the store.  [default: 10]",
+    help="Of whitening, in mean squares of a row's norm; another than the default scans the store.  [default: 0.001]",
 )
 @flags.CLASS_LABEL
 @flags.MODEL
@@ -190,8 +185,8 @@ def build(index: str, image_column: str, id_column: str, label_column: str, dry_
 @click.option("--format", "style", type=click.Choice(["table", "json", "html"]), default="table", show_default=True)
 @click.option("--output", type=click.Path(path_type=Path), help="File to write, instead of the terminal.")
 def query(
-    index: str, pictures: tuple[str, ...], k: int, method: str, whiten: bool, damping: float | None, model: str,
-    device: str, ray: str | None, style: str, output: Path | None, **options: Any,
+    index: str, pictures: tuple[str, ...], k: int, method: str, whiten: bool | None, damping: float | None,
+    model: str, device: str, ray: str | None, style: str, output: Path | None, **options: Any,
 ) -> None:  # fmt: skip
     """List the training pictures that shaped each PICTURE."""
     from gradindex import results as r
@@ -201,15 +196,16 @@ def query(
     keep_freed_memory()
     opened = search.open(index, model=model, device=device, ray=ray)
     options["whiten"] = flags.to_whiten(whiten, damping)
+    whitened = opened.store.recipe.whitening(options["whiten"]) is not False
     results = opened.query(pictures, k, method, **options)
     _say(f"gradients {opened.seconds['gradients']:.2f} s, search {opened.seconds['search']:.2f} s")
     if style == "json":
-        text = r.to_json(results, index, method, k, whiten)
+        text = r.to_json(results, index, method, k, whitened)
     elif style == "table":
-        text = r.to_table(results, method, whiten)
+        text = r.to_table(results, method, whitened)
     else:
         shown = [read_thumbnail(path) for path in pictures]
-        text = r.to_html([(method, results)], opened.thumbnail, shown, whitened=whiten)
+        text = r.to_html([(method, results)], opened.thumbnail, shown, whitened=whitened)
     if output is None:
         click.echo(text)
     else:
@@ -228,16 +224,21 @@ def query(
     help="Float vectors, none at all (a query scans the store), or a string of FAISS's index_factory;"
     " auto takes float vectors up to a gigabyte, then codes that have measured a recall of 0.995.",
 )
-@click.option("--whiten/--no-whiten", default=False, show_default=True, help="Those for whitened queries.")
-def index_(index: str, method: str | None, factory: str, whiten: bool) -> None:
+@click.option(
+    "--whiten/--no-whiten",
+    default=None,
+    help="Only those for whitened queries, or only the others.  [default: both, or the others with recorded timesteps]",
+)
+def index_(index: str, method: str | None, factory: str, whiten: bool | None) -> None:
     """Make the search files of INDEX anew from its store, and measure them."""
     from gradindex.index import build_index
     from gradindex.info import search_facts
-    from gradindex.search_index import METHODS, WHITENED
+    from gradindex.search_index import wanted
     from gradindex.store import Store
 
     store = Store.finished(index)
-    for name in (each + WHITENED * whiten for each in ([method] if method else METHODS)):
+    names = [name for name in wanted(store, whiten) if method is None or name.startswith(method)]
+    for name in names:
         click.echo(f"{name}: {search_facts(build_index(store, name, factory).facts)}")
 
 

@@ -23,6 +23,7 @@ PAIRING = click.option(
 @click.option("--queries", default=24, show_default=True, help="Training pictures as queries, when none are given.")
 @click.option("--compared", default=100, show_default=True, help="Pictures for the agreement of noise seeds; 0: none.")
 @click.option("--outliers/--no-outliers", default=True, show_default=True, help="Rank pictures by self-influence.")
+@flags.WHITEN
 @flags.CLASS_LABEL
 @flags.MODEL
 @flags.DEVICE
@@ -106,7 +107,7 @@ def lds(
 @click.option("-k", default=50, show_default=True, help="How many pictures are left out.")
 @click.option("--method", type=flags.METHODS, default="retrac", show_default=True)
 @click.option("--random", default=2, show_default=True, help="How many times random ones are left out.")
-@click.option("--whiten/--no-whiten", default=False, show_default=True)
+@flags.WHITEN
 @PAIRING
 @flags.CLASS_LABEL
 @flags.MODEL

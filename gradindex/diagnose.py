@@ -20,6 +20,7 @@ from gradindex.scoring import unit
 from gradindex.search import QUERY_DRAWS, QUERY_TIMESTEPS, Index
 from gradindex.search_index import METHODS
 from gradindex.store import Store
+from gradindex.whiten import whitened_by
 
 ADVICE = "; give pictures, --compared 0 and, with recorded timesteps, --no-outliers"
 BINS = 20  # of timesteps, where every picture has its own
@@ -35,6 +36,7 @@ def report(
     queries: int = 24,
     compared: int = 100,
     outliers: bool = True,
+    whiten: bool | None = None,
     class_label: int | Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Everything that `gradindex diagnose` shows, as JSON values.
@@ -46,6 +48,7 @@ def report(
         compared: training pictures whose gradients are taken again for the agreement between noise seeds, 0 for none
             of it.
         outliers: whether to rank pictures by self-influence; with recorded timesteps that takes gradients of all.
+        whiten: whether queries are whitened, as for `Index.query`; not with recorded timesteps.
         class_label: of the queries, for a class-conditional model; training pictures know theirs.
 
     Raises:
@@ -56,10 +59,13 @@ def report(
         raise CallError(f"{index.store.place}: rows are folded into one for each picture; diagnose needs all of them")
     if compared < 0 or compared == 1:
         raise CallError(f"compared = {compared}: give 0, or at least 2 pictures")
+    whitened = index.store.recipe.whitening(whiten)
+    if whitened and index.store.recipe.events:
+        raise CallError("whiten: diagnose has plain queries for recorded timesteps")
     if compared or (outliers and index.store.recipe.events):
         index.require_dataset(ADVICE)
     arrays, names, own, labels = _queries(index, pictures, queries, class_label)
-    scores = index.scores_by_method(arrays, *METHODS, class_label=labels)
+    scores = index.scores_by_method(arrays, *METHODS, whiten=whitened, class_label=labels)
     for table in scores.values():
         _leave_out(table, own)
     norm = picture_norms(index.store)
@@ -67,6 +73,7 @@ def report(
         "index": str(index.store.place),
         "queries": names,
         "k": k,
+        "whitened": whitened,
         "norm": norms(index.store),
         "influence": {method: influence(scores[method], norm, k) for method in METHODS},
     }
@@ -75,7 +82,8 @@ def report(
     if compared:
         few = np.unique(np.linspace(0, len(arrays) - 1, 8).astype(int))
         classes = None if labels is None else [labels[number] for number in few]
-        found["noise"] = noise_agreement(index, arrays[few], classes, compared, k, [own[number] for number in few])
+        rows = [own[number] for number in few]
+        found["noise"] = noise_agreement(index, arrays[few], classes, compared, k, rows, bool(whitened))
     return found
 
 
@@ -143,12 +151,14 @@ def noise_agreement(
     compared: int,
     k: int,
     own: Sequence[int | None] = (),
+    whiten: bool = False,
 ) -> list[dict[str, Any]]:
     """How far two noise seeds agree on the scores, at the index's setting and at smaller and larger ones.
 
-    A grid's training pictures are a sample of `compared`, and their gradients are taken anew for both seeds; recorded
-    rows are what they are, so that only the queries' noise differs. Queries that are training pictures (`own` has
-    their rows) are not among the pictures. The last checkpoint alone is used.
+    A grid's training pictures are a sample of `compared`, and their gradients are taken anew for both seeds;
+    recorded rows are what they are, so that only the queries' noise differs. Whitened is by the sample itself.
+    Queries that are training pictures (`own` has their rows) are not among the pictures. The last checkpoint alone
+    is used.
 
     Returns:
         One entry per setting: `timesteps`, `draws`, `gradients` of one query, and for each method `spearman` and
@@ -171,7 +181,7 @@ def noise_agreement(
         steps = recipe.timesteps if timesteps == len(recipe.timesteps) else steps
         setting = replace(recipe, timesteps=steps, draws=draws, events=None)
         first, second = (
-            _scores_of_seed(index, denoiser, replace(setting, seed=seed), arrays, labels, rows)
+            _scores_of_seed(index, denoiser, replace(setting, seed=seed), arrays, labels, rows, whiten)
             for seed in (recipe.seed, recipe.seed + 1)
         )
         found.append(
@@ -192,7 +202,7 @@ def _compared(left: dict[str, np.ndarray], right: dict[str, np.ndarray], k: int)
 
 def _scores_of_seed(
     index: Index, denoiser: Denoiser, setting: Recipe, arrays: np.ndarray, labels: Sequence[int] | None,
-    rows: np.ndarray,
+    rows: np.ndarray, whiten: bool,
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """Scores [Q, pictures] of each method with the noise of a setting's seed; the projection stays the index's."""
     names = [f"query {number}" for number in range(len(arrays))]
@@ -203,11 +213,13 @@ def _scores_of_seed(
     if index.store.recipe.events is not None:
         stored = _mean_rows(index.store, index.store.shape[0] - 1, rows)
         return {method: q.mean(1) @ stored[method].T for method, q in (("tracin", asked), ("retrac", unit(asked)))}
-    parts: dict[str, list[np.ndarray]] = {method: [] for method in METHODS}
-    for _, gradients in _taken(index, denoiser, setting, rows):
-        parts["tracin"].append(np.einsum("qtd,ntd->qn", asked, gradients))
-        parts["retrac"].append(np.einsum("qtd,ntd->qn", unit(asked), unit(gradients)))
-    return {method: np.concatenate(blocks, 1) for method, blocks in parts.items()}
+    gradients = np.concatenate([some for _, some in _taken(index, denoiser, setting, rows)])
+    found = {}
+    for method, q, g in (("tracin", asked, gradients), ("retrac", unit(asked), unit(gradients))):
+        if whiten:
+            q = np.stack([whitened_by(g[:, t], q[:, t]) for t in range(q.shape[1])], axis=1)
+        found[method] = np.einsum("qtd,ntd->qn", q, g)
+    return found
 
 
 def _taken(
@@ -286,7 +298,8 @@ def save(found: dict[str, Any], folder: Path) -> list[Path]:
 
 def to_text(found: dict[str, Any]) -> str:
     """The report for people, some lines of text."""
-    lines = [f"{len(found['queries'])} queries, their {found['k']} highest scores", ""]
+    kind = "whitened" if found["whitened"] else "plain"
+    lines = [f"{len(found['queries'])} queries, their {found['k']} highest {kind} scores", ""]
     lines.append(f"{'':<44}{'tracin':>10}{'retrac':>10}")
 
     def line(name: str, values: Sequence[Any], form: str = "") -> None:

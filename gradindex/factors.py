@@ -9,7 +9,14 @@ from typing import Any
 from gradindex.manifest import differences, unseal
 from gradindex.store import Store
 
-VERSION = 1  # raised whenever the same rows give other factors
+WHITENED = "-whitened"  # at the end of a search index's name
+WIDEST = 8192  # numbers in a row, up to which GᵀG is made
+VERSION = 2  # raised whenever the same rows give other factors
+
+
+def is_wide(store: Store) -> bool:
+    """Whether rows are too wide for a D × D matrix; then there are no search files of half-whitened rows."""
+    return store.shape[3] > WIDEST
 
 
 def saved_factors(store: Store, method: str) -> dict[str, Any] | None:

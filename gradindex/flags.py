@@ -9,6 +9,12 @@ import click
 METHODS = click.Choice(["retrac", "tracin"])
 DEVICE = click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda")
 MODEL = click.option("--model", help="Where the model is now, when it was moved since the build.")
+WHITEN = click.option(
+    "--whiten/--no-whiten",
+    default=None,
+    help="Have what all pictures' gradients have in common count for little.  [default: on a grid, not with recorded"
+    " timesteps]",
+)
 CLASS_LABEL = click.option("--class-label", type=int, help="Of the pictures, for a class-conditional model.")
 
 
@@ -69,8 +75,8 @@ def to_checkpoints(
     return checkpoints
 
 
-def to_whiten(whiten: bool, damping: float | None) -> bool | float:
+def to_whiten(whiten: bool | None, damping: float | None) -> bool | float | None:
     """--whiten and --damping as `query` takes them."""
-    if damping is not None and not whiten:
-        raise click.UsageError("--damping is of --whiten; give that too")
+    if damping is not None and whiten is False:
+        raise click.UsageError("--no-whiten has no --damping; leave one of them out")
     return whiten if damping is None else damping

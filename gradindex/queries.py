@@ -66,8 +66,8 @@ class QueryOptions(TypedDict, total=False):
     weights: one per checkpoint, in place of the build's.
     class_label: of the pictures, for a class-conditional model; one for all, or one each.
     ids: what keys a query's own noise; by default the SHA-256 hex of its float32 tensor.
-    whiten: True: each block of the query becomes (GᵀG/N + λI)⁻¹ q, see `gradindex.whiten`; a number is the damping,
-        λ in means of the diagonal. False (default): plain TracIn and ReTrac.
+    whiten: True (a grid's default): each block of the query becomes (GᵀG/N + λI)⁻¹ q, see `gradindex.whiten`; a number
+        is the damping, λ in mean squares of a row's norm. False (recorded timesteps' default): plain TracIn and ReTrac.
     batch_size: how many (picture, timestep, draw) go through the model at once, as many as fit for "auto" (default);
         changes nothing else.
     """
@@ -79,5 +79,5 @@ class QueryOptions(TypedDict, total=False):
     weights: Sequence[float] | None
     class_label: int | Sequence[int] | None
     ids: Sequence[str] | None
-    whiten: bool | float
+    whiten: bool | float | None
     batch_size: int | str

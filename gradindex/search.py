@@ -15,6 +15,7 @@ from tqdm import tqdm
 from gradindex.dataset import Columns, Dataset, open_dataset
 from gradindex.denoiser import Checkpoints, resolve_device
 from gradindex.errors import CallError, GradindexError, StoreError
+from gradindex.factors import WHITENED, is_wide
 from gradindex.gradients.rows import capture_for, fitting_batch, grid_events, sample_gradients
 from gradindex.index import build_index, open_index
 from gradindex.place import Place
@@ -33,9 +34,9 @@ from gradindex.scoring import (
     to_span,
     unit,
 )
-from gradindex.search_index import METHODS, WHITENED, SearchIndex, search_vectors
+from gradindex.search_index import METHODS, SearchIndex, search_vectors
 from gradindex.store import Store
-from gradindex.whiten import DAMPING, Whitening, is_wide, whitened_by_some
+from gradindex.whiten import DAMPING, Whitening, whitened_by_some
 
 QUERY_TIMESTEPS = 25  # of the mean pairing
 QUERY_DRAWS = 2
@@ -109,7 +110,7 @@ class Index:
         (block,), span = self._query_blocks(pictures, method, **options), to_span(options.get("timesteps"))
         began = time.perf_counter()
         names = [picture_name(picture, number) for number, picture in enumerate(pictures)]
-        whiten = options.get("whiten", False)
+        whiten = self.store.recipe.whitening(options.get("whiten"))
         proposed = self._proposed(block, k, method, span, whiten, (1, -1) if opponents else (1,))
         if not any(map(len, proposed[1])):
             where = f"timesteps = {options.get('timesteps')}: no picture has a row there"
@@ -205,12 +206,12 @@ class Index:
         weights: Sequence[float] | None = None,
         class_label: int | Sequence[int] | None = None,
         ids: Sequence[str] | None = None,
-        whiten: bool | float = False,
+        whiten: bool | float | None = None,
         batch_size: int | str = "auto",
     ) -> list[np.ndarray]:
         """What each row [c, i, t] is multiplied with, per method: weighted query gradients, [Q, C, T, D] float32.
 
-        For folded rows: folded likewise, [Q, 1, 1, W], and divided by T. Whitened at last, where that is asked for.
+        For folded rows: folded likewise, [Q, 1, 1, W], and divided by T. Whitened at last, unless they are not to be.
         """
         for method in methods:
             require("method", method, METHODS)
@@ -279,7 +280,7 @@ class Index:
         whole = [np.stack(parts, axis=1) for parts in blocks]
         if recipe.rows == FOLDED:
             whole = [search_vectors(block, recipe)[:, None, None] / recipe.per_picture for block in whole]
-        if whiten is not False:
+        if (whiten := recipe.whitening(whiten)) is not False:
             damping = DAMPING if whiten is True else whiten
             return [self._whitened(method, block, damping) for method, block in zip(methods, whole, strict=True)]
         return whole
@@ -287,16 +288,19 @@ class Index:
     def _whitened(self, method: str, block: np.ndarray, damping: float) -> np.ndarray:
         if is_wide(self.store):
             return whitened_by_some(self.store, method, block, damping)
+        return self._whitening(method).whitened(block, damping)
+
+    def _whitening(self, method: str) -> Whitening:
         if method not in self._whitenings:
             self._whitenings[method] = Whitening(self.store, method, self.device)
-        return self._whitenings[method].whitened(block, damping)
+        return self._whitenings[method]
 
     def _proposed(
         self, block: np.ndarray, k: int, method: str, span: Span | None, whiten: bool | float, signs: Sequence[int]
     ) -> dict[int, list[np.ndarray]]:
         """Rows among which the best k of each query are, and the worst (sign −1), ascending: from FAISS or a scan."""
         if span is None and isinstance(whiten, bool) and not (whiten and is_wide(self.store)):
-            name, whitening = method + WHITENED * whiten, self._whitenings[method] if whiten else None
+            name, whitening = method + WHITENED * whiten, self._whitening(method) if whiten else None
             opened = partial(open_index, self.store, name, self._ray, self.device, whitening)
             try:
                 if name not in self._searches:

@@ -19,6 +19,7 @@ from gradindex import factors
 from gradindex.ahead import ahead
 from gradindex.distributed import Finders
 from gradindex.errors import MissingPackage, StoreError, first_line
+from gradindex.factors import WHITENED
 from gradindex.gradients.noise import random_offset, random_signs
 from gradindex.manifest import differences, unseal
 from gradindex.memory import free_memory
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from gradindex.whiten import Whitening
 
 METHODS = ("tracin", "retrac")
-WHITENED = "-whitened"
 NAMES = (*METHODS, *(method + WHITENED for method in METHODS))  # of search indexes
 FOLD_VERSION = 1  # raised whenever `search_vectors` gives other numbers for the same rows
 FLAT, STORE = "flat", "store"
@@ -54,6 +54,13 @@ def search_vectors(rows: np.ndarray, recipe: Recipe) -> np.ndarray:
             vectors[:, start : start + head] += signed[:, :head]
             vectors[:, : dim - head] += signed[:, head:]
     return vectors
+
+
+def wanted(store: Store, whiten: bool | None = None) -> list[str]:
+    """The names of the search indexes that a build makes; only those of half-whitened rows, or only the others."""
+    if whiten is None and (factors.is_wide(store) or not store.recipe.whitening(None)):
+        whiten = False
+    return [name for name in NAMES if whiten is None or name.endswith(WHITENED) == whiten]
 
 
 def saved_index(store: Store, name: str) -> "SearchIndex | None":
@@ -92,11 +99,9 @@ class SearchIndex:
     @cached_property
     def whitening(self) -> "Whitening | None":
         """What half-whitens rows and queries."""
-        if not self._name.endswith(WHITENED):
-            return None
-        from gradindex.whiten import Whitening  # and torch, which takes seconds, and which a Ray worker can do without
+        from gradindex.whiten import of_index  # and torch, which takes seconds, and which a Ray worker can do without
 
-        return Whitening(self._store, self.method, self._device)
+        return of_index(self._store, self._name, self._device)
 
     def row_vectors(self, rows: np.ndarray) -> np.ndarray:
         """The search vectors [B, W] of rows [B, C, T, D]."""

@@ -11,7 +11,7 @@ from gradindex.errors import CallError
 from gradindex.index import build_index
 from gradindex.manifest import COPIES, is_store, read_header
 from gradindex.place import Disk, Place, at, sha256
-from gradindex.search_index import METHODS, NAMES, saved_index
+from gradindex.search_index import NAMES, saved_index, wanted
 from gradindex.store import Store
 
 
@@ -81,7 +81,7 @@ def compact(path: str | Path | Place, out: str | Path | Place | None = None) -> 
     new.finish()
     for name in NAMES:
         index = saved_index(old, name)
-        if index or name in METHODS:
+        if index or name in wanted(new):
             build_index(new, name, index.facts["asked"] if index else "auto")
     if out is None:
         old.place.exchange(place)  # type: ignore[union-attr,arg-type]

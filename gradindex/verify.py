@@ -6,9 +6,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from gradindex import factors
+from gradindex.factors import WHITENED
 from gradindex.manifest import SUMMARY, SUMMED, differences, header_files, read_header, unseal
 from gradindex.place import Place, at
-from gradindex.search_index import METHODS, WHITENED, SearchIndex, facts_of
+from gradindex.search_index import METHODS, SearchIndex, facts_of
 from gradindex.store import Store
 
 

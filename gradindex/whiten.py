@@ -1,7 +1,7 @@
 """Whitening: at each (checkpoint, timestep) a query's block q becomes (GᵀG/N + λI)⁻¹ q, G the method's rows [N, D].
 
 What all pictures' gradients have in common, and no picture more than another, then counts for little. λ is `damping`
-times the mean of the diagonal of GᵀG/N, which is the mean square of a coordinate: it has the rows' own scale.
+times the trace of GᵀG/N, which is the mean square of a row's norm: projections keep it, so λ does not depend on D.
 
 Kept in the store's `whiten` folder, per method: for each block the lower Cholesky factor L of GᵀG/N + λI. It also
 gives back GᵀG/N, for another damping and for rows that were added later. The score qᵀ(LLᵀ)⁻¹g is the inner product of
@@ -24,21 +24,16 @@ from tqdm import tqdm
 from gradindex import factors
 from gradindex.ahead import ahead
 from gradindex.errors import CallError
+from gradindex.factors import WHITENED
 from gradindex.manifest import seal
 from gradindex.memory import free_memory
 from gradindex.place import sha256
 from gradindex.scoring import row_pieces
 from gradindex.store import Store
 
-DAMPING = 10.0
+DAMPING = 0.001  # measured in docs/benchmarks/lds.md
 READERS = 2  # threads that read ahead
-WIDEST = 8192  # numbers in a row, up to which GᵀG is made
 SAMPLE = 2048  # rows that stand for all where they are wider
-
-
-def is_wide(store: Store) -> bool:
-    """Whether rows are too wide for a D × D matrix; then there are no search files of half-whitened rows."""
-    return store.shape[3] > WIDEST
 
 
 def whitened_by_some(store: Store, method: str, block: np.ndarray, damping: float = DAMPING) -> np.ndarray:
@@ -51,12 +46,17 @@ def whitened_by_some(store: Store, method: str, block: np.ndarray, damping: floa
     for c in range(checkpoints):
         rows = _rows(store, method, c, kept[chosen])
         for t in range(timesteps):
-            some, q = torch.from_numpy(rows[:, t]), torch.from_numpy(block[:, c, t])
-            gram = (some @ some.T).double()
-            load = len(some) * (damping * float(gram.trace()) / len(some) / dim or 1.0)
-            inner = torch.cholesky_solve((some @ q.T).double(), _cholesky(gram, load, _TOO_SMALL.format(damping)))
-            out[:, c, t] = ((q - (some.T @ inner.float()).T) * (len(some) / load)).numpy()
+            out[:, c, t] = whitened_by(rows[:, t], block[:, c, t], damping)
     return out
+
+
+def whitened_by(rows: np.ndarray, queries: np.ndarray, damping: float = DAMPING) -> np.ndarray:
+    """(SᵀS/m + λI)⁻¹ q of queries [Q, D] float32, S rows [m, D], by way of an m × m matrix."""
+    some, q = torch.from_numpy(rows), torch.from_numpy(queries)
+    gram = (some @ some.T).double()
+    load = damping * float(gram.trace()) or 1.0
+    inner = torch.cholesky_solve((some @ q.T).double(), _cholesky(gram, load, _TOO_SMALL.format(damping)))
+    return ((q - (some.T @ inner.float()).T) * (len(some) / load)).numpy()
 
 
 def _rows(store: Store, method: str, checkpoint: int, rows: slice | np.ndarray) -> np.ndarray:
@@ -76,9 +76,9 @@ class Whitening:
     """
 
     def __init__(self, store: Store, method: str, device: str = "cpu") -> None:
-        if is_wide(store):
+        if factors.is_wide(store):
             raise CallError(
-                f"rows of {store.shape[3]} numbers are too wide to whiten search files, {WIDEST} is the most"
+                f"rows of {store.shape[3]} numbers are too wide to whiten search files, {factors.WIDEST} is the most"
             )
         self._store, self._method, self._device = store, method, device
         self._open: dict[str, Any] = {}
@@ -159,7 +159,7 @@ class Whitening:
                         factor = self._fetch(block).double()
                         total += counted * (factor @ factor.T - block["lambda"] * torch.eye(dim).to(factor))
                     mean = total / max(1, facts["counted"])
-                    damped = DAMPING * float(mean.diagonal().mean()) or 1.0
+                    damped = DAMPING * float(mean.trace()) or 1.0
                     content = _cholesky(mean, damped).float().cpu().numpy().tobytes()
                     file = f"whiten/{method}-{c}-{t}.f32"
                     store.place.publish(file, content)
@@ -179,6 +179,11 @@ class Whitening:
                 g = torch.from_numpy(rows[:, t]).to(self._device)
                 gram.addmm_(g.T, g)
         return grams
+
+
+def of_index(store: Store, name: str, device: str = "cpu") -> Whitening | None:
+    """What half-whitens the rows of a search index of that name; None where they are plain."""
+    return Whitening(store, name.removesuffix(WHITENED), device) if name.endswith(WHITENED) else None
 
 
 def mend(store: Store, method: str, device: str) -> None:

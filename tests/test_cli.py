@@ -48,7 +48,7 @@ def built(tmp_path_factory: pytest.TempPathFactory, model: Path, pictures: Path)
     place = tmp_path_factory.mktemp("cli") / "idx"
     done = run("build", place, "--model", model, "--data", pictures, "--timesteps", "100,700", "--dim", 16)
     assert (done.returncode, done.stdout) == (0, "")
-    assert "shards      1 of 1 done" in done.stderr
+    assert "shards          1 of 1 done" in done.stderr
     return place
 
 
@@ -65,7 +65,7 @@ def test_query_json(built: Path, queries: list[Path]) -> None:
 
 def test_query_table_and_page(built: Path, queries: list[Path], tmp_path: Path) -> None:
     table = run("query", built, queries[0], "-k", 3, "--method", "tracin").stdout
-    assert "tracin, inner product ± standard error over timesteps" in table
+    assert "tracin, whitened inner product ± standard error over timesteps" in table
     assert len(table.strip().splitlines()) == 4
     done = run("query", built, *queries, "-k", 3, "--format", "html", "--output", tmp_path / "page.html")
     assert (done.returncode, done.stdout) == (0, "")

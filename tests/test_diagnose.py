@@ -68,7 +68,7 @@ def test_self_influence_of_a_grid(index: gradindex.Index, pictures: Path) -> Non
     """TracIn's is a picture's own matched score; ReTrac's the mean cosine of its rows with each other."""
     found = diagnose.self_influence(index)
     files = sorted(pictures.iterdir())
-    np.testing.assert_allclose(found["tracin"], np.diag(index.scores(files, "tracin")), rtol=1e-4)
+    np.testing.assert_allclose(found["tracin"], np.diag(index.scores(files, "tracin", whiten=False)), rtol=1e-4)
     rows = index.store.unnormalized[0]
     unit = rows / np.linalg.norm(rows, axis=2, keepdims=True)
     np.testing.assert_allclose(found["retrac"], np.einsum("ntd,nsd->n", unit, unit) / 4, rtol=1e-2)
@@ -131,7 +131,9 @@ def test_agreement_at_the_index_s_own_setting_starts_from_its_scores(
         denoiser = each.checkpoints[0]
         events = {"events": None, "timesteps": (500,)} if each is recorded else {}
         setting = replace(each.store.recipe, **events)
-        found = diagnose._scores_of_seed(each, denoiser, setting, each.arrays(queries), None, np.arange(9))
+        found = diagnose._scores_of_seed(
+            each, denoiser, setting, each.arrays(queries), None, np.arange(9), each is index
+        )
         ids = [f"query {number}" for number in range(len(queries))]
         own = {"query_timesteps": [500], "query_draws": 1, "ids": ids} if each is recorded else {}
         for method in ("tracin", "retrac"):

@@ -130,7 +130,7 @@ def test_the_command_gives_the_score_of_each_way(
     ways = {"tracin", "retrac", "tracin, whitened", "retrac, whitened", "pixel cosine", "embedding cosine", "random"}
     assert (answer["subsets"], answer["scores"].keys()) == (4, ways)
     expected = {
-        "retrac": index.scores(queries, "retrac"),
+        "retrac": index.scores(queries, "retrac", whiten=False),
         "tracin, whitened": index.scores(queries, "tracin", whiten=True),
         "embedding cosine": asked @ (training / np.linalg.norm(training, axis=1, keepdims=True)).T,
     }

@@ -44,7 +44,7 @@ def test_hits_and_opponents_are_the_ends_of_the_scores(
 
 def test_a_training_picture_finds_itself_with_cosine_one(index: gradindex.Index, pictures: Path) -> None:
     """With shared noise and matched timesteps its gradient is its row."""
-    for result in index.query(sorted(pictures.iterdir()), 1):
+    for result in index.query(sorted(pictures.iterdir()), 1, whiten=False):
         assert result.ids == [Path(result.picture).name]
         assert result.scores == pytest.approx([1], abs=1e-5)
 
@@ -98,7 +98,8 @@ def test_own_noise_is_keyed_by_ids(tmp_path: Path, model: Path, pictures: Path, 
     np.testing.assert_allclose(index.scores(queries, ids=["a", "b"]), index.scores(queries, ids=["a", "b"]), rtol=1e-6)
     assert np.abs(index.scores(queries, ids=["a", "b"]) - index.scores(queries, ids=["c", "d"])).max() > 1e-4
     name = "p003.png"  # under its own id a training picture has its own noise, and finds itself
-    assert index.query([pictures / name], 1, ids=[name])[0].scores == pytest.approx([1], abs=1e-5)
+    found = index.query([pictures / name], 1, ids=[name], whiten=False)[0]
+    assert found.scores == pytest.approx([1], abs=1e-5)
 
 
 # --- refusals -----------------------------------------------------------------------------------------------------
@@ -212,7 +213,8 @@ def test_a_range_scores_only_its_rows(
     span: tuple[int | None, int],
     kept: list[int],
 ) -> None:
-    options = {"pairing": pairing, **({"query_timesteps": 3, "query_draws": 1} if pairing == "mean" else {})}
+    grid = {"query_timesteps": 3, "query_draws": 1} if pairing == "mean" else {}
+    options = {"pairing": pairing, "whiten": False, **grid}
     (block,) = three._query_blocks(queries, method, **options)  # type: ignore[arg-type]
     block = block[:, 0].astype(np.float64)
     rows = three.store.unnormalized[0].astype(np.float64)

@@ -11,8 +11,9 @@ import pytest
 import gradindex
 from gradindex import store as store_module
 from gradindex.errors import StoreError
+from gradindex.factors import WHITENED
 from gradindex.index import build_index
-from gradindex.search_index import METHODS, WHITENED
+from gradindex.search_index import METHODS
 from gradindex.verify import damages
 
 Damage = Callable[[Path], None]

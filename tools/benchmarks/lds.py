@@ -32,6 +32,7 @@ from gradindex.plan import DIM
 from gradindex.ranking import spearman
 from gradindex.scoring import unit
 from gradindex.search_index import METHODS
+from gradindex.whiten import DAMPING
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ SETTINGS = [
     Setting(checkpoints=CHECKPOINTS),
 ]
 SEEDED = [Setting(), Setting(noise="own"), Setting(timesteps=5), Setting(timesteps=50), Setting(draws=4)]
-DAMPINGS = (0.01, 0.1, 1.0, 3.0, 10.0, 30.0, 100.0, 1000.0)
+DAMPINGS = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 1e-1)
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,10 @@ class Rows:
     """What scores are made of: products of training rows with each other and with the queries'.
 
     Attributes:
-        dim: numbers in a row.
         products: for each (method, pairing), K [blocks, N, N] and B [blocks, N, Q]; a block is a
             (checkpoint, timestep), a checkpoint for the mean pairing, a timestep for rows averaged over checkpoints.
     """
 
-    dim: int
     products: dict[tuple[str, ...], tuple[np.ndarray, np.ndarray]]
 
     @classmethod
@@ -98,9 +97,9 @@ class Rows:
         with np.load(file) as arrays:
             names = {name[:-2] for name in arrays}
             every = {tuple(name.split(" ")): (arrays[f"{name} K"], arrays[f"{name} B"]) for name in names}
-        return cls(setting.dim, every)
+        return cls(every)
 
-    def scores(self, method: str, pairing: str, treatment: str, damping: float = 10.0) -> np.ndarray:
+    def scores(self, method: str, pairing: str, treatment: str, damping: float = DAMPING) -> np.ndarray:
         """[Q, N], the mean over blocks. (GᵀG/N + λI)⁻¹ is taken on the other side: G (…)⁻¹ q = (GGᵀ/N + λI)⁻¹ G q."""
         among, asked = self.products[method, pairing]
         if treatment == "plain":
@@ -108,7 +107,7 @@ class Rows:
         if treatment == "centred":  # rows and queries, by the mean row
             return (asked - among.mean(2, keepdims=True)).mean(0).T
         moments = among.astype(np.float64) / among.shape[1]
-        loads = damping * np.trace(moments, axis1=1, axis2=2) / self.dim
+        loads = damping * np.trace(moments, axis1=1, axis2=2)
         return np.linalg.solve(moments + loads[:, None, None] * np.eye(among.shape[1]), asked).mean(0).T
 
 
