@@ -30,7 +30,7 @@ def run_demo(out: Path, show: Callable[[str], None]) -> None:
     pictures = _once(out / "pictures", _write_digits)
     model = _once(out / "model", lambda folder: _train(pictures, folder))
     generated = sorted(_once(out / "generated", lambda folder: _generate(model, folder)).iterdir())
-    index = build(out / "idx", model=model, data=pictures, timesteps=10)
+    index = build(out / "idx", model=model, data=pictures, timesteps=10, dim=1024)
     answers = {method: index.query(generated, K, method) for method in ("retrac", "tracin")}
     for method, results in answers.items():
         show(_table(method, results))
@@ -136,4 +136,4 @@ def _report(index: Index, generated: Sequence[Path], answers: dict[str, list[Res
         *(summary(method, results) for method, results in answers.items()),
     ]
     shown = [read_thumbnail(file) for file in generated]
-    return to_html(list(answers.items()), index.thumbnail, shown, "gradindex demo", notes)
+    return to_html(list(answers.items()), index.thumbnail, shown, "gradindex demo", notes, whitened=True)
