@@ -9,11 +9,12 @@ from build import write_pictures
 from subjects import subject
 
 import gradindex
+from gradindex.factors import WHITENED
 from gradindex.index import build_index
 from gradindex.ranking import overlap, spearman
 from gradindex.scoring import scan
 from gradindex.search import Index
-from gradindex.search_index import METHODS, search_vectors
+from gradindex.search_index import METHODS, SearchIndex
 from gradindex.store import Store
 
 COUNT, ASKED = 8000, 100
@@ -30,25 +31,29 @@ def run(work: Path, device: str, only: list[str]) -> None:
         write_pictures(data, pictures[:COUNT])
     place = work / "folded-rows"
     store = gradindex.build(place, model=model, data=data, timesteps=TIMESTEPS, dim=DIM, device=device).store
-    blocks = Index(store, None, device)._query_blocks(list(pictures[COUNT : COUNT + ASKED]), *METHODS)
-    results = {method: measure(store, block, method) for method, block in zip(METHODS, blocks, strict=True)}
+    index, asked, results = Index(store, None, device), list(pictures[COUNT : COUNT + ASKED]), {}
+    for whiten in (False, True):
+        blocks = index._query_blocks(asked, *METHODS, whiten=whiten)
+        for method, block in zip(METHODS, blocks, strict=True):
+            results[method + WHITENED * whiten] = measure(store, block, method, whiten)
     text = page(results)
     print(text)
     if not only:
         record.save("folded", device, "tools/bench folded", results, text)
 
 
-def measure(store: Store, block: np.ndarray, method: str) -> dict[str, Any]:
+def measure(store: Store, block: np.ndarray, method: str, whiten: bool) -> dict[str, Any]:
     """Scores by the fold against the exact ones, and how many of the exact ten each kind of index proposes."""
     exact = np.concatenate([scores for _, scores in scan(store, block, method, None)], axis=1)
     rows = store.read("unnormalized" if method == "tracin" else "normalized", 0, slice(None)).astype(np.float32)
-    vectors = search_vectors(block, store.recipe)
-    folded = vectors @ search_vectors(rows[:, None], store.recipe).T
+    made = SearchIndex(store, method + WHITENED * whiten, {})
+    vectors = made.query_vectors(block)
+    folded = vectors @ made.row_vectors(rows[:, None]).T
     found: dict[str, Any] = {"spearman": spearman(exact, folded)}
     found |= {f"overlap_{k}": overlap(exact, folded, k) for k in (1, K, 100)}
     true = np.argsort(-exact, axis=1)[:, :K]
     for factory in FACTORIES:
-        index = build_index(store, method, factory)
+        index = build_index(store, method + WHITENED * whiten, factory, made.whitening)
         lists = zip(true, index.candidates(vectors, K) or (), strict=True)
         right = float(np.mean([np.isin(best, mine).mean() for best, mine in lists]))
         size = sum(part["bytes"] for part in index.facts["files"]) / store.shape[1]
@@ -85,7 +90,8 @@ def page(results: dict[str, Any]) -> str:
 {COUNT:,} pictures of Fashion-MNIST, gradients of a small DDPM (0.7 M parameters) at {TIMESTEPS} timesteps × {DIM:,}
 numbers, folded into 4,096; {ASKED} queries that are not among them, matched.
 
-With `--rows folded` the fold is all that is kept, and its scores are what a query shows. Against the exact ones:
+With `--rows folded` the fold is all that is kept, and its scores are what a query shows. Against the exact ones (where
+whitened, of half-whitened rows that are folded, as search files have them):
 
 {record.table(scores)}
 

@@ -128,7 +128,8 @@ def products(work: Path, setting: Setting) -> dict[str, np.ndarray]:
     if setting.checkpoints > 1:
         grids["averaged"] = {}
     for pairing, options in grids.items():
-        blocks = index._query_blocks(asked, *METHODS, pairing="mean" if pairing == "mean" else "matched", **options)
+        way = {"pairing": "mean" if pairing == "mean" else "matched", "whiten": False}
+        blocks = index._query_blocks(asked, *METHODS, **way, **options)
         for method, block in zip(METHODS, blocks, strict=True):
             own = unit(rows) if method == "retrac" else rows
             if pairing == "mean":

@@ -72,8 +72,8 @@ def measure(work: Path, seed: int, device: str) -> dict[str, Any]:
     scores = {
         "recorded": index.scores_by_method(everyone, *METHODS),
         "fresh noise": fresh.scores_by_method(everyone, *METHODS),
-        "grid, mean": grid.scores_by_method(everyone, *METHODS, pairing="mean"),
-        "grid, matched": grid.scores_by_method(everyone, *METHODS),
+        "grid, mean": grid.scores_by_method(everyone, *METHODS, pairing="mean", whiten=False),
+        "grid, matched": grid.scores_by_method(everyone, *METHODS, whiten=False),
     }
     flat = training.reshape(len(training), -1)
     pixels = -np.square(everyone.reshape(len(everyone), 1, -1) - flat[None]).sum(2)
