@@ -95,7 +95,7 @@ def lds(
     if style == "json":
         click.echo(json.dumps({"index": index, "subsets": len(subsets), "scores": rows}, indent=1))
     else:
-        click.echo(f"linear datamodeling score × 100, {len(subsets)} subsets, 95 % interval over pictures")
+        click.echo(f"linear datamodeling score × 100, {len(subsets)} subsets, 95 % interval over pictures and models")
         click.echo(_table(rows))
 
 

@@ -14,7 +14,7 @@ from gradindex.denoiser import load_denoiser
 from gradindex.errors import CallError, GradindexError
 from gradindex.gradients.rows import mean_losses
 from gradindex.queries import Picture, QueryOptions, to_labels
-from gradindex.ranking import spearmans
+from gradindex.ranking import correlations, ranks
 from gradindex.recipe import grid, require_positive
 from gradindex.scoring import unit
 from gradindex.search import Index
@@ -30,13 +30,16 @@ class LDS:
     """A linear datamodeling score: Spearman's ρ between predicted and true losses over subsets, mean over pictures.
 
     Attributes:
-        per_picture: ρ of each picture, [Q]. mean: their mean. low, high: its 95 % bootstrap interval over pictures.
+        per_picture: ρ of each picture, [Q]. mean: their mean. low, high: its 95 % bootstrap interval.
+        resampled: the mean in 2,000 resamples of pictures and models, which are the same for all scores of a shape, so
+            that the difference of two scores has an interval too.
     """
 
     per_picture: np.ndarray
     mean: float
     low: float
     high: float
+    resampled: np.ndarray
 
 
 def lds(scores: np.ndarray, subsets: np.ndarray, losses: np.ndarray) -> LDS:
@@ -58,8 +61,12 @@ def lds(scores: np.ndarray, subsets: np.ndarray, losses: np.ndarray) -> LDS:
     if subsets.shape != (len(losses), pictures) or losses.shape[1:] != (queries,) or len(losses) < 3:
         shapes = f"scores {scores.shape}, subsets {subsets.shape}, losses {losses.shape}"
         raise CallError(f"{shapes}: give [Q, N], [M, N] and [M, Q], with three subsets or more")
-    each = spearmans(scores @ subsets.T.astype(float), -losses.T)
-    return LDS(each, *interval(each))
+    predicted, true = ranks(scores @ subsets.T.astype(float)), ranks(-losses.T)
+    each, random = correlations(predicted, true, np.ones((1, len(losses))))[:, 0], np.random.default_rng(0)
+    models, chosen = (random.multinomial(n, np.full(n, 1 / n), RESAMPLES) for n in (len(losses), queries))
+    resampled = (correlations(predicted, true, models) * chosen.T).sum(0) / queries
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return LDS(each, float(each.mean()), float(low), float(high), resampled)
 
 
 def interval(values: np.ndarray) -> tuple[float, float, float]:

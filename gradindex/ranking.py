@@ -41,20 +41,27 @@ def top(scores: np.ndarray, k: int) -> np.ndarray:
 
 
 def spearman(left: np.ndarray, right: np.ndarray) -> float:
-    """Mean over queries of Spearman's ρ between two tables of scores [Q, N]."""
-    return float(spearmans(left, right).mean())
+    """Mean over queries of Spearman's ρ between two tables of scores [Q, N]; 0 where a query's are all equal."""
+    return float(correlations(ranks(left), ranks(right), np.ones((1, left.shape[1]))).mean())
 
 
-def spearmans(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Spearman's ρ between two tables of scores [Q, N], for each query; 0 where all of a query's scores are equal."""
-    ranks = [np.stack([_ranks(row) for row in scores]) for scores in (left, right)]
-    first, second = (rank - rank.mean(1, keepdims=True) for rank in ranks)
-    lengths = np.sqrt((first**2).sum(1) * (second**2).sum(1))
-    return (first * second).sum(1) / np.where(lengths == 0, 1, lengths)
+def correlations(left: np.ndarray, right: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Pearson's r between the rows of two tables [Q, N], for each row of weights [R, N]: [Q, R]; 0 without a spread."""
+    weights = weights / weights.sum(1, keepdims=True)
+    first, second = left - left.mean(1, keepdims=True), right - right.mean(1, keepdims=True)
+    means = [values @ weights.T for values in (first, second)]
+    together = (first * second) @ weights.T - means[0] * means[1]
+    squares = [np.square(v) @ weights.T - np.square(m) for v, m in zip((first, second), means, strict=True)]
+    lengths = np.sqrt(np.maximum(squares[0], 0) * np.maximum(squares[1], 0))
+    return together / np.where(lengths < 1e-9, np.inf, lengths)
+
+
+def ranks(scores: np.ndarray) -> np.ndarray:
+    """Ranks from 0 in each row of a table [Q, N]; equal values share the mean of theirs."""
+    return np.stack([_ranks(row) for row in scores])
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 0; equal values share the mean of theirs."""
     _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = counts.cumsum()
     return (last - (counts + 1) / 2)[which]

@@ -45,18 +45,28 @@ def test_lds_of_a_linear_problem_has_a_closed_form(correlation: float, noise: fl
     assert found.per_picture.shape == (40,)
 
 
-def test_intervals_cover_the_mean_of_all_pictures() -> None:
-    """As often as they say, when the pictures asked are a sample of many whose values differ widely."""
+@pytest.mark.parametrize(("pictures", "models"), [(30, 300), (80, 20)])
+def test_intervals_cover_the_mean_of_all(pictures: int, models: int) -> None:
+    """As often as they say, where the pictures asked are a sample of many that differ widely, and so are the models."""
     scores, subsets, losses = linear_problem(0.5, 0)
     random = np.random.default_rng(3)
     scores = np.concatenate([scores, random.permuted(scores, axis=1)])  # of the second half nothing is true
     losses = np.concatenate([losses, losses], axis=1)
-    whole, hits = lds(scores, subsets[:300], losses[:300]).mean, 0
+    whole, hits = lds(scores, subsets, losses).mean, 0
     for _ in range(200):
-        some = random.integers(80, size=30)
-        found = lds(scores[some], subsets[:300], losses[:300, some])
+        some, half = random.integers(80, size=pictures), random.choice(4000, models, replace=False)
+        found = lds(scores[some], subsets[half], losses[np.ix_(half, some)])
         hits += found.low <= whole <= found.high
     assert 180 <= hits <= 199
+
+
+def test_the_difference_of_two_scores_has_an_interval() -> None:
+    """The same pictures and models are drawn for both: of a score with itself there is none."""
+    scores, subsets, losses = linear_problem(0.5, 0.5)
+    one, same = (lds(each, subsets[:50], losses[:50]) for each in (scores, scores / 2))
+    assert (one.resampled == same.resampled).all()
+    assert one.resampled.shape == (2000,)
+    assert (one.low, one.high) == tuple(np.quantile(one.resampled, [0.025, 0.975]))
 
 
 def test_ties_share_their_ranks() -> None:
