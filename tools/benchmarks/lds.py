@@ -1,18 +1,15 @@
 """How far a score can be trusted: `tools/bench lds`. Scores of every kind against models trained on random halves."""
 
-import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import record
-import torch
-from build import write_pictures
+from diffusers import UNet2DModel
 from halves import (
     ASKED,
     BATCH,
-    CHECKPOINTS,
     PICTURES,
     SEEDS,
     STEPS,
@@ -25,121 +22,25 @@ from halves import (
     train_all,
     whole_model,
 )
+from kinds import SEEDED, SETTINGS, Rows, Setting
 
-import gradindex
-from gradindex.evaluate import interval, lds
-from gradindex.plan import DIM
+from gradindex.evaluate import LDS, interval, lds
 from gradindex.ranking import spearman
 from gradindex.scoring import unit
 from gradindex.search_index import METHODS
-from gradindex.whiten import DAMPING
 
-
-@dataclass(frozen=True)
-class Setting:
-    """Rows of one kind: how the store is built; dim 0 for whole gradients."""
-
-    noise: str = "shared"
-    output: str = "loss"
-    timesteps: int = 10
-    draws: int = 1
-    checkpoints: int = 1
-    dim: int = 4096
-    seed: int = 0
-
-    @property
-    def name(self) -> str:
-        return "-".join(str(value) for value in asdict(self).values())
-
-    @property
-    def gradients(self) -> int:
-        """Of a query."""
-        return self.timesteps * self.draws * self.checkpoints
-
-
-SETTINGS = [
-    Setting(),
-    Setting(noise="own"),
-    Setting(output="mean-square"),
-    Setting(noise="own", output="mean-square"),
-    *(Setting(timesteps=n) for n in (1, 2, 3, 5, 25, 50)),
-    *(Setting(draws=n) for n in (2, 4, 16)),
-    Setting(timesteps=5, draws=2),
-    Setting(timesteps=25, draws=2),
-    *(Setting(dim=n) for n in (256, 512, 1024, 2048, 8192)),
-    Setting(timesteps=5, dim=0),
-    Setting(checkpoints=CHECKPOINTS, dim=1024),
-    Setting(checkpoints=CHECKPOINTS),
-]
-SEEDED = [Setting(), Setting(noise="own"), Setting(timesteps=5), Setting(timesteps=50), Setting(draws=4)]
+OURS = (Setting(), "retrac", "matched", "whitened")  # what `query` does unless told otherwise
+PEERS = {
+    f"{name}, {timesteps} gradients": (Setting(noise="own", output=output, timesteps=timesteps), *way)
+    for timesteps in (10, 50)
+    for name, output, *way in (
+        ("the paper's TracIn", "loss", "tracin", "mean", "plain"),
+        ("the paper's ReTrac", "loss", "retrac", "mean", "plain"),
+        ("TRAK's", "loss", "tracin", "mean", "whitened"),
+        ("D-TRAK's", "mean-square", "tracin", "mean", "whitened"),
+    )
+}
 DAMPINGS = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 1e-1)
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What scores are made of: products of training rows with each other and with the queries'.
-
-    Attributes:
-        products: for each (method, pairing), K [blocks, N, N] and B [blocks, N, Q]; a block is a
-            (checkpoint, timestep), a checkpoint for the mean pairing, a timestep for rows averaged over checkpoints.
-    """
-
-    products: dict[tuple[str, ...], tuple[np.ndarray, np.ndarray]]
-
-    @classmethod
-    def of(cls, work: Path, setting: Setting) -> "Rows":
-        file = work / f"rows-{setting.name}.npz"
-        if not file.exists():
-            print(setting, flush=True)
-            draft = file.with_suffix(".draft.npz")
-            np.savez(draft, **products(work, setting))
-            os.replace(draft, file)
-        with np.load(file) as arrays:
-            names = {name[:-2] for name in arrays}
-            every = {tuple(name.split(" ")): (arrays[f"{name} K"], arrays[f"{name} B"]) for name in names}
-        return cls(every)
-
-    def scores(self, method: str, pairing: str, treatment: str, damping: float = DAMPING) -> np.ndarray:
-        """[Q, N], the mean over blocks. (GᵀG/N + λI)⁻¹ is taken on the other side: G (…)⁻¹ q = (GGᵀ/N + λI)⁻¹ G q."""
-        among, asked = self.products[method, pairing]
-        if treatment == "plain":
-            return asked.mean(0).T
-        if treatment == "centred":  # rows and queries, by the mean row
-            return (asked - among.mean(2, keepdims=True)).mean(0).T
-        moments = among.astype(np.float64) / among.shape[1]
-        loads = damping * np.trace(moments, axis1=1, axis2=2)
-        return np.linalg.solve(moments + loads[:, None, None] * np.eye(among.shape[1]), asked).mean(0).T
-
-
-def products(work: Path, setting: Setting) -> dict[str, np.ndarray]:
-    """The arrays of `Rows`, from a store that gradindex builds and from the query gradients that it takes."""
-    data, folders = work / "pictures", whole_model(work)
-    if not data.exists():
-        write_pictures(data, pictures(work.parent)[0])
-    chosen = folders[-setting.checkpoints :] if setting.checkpoints > 1 else []
-    index = gradindex.build(
-        work / f"store-{setting.name}", model=folders[-1], data=data, checkpoints=chosen or None,
-        timesteps=setting.timesteps, draws=setting.draws, noise=setting.noise, output=setting.output, seed=setting.seed,
-        dim=setting.dim or DIM, projection="auto" if setting.dim else "none", device="cpu",
-    )  # fmt: skip
-    asked, found = list(torch.from_numpy(asked_pictures(work))), {}
-    rows = index.store.unnormalized[:]
-    grids = {"matched": {}, "mean": {"query_timesteps": setting.timesteps, "query_draws": setting.draws}}
-    if setting.checkpoints > 1:
-        grids["averaged"] = {}
-    for pairing, options in grids.items():
-        way = {"pairing": "mean" if pairing == "mean" else "matched", "whiten": False}
-        blocks = index._query_blocks(asked, *METHODS, **way, **options)
-        for method, block in zip(METHODS, blocks, strict=True):
-            own = unit(rows) if method == "retrac" else rows
-            if pairing == "mean":
-                own, block = own.mean(2, keepdims=True), block[:, :, :1]
-            if pairing == "averaged":  # over checkpoints, a timestep by itself
-                own, block = own.mean(0, keepdims=True), block.mean(1, keepdims=True)
-            pairs = [(own[c, :, t], block[:, c, t]) for c in range(own.shape[0]) for t in range(own.shape[2])]
-            found[f"{method} {pairing} K"] = np.stack([g @ g.T for g, _ in pairs])
-            found[f"{method} {pairing} B"] = np.stack([g @ q.T for g, q in pairs])
-    return found
 
 
 def run(work: Path, device: str, only: list[str]) -> None:
@@ -152,11 +53,14 @@ def run(work: Path, device: str, only: list[str]) -> None:
     every = {setting: Rows.of(work, setting) for setting in SETTINGS}
     other = {setting: Rows.of(work, replace(setting, seed=1)) for setting in SEEDED}
     truth = Truth(losses.mean(1), subsets())
-    pixels = pictures(work.parent)[0], asked_pictures(work)
+    baselines = {"pixel cosine": cosine(pictures(work.parent)[0], asked_pictures(work)), "random": random_scores()}
+    others = {name: every[setting].scores(*way) for name, (setting, *way) in PEERS.items()}
+    others["pixel cosine"] = baselines["pixel cosine"]
     results = {
-        "models": {"subsets": SUBSETS, "seeds": SEEDS, "steps": STEPS, "batch": BATCH},
-        "seeds_agree": spearman(losses[:, 0].T, losses[:, 1].T),
-        "baselines": {"pixel cosine": truth.of(cosine(*pixels)), "random": truth.of(random_scores())},
+        "models": {"subsets": SUBSETS, "seeds": SEEDS, "steps": STEPS, "batch": BATCH, "parameters": parameters(work)},
+        "seeds_agree": {kind: spearman(*losses[:, :, part].transpose(1, 2, 0)) for kind, part in KINDS.items()},
+        "baselines": {name: truth.of(scores) for name, scores in baselines.items()},
+        "ratios": {name: truth.ratio(every[OURS[0]].scores(*OURS[1:]), scores) for name, scores in others.items()},
         "rows": [row for setting, rows in every.items() for row in measured(truth, setting, rows, other.get(setting))],
         "damping": [
             {"dim": setting.dim, "timesteps": setting.timesteps, "method": method, "damping": damping,
@@ -172,6 +76,7 @@ def run(work: Path, device: str, only: list[str]) -> None:
         draw(results, record.FOLDER / "lds.svg")
 
 
+KINDS = {"validation": slice(0, ASKED), "generated": slice(ASKED, None)}  # of pictures that are asked
 SWEPT = [Setting(), *(Setting(dim=n) for n in (256, 1024, 8192)), *(Setting(timesteps=n) for n in (1, 50))]
 
 
@@ -184,9 +89,19 @@ class Truth:
 
     def of(self, scores: np.ndarray) -> dict[str, list[float]]:
         """The linear datamodeling score × 100 of scores [2 · ASKED, PICTURES]: mean, low, high, for each kind."""
-        halves = {"validation": slice(0, ASKED), "generated": slice(ASKED, None)}
-        found = {kind: lds(scores[part], self.subsets, self.losses[:, part]) for kind, part in halves.items()}
+        found = self._each(scores)
         return {kind: [100 * value for value in (one.mean, one.low, one.high)] for kind, one in found.items()}
+
+    def ratio(self, scores: np.ndarray, others: np.ndarray) -> dict[str, list[float]]:
+        """How many times others' the score of some is: mean, low, high, for each kind."""
+        found = {}
+        for (kind, one), other in zip(self._each(scores).items(), self._each(others).values(), strict=True):
+            ends = np.quantile(one.resampled / other.resampled, [0.025, 0.975])
+            found[kind] = [one.mean / other.mean, *ends.tolist()]
+        return found
+
+    def _each(self, scores: np.ndarray) -> dict[str, LDS]:
+        return {kind: lds(scores[part], self.subsets, self.losses[:, part]) for kind, part in KINDS.items()}
 
 
 def measured(truth: Truth, setting: Setting, rows: Rows, other: Rows | None) -> list[dict[str, Any]]:
@@ -238,31 +153,79 @@ def cosine(training: np.ndarray, asked: np.ndarray) -> np.ndarray:
     return unit(asked.reshape(len(asked), -1)) @ unit(training.reshape(len(training), -1)).T
 
 
+def parameters(work: Path) -> int:
+    return UNet2DModel.from_pretrained(whole_model(work)[-1] / "unet").num_parameters()
+
+
 def random_scores() -> np.ndarray:
     return np.random.default_rng(5).standard_normal((2 * ASKED, PICTURES))
 
 
 def page(results: dict[str, Any]) -> str:
     """The tables and what they are of."""
-    baselines = [{"score": name, **_shown(facts)} for name, facts in results["baselines"].items()]
-    rows = [
+    rows, models = results["rows"], results["models"]
+    ours = _row(rows, *OURS)
+    short = [
+        {"score": "**retrac, as `query` gives it**", **_shown(ours), "gradients": ours["gradients"]},
+        *({"score": name, **_shown(results["baselines"][name]), "gradients": 0} for name in results["baselines"]),
+        *({"score": name, **_shown(_row(rows, *way)), "gradients": way[0].gradients} for name, way in PEERS.items()),
+    ]
+    ratios = [{"compared with": name, **_shown(ratio, ".2f")} for name, ratio in results["ratios"].items()]
+    whole = [
         {
-            **{name: facts[name] for name in ("noise", "output", "timesteps", "draws", "checkpoints", "dim")},
+            **{name: facts[name] for name in ("noise", "output", "timesteps", "draws", "checkpoints")},
+            "dim": facts["dim"] or "whole",
             **{name: facts[name] for name in ("method", "pairing", "treatment", "gradients")},
             **_shown(facts),
             "seeds agree": facts.get("seeds_agree"),
         }
-        for facts in results["rows"]
+        for facts in rows
     ]
-    damping = [{**{name: facts[name] for name in ("dim", "timesteps", "method", "damping")}, **_shown(facts)}
-               for facts in results["damping"]]  # fmt: skip
+    damping = [{"dim": facts["dim"], "timesteps": facts["timesteps"], "method": facts["method"],
+                "damping": f"{facts['damping']:g}", **_shown(facts)} for facts in results["damping"]]  # fmt: skip
+    removed = [{"taken out": name, **_shown(facts)} for name, facts in results["counterfactuals"].items()]
     return f"""# How far a score can be trusted
 
-{record.table(baselines)}
+A model ({models["parameters"]:,} parameters, {models["steps"]} steps of {models["batch"]} pictures, learning rate
+falling to zero) was trained on {PICTURES} Fashion-MNIST pictures at 16×16, and {models["subsets"]} times
+{models["seeds"]} more on random halves of them. The linear datamodeling score × 100 is Spearman's ρ, over the halves,
+between a half's summed scores for a picture and its models' mean loss on that picture, mean over {ASKED} validation
+pictures, or over as many that the model generated; in brackets its 95 % bootstrap interval over pictures and halves.
+Losses of two seeds on the same halves go together by ρ = {results["seeds_agree"]["validation"]:.2f} (validation) and
+{results["seeds_agree"]["generated"]:.2f} (generated), so that not even a perfect score could reach 100. What a score
+costs is the gradients of a query; a training picture's are as many.
 
-{record.table(rows)}
+{record.table(short)}
 
-{record.table(damping)}"""
+How many times that of others the score of `query` is, whose defaults these are (shared noise, matched, whitened):
+
+{record.table(ratios)}
+
+## Everything that was measured
+
+*averaged*: rows are averaged over checkpoints before anything else. *whole*: no projection. *seeds agree*: Spearman's ρ
+between the scores of two seeds, of noise and projection both.
+
+{record.table(whole)}
+
+## How much damping
+
+Matched, shared noise; in mean squares of a row's norm, 0.001 being the default.
+
+{record.table(damping)}
+
+## Taking the highest out
+
+By how many per cent a picture's loss rises when a model is trained without the {TAKEN_OUT} pictures of its highest
+scores, above that of models without {TAKEN_OUT} random ones; mean over {len(REMOVED_FOR) // 2} pictures of each kind.
+
+{record.table(removed)}"""
+
+
+def _row(rows: list[dict[str, Any]], setting: Setting, *way: str) -> dict[str, Any]:
+    """The facts of a setting's method, pairing and treatment."""
+    wanted = {**asdict(setting), **dict(zip(("method", "pairing", "treatment"), way, strict=True))}
+    return next(row for row in rows if wanted.items() <= row.items())
 
 
 WAYS = [  # of the plot: its name, the setting, method, pairing and treatment
@@ -282,8 +245,7 @@ def draw(results: dict[str, Any], file: Path) -> None:
 
     bars = {"pixel cosine": results["baselines"]["pixel cosine"]}
     for name, setting, *way in WAYS:
-        wanted = {**asdict(setting), **dict(zip(("method", "pairing", "treatment"), way, strict=True))}
-        bars[name] = next(row for row in results["rows"] if wanted.items() <= row.items())
+        bars[name] = _row(results["rows"], setting, *way)
     figure, both = plt.subplots(1, 2, figsize=(11, 6), sharey=True, layout="constrained")
     for axes, kind in zip(both, ("validation", "generated"), strict=True):
         means, lows, highs = np.array([bar[kind] for bar in bars.values()]).T
@@ -295,6 +257,7 @@ def draw(results: dict[str, Any], file: Path) -> None:
     figure.savefig(file)
 
 
-def _shown(facts: dict[str, Any]) -> dict[str, str]:
+def _shown(facts: dict[str, Any], form: str = ".1f") -> dict[str, str]:
     """Means with their intervals."""
-    return {kind: "{:.1f} ({:.1f} … {:.1f})".format(*facts[kind]) for kind in ("validation", "generated")}
+    kinds = {kind: [format(value, form) for value in facts[kind]] for kind in ("validation", "generated")}
+    return {kind: f"{mean} ({low} … {high})" for kind, (mean, low, high) in kinds.items()}

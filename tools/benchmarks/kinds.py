@@ -1,0 +1,124 @@
+"""Rows of every kind, and the scores that can be made of them: what `tools/bench lds` holds against its models."""
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from build import write_pictures
+from halves import CHECKPOINTS, asked_pictures, pictures, whole_model
+
+import gradindex
+from gradindex.plan import DIM
+from gradindex.scoring import unit
+from gradindex.search_index import METHODS
+from gradindex.whiten import DAMPING
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Rows of one kind: how the store is built; dim 0 for whole gradients."""
+
+    noise: str = "shared"
+    output: str = "loss"
+    timesteps: int = 10
+    draws: int = 1
+    checkpoints: int = 1
+    dim: int = 4096
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        return "-".join(str(value) for value in asdict(self).values())
+
+    @property
+    def gradients(self) -> int:
+        """Of a query."""
+        return self.timesteps * self.draws * self.checkpoints
+
+
+SETTINGS = [
+    Setting(),
+    Setting(noise="own"),
+    Setting(output="mean-square"),
+    Setting(noise="own", output="mean-square"),
+    Setting(noise="own", timesteps=50),
+    Setting(noise="own", output="mean-square", timesteps=50),
+    *(Setting(timesteps=n) for n in (1, 2, 3, 5, 25, 50)),
+    *(Setting(draws=n) for n in (2, 4, 16)),
+    Setting(timesteps=5, draws=2),
+    Setting(timesteps=25, draws=2),
+    *(Setting(dim=n) for n in (256, 512, 1024, 2048, 8192)),
+    Setting(timesteps=5, dim=0),
+    Setting(checkpoints=CHECKPOINTS, dim=1024),
+    Setting(checkpoints=CHECKPOINTS),
+]
+SEEDED = [Setting(), Setting(noise="own"), Setting(timesteps=5, draws=2), Setting(timesteps=50), Setting(draws=4)]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What scores are made of: products of training rows with each other and with the queries'.
+
+    Attributes:
+        products: for each (method, pairing), K [blocks, N, N] and B [blocks, N, Q]; a block is a
+            (checkpoint, timestep), a checkpoint for the mean pairing, a timestep for rows averaged over checkpoints.
+    """
+
+    products: dict[tuple[str, ...], tuple[np.ndarray, np.ndarray]]
+
+    @classmethod
+    def of(cls, work: Path, setting: Setting) -> "Rows":
+        file = work / f"rows-{setting.name}.npz"
+        if not file.exists():
+            print(setting, flush=True)
+            draft = file.with_suffix(".draft.npz")
+            np.savez(draft, **products(work, setting))
+            os.replace(draft, file)
+        with np.load(file) as arrays:
+            names = {name[:-2] for name in arrays}
+            every = {tuple(name.split(" ")): (arrays[f"{name} K"], arrays[f"{name} B"]) for name in names}
+        return cls(every)
+
+    def scores(self, method: str, pairing: str, treatment: str, damping: float = DAMPING) -> np.ndarray:
+        """[Q, N], the mean over blocks. (GᵀG/N + λI)⁻¹ is taken on the other side: G (…)⁻¹ q = (GGᵀ/N + λI)⁻¹ G q."""
+        among, asked = self.products[method, pairing]
+        if treatment == "plain":
+            return asked.mean(0).T
+        if treatment == "centred":  # rows and queries, by the mean row
+            return (asked - among.mean(2, keepdims=True)).mean(0).T
+        moments = among.astype(np.float64) / among.shape[1]
+        loads = damping * np.trace(moments, axis1=1, axis2=2)
+        return np.linalg.solve(moments + loads[:, None, None] * np.eye(among.shape[1]), asked).mean(0).T
+
+
+def products(work: Path, setting: Setting) -> dict[str, np.ndarray]:
+    """The arrays of `Rows`, from a store that gradindex builds and from the query gradients that it takes."""
+    data, folders = work / "pictures", whole_model(work)
+    if not data.exists():
+        write_pictures(data, pictures(work.parent)[0])
+    chosen = folders[-setting.checkpoints :] if setting.checkpoints > 1 else []
+    index = gradindex.build(
+        work / f"store-{setting.name}", model=folders[-1], data=data, checkpoints=chosen or None,
+        timesteps=setting.timesteps, draws=setting.draws, noise=setting.noise, output=setting.output, seed=setting.seed,
+        dim=setting.dim or DIM, projection="auto" if setting.dim else "none", device="cpu",
+    )  # fmt: skip
+    asked, found = list(torch.from_numpy(asked_pictures(work))), {}
+    rows = index.store.unnormalized[:]
+    grids = {"matched": {}, "mean": {"query_timesteps": setting.timesteps, "query_draws": setting.draws}}
+    if setting.checkpoints > 1:
+        grids["averaged"] = {}
+    for pairing, options in grids.items():
+        way = {"pairing": "mean" if pairing == "mean" else "matched", "whiten": False}
+        blocks = index._query_blocks(asked, *METHODS, **way, **options)
+        for method, block in zip(METHODS, blocks, strict=True):
+            own = unit(rows) if method == "retrac" else rows
+            if pairing == "mean":
+                own, block = own.mean(2, keepdims=True), block[:, :, :1]
+            if pairing == "averaged":  # over checkpoints, a timestep by itself
+                own, block = own.mean(0, keepdims=True), block.mean(1, keepdims=True)
+            pairs = [(own[c, :, t], block[:, c, t]) for c in range(own.shape[0]) for t in range(own.shape[2])]
+            found[f"{method} {pairing} K"] = np.stack([g @ g.T for g, _ in pairs])
+            found[f"{method} {pairing} B"] = np.stack([g @ q.T for g, q in pairs])
+    return found
