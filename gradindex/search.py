@@ -69,14 +69,15 @@ class Index:
     Attributes:
         device: where gradients are taken.
         store: the gradient store; `store.unnormalized`, `store.normalized` are zarr arrays [C, N, T, D].
-        seconds: how long the last query took, `{"gradients": …, "search": …}`; loading the model is in neither.
+        seconds: how long the last query took, `{"gradients": …, "search": …}`; loading the model is in neither,
+            whitening in the search.
     """
 
     def __init__(self, store: Store, model: str | Path | None, device: str, ray: str | None = None) -> None:
         self.store, self._model, self.device, self._ray = store, model, device, ray
         self._searches: dict[str, SearchIndex] = {}
         self._whitenings: dict[str, Whitening] = {}
-        self.seconds: dict[str, float] = {}
+        self.seconds = {"gradients": 0.0, "search": 0.0}
 
     def query(
         self,
@@ -118,7 +119,7 @@ class Index:
         hits = partial(self._hits, block, k, method, span, by_timestep)
         best = hits(1, proposed[1])
         worst = hits(-1, proposed[-1]) if opponents else [None] * len(names)
-        self.seconds["search"] = time.perf_counter() - began
+        self.seconds["search"] += time.perf_counter() - began
         return [Result(*row) for row in zip(names, best, worst, strict=True)]
 
     def scores(
@@ -251,7 +252,7 @@ class Index:
         count = len(own_timesteps or recipe.timesteps) * (own_draws or recipe.draws) * len(arrays) * len(weights)
         bar = tqdm(total=count, desc="query", unit="gradient", delay=2, disable=None)
         blocks: list[list[np.ndarray]] = [[] for _ in methods]
-        self.seconds = {"gradients": 0.0}
+        self.seconds = {"gradients": 0.0, "search": 0.0}
         for checkpoint, weight in enumerate(weights):
             denoiser = self.checkpoints[checkpoint]
             batch = self.fitting_batch if batch_size == "auto" else int(batch_size)
@@ -281,8 +282,9 @@ class Index:
         if recipe.rows == FOLDED:
             whole = [search_vectors(block, recipe)[:, None, None] / recipe.per_picture for block in whole]
         if (whiten := recipe.whitening(whiten)) is not False:
-            damping = DAMPING if whiten is True else whiten
-            return [self._whitened(method, block, damping) for method, block in zip(methods, whole, strict=True)]
+            began, damping = time.perf_counter(), DAMPING if whiten is True else whiten
+            whole = [self._whitened(method, block, damping) for method, block in zip(methods, whole, strict=True)]
+            self.seconds["search"] += time.perf_counter() - began
         return whole
 
     def _whitened(self, method: str, block: np.ndarray, damping: float) -> np.ndarray:
