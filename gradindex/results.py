@@ -68,7 +68,7 @@ def _hit_json(hit: Hit) -> dict[str, Any]:
 
 def to_table(results: Sequence[Result], method: str, whitened: bool = False) -> str:
     """One block of lines per picture: rank, score ± standard error, id."""
-    kind = "whitened " * whitened + KIND[method]
+    kind = "whitened" if whitened else KIND[method]
     lines = []
     for result in results:
         for title, hits in _lists(result):
@@ -107,7 +107,7 @@ def to_html(
         for method, results in sections:
             for heading, hits in _lists(results[number]):
                 figures = "".join(_figure(picture_of(hit.row), hit.id, "hit", hit) for hit in hits)
-                kind = "whitened " * whitened + KIND[method]
+                kind = "whitened" if whitened else KIND[method]
                 label = f"{method} {heading} <small>{kind} ± standard error over timesteps</small>"
                 parts.append(f"<h2>{label}</h2><div class=row>{figures}</div>")
         parts.append("</div></section>")

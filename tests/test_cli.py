@@ -65,7 +65,7 @@ def test_query_json(built: Path, queries: list[Path]) -> None:
 
 def test_query_table_and_page(built: Path, queries: list[Path], tmp_path: Path) -> None:
     table = run("query", built, queries[0], "-k", 3, "--method", "tracin").stdout
-    assert "tracin, whitened inner product ± standard error over timesteps" in table
+    assert "tracin, whitened ± standard error over timesteps" in table
     assert len(table.strip().splitlines()) == 4
     done = run("query", built, *queries, "-k", 3, "--format", "html", "--output", tmp_path / "page.html")
     assert (done.returncode, done.stdout) == (0, "")

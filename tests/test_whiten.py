@@ -230,7 +230,7 @@ def test_the_command_whitens(index: gradindex.Index, queries: list[Path]) -> Non
     done = run("query", place, queries[0], "-k", 3, "--whiten", "--format", "json")
     answer, expected = json.loads(done.stdout), index.query(queries[:1], 3, whiten=True)[0]
     assert ([hit["id"] for hit in answer["queries"][0]["hits"]], answer["whitened"]) == (expected.ids, True)
-    assert "(retrac, whitened cosine ± standard error" in run("query", place, queries[0], "--whiten").stdout
+    assert "(retrac, whitened ± standard error" in run("query", place, queries[0], "--whiten").stdout
     done = run("query", place, queries[0], "--no-whiten", "--damping", 3)
     assert (done.returncode, "--no-whiten has no --damping" in done.stderr) == (2, True)
     assert "retrac-whitened" in run("info", place).stdout
