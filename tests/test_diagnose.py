@@ -146,6 +146,22 @@ def test_recorded_report_and_given_pictures(recorded: gradindex.Index, queries: 
     found = diagnose.report(recorded, queries, k=3, compared=0, outliers=False)
     assert found["queries"] == [str(file) for file in queries]
     assert {"noise", "self_influence"}.isdisjoint(found)
+    assert "plain scores" in diagnose.to_text(found)
+    with pytest.raises(CallError, match="plain queries for recorded timesteps"):
+        diagnose.report(recorded, queries, whiten=True)
+
+
+def test_queries_are_whitened_on_a_grid_and_plain_for_recorded_timesteps(
+    index: gradindex.Index, recorded: gradindex.Index, queries: list[Path]
+) -> None:
+    """Unless told otherwise; a build makes the search files for that."""
+    for each, whitened in ((index, True), (recorded, False)):
+        usual = each.scores(queries)
+        assert (usual == each.scores(queries, whiten=whitened)).all()
+        assert not np.allclose(usual, each.scores(queries, whiten=not whitened))
+        assert each.query(queries, 3)[0].scores == np.sort(usual[0])[::-1][:3].tolist()
+        made = {file.stem for file in (Path(str(each.store.place)) / "faiss").glob("*.json")}
+        assert made == {"tracin", "retrac"} | ({"tracin-whitened", "retrac-whitened"} if whitened else set())
 
 
 @pytest.mark.parametrize("given", [False, True])
