@@ -46,14 +46,15 @@ def measure(store: Store, block: np.ndarray, method: str, whiten: bool) -> dict[
     """Scores by the fold against the exact ones, and how many of the exact ten each kind of index proposes."""
     exact = np.concatenate([scores for _, scores in scan(store, block, method, None)], axis=1)
     rows = store.read("unnormalized" if method == "tracin" else "normalized", 0, slice(None)).astype(np.float32)
-    made = SearchIndex(store, method + WHITENED * whiten, {})
+    name = method + WHITENED * whiten
+    made = SearchIndex(store, name, {})
     vectors = made.query_vectors(block)
     folded = vectors @ made.row_vectors(rows[:, None]).T
     found: dict[str, Any] = {"spearman": spearman(exact, folded)}
     found |= {f"overlap_{k}": overlap(exact, folded, k) for k in (1, K, 100)}
     true = np.argsort(-exact, axis=1)[:, :K]
     for factory in FACTORIES:
-        index = build_index(store, method + WHITENED * whiten, factory, made.whitening)
+        index = build_index(store, name, factory, made.whitening)
         lists = zip(true, index.candidates(vectors, K) or (), strict=True)
         right = float(np.mean([np.isin(best, mine).mean() for best, mine in lists]))
         size = sum(part["bytes"] for part in index.facts["files"]) / store.shape[1]

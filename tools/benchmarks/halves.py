@@ -1,21 +1,19 @@
 """Models that were trained again: on random halves of the pictures, and without some. What scores are held against."""
 
-import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import record
 import torch
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from subjects import TINY, fashion_mnist, halved, train
 
 from gradindex.denoiser import Denoiser
 from gradindex.gradients.rows import mean_losses
-from gradindex.memory import keep_freed_memory
 from gradindex.recipe import grid
 
 CONFIG = {**TINY, "block_out_channels": (24, 48)}  # 0.4 M parameters
@@ -79,10 +77,11 @@ def whole_model(work: Path) -> list[Path]:
 
 def asked_pictures(work: Path) -> np.ndarray:
     """Validation pictures, then generated ones, [2 · ASKED, 1, 16, 16] float32."""
-    file = work / "generated.npy"
-    if not file.exists():
-        np.save(file, generated(UNet2DModel.from_pretrained(whole_model(work)[-1] / "unet")))
-    return np.concatenate([pictures(work.parent)[1], np.load(file)]).astype(np.float32)
+
+    def make() -> np.ndarray:
+        return generated(UNet2DModel.from_pretrained(whole_model(work)[-1] / "unet"))
+
+    return np.concatenate([pictures(work.parent)[1], kept(work / "generated.npy", make)]).astype(np.float32)
 
 
 def losses_of(work: Path, subset: int, seed: int) -> np.ndarray:
@@ -90,13 +89,12 @@ def losses_of(work: Path, subset: int, seed: int) -> np.ndarray:
 
     All halves share a seed's initial weights, order of batches and noise, so that less of a difference is chance.
     """
-    file = work / f"losses-{subset:02d}-{seed}.npy"
-    if not file.exists():
+
+    def make() -> np.ndarray:
         data = pictures(work.parent)[0][subsets()[subset]]
-        draft = file.with_suffix(".draft.npy")
-        np.save(draft, true_losses(trained(data, 1 + seed), asked_pictures(work)))
-        os.replace(draft, file)
-    return np.load(file)
+        return true_losses(trained(data, 1 + seed), asked_pictures(work))
+
+    return kept(work / f"losses-{subset:02d}-{seed}.npy", make)
 
 
 def train_all(work: Path) -> np.ndarray:
@@ -108,22 +106,24 @@ def train_all(work: Path) -> np.ndarray:
 
 def losses_without(work: Path, name: str, removed: np.ndarray) -> np.ndarray:
     """The losses of a model that was trained without some pictures, [2 · ASKED]."""
-    file = work / f"without-{name}.npy"
-    if not file.exists():
+
+    def make() -> np.ndarray:
         data = np.delete(pictures(work.parent)[0], removed, axis=0)
+        return true_losses(trained(data, 10_000), asked_pictures(work))  # the whole model's seed
+
+    return kept(work / f"without-{name}.npy", make)
+
+
+def kept(file: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """The array in a file; made now, unless it is there."""
+    if not file.exists():
         draft = file.with_suffix(".draft.npy")
-        np.save(draft, true_losses(trained(data, 10_000), asked_pictures(work)))  # the whole model's seed
+        np.save(draft, make())
         os.replace(draft, file)
     return np.load(file)
 
 
 def in_processes(losses: Callable[..., np.ndarray], work: Path, *arguments: Iterable[Any]) -> list[np.ndarray]:
     """What a function gives for each of some arguments, one process for each core, one thread each."""
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=spawn, initializer=one_thread) as pool:
+    with record.processes(os.cpu_count() or 1) as pool:
         return list(pool.map(partial(losses, work), *arguments))
-
-
-def one_thread() -> None:
-    torch.set_num_threads(1)
-    keep_freed_memory()

@@ -44,11 +44,15 @@ def resumable(folder: Path) -> Callable[[str, Callable[[], Any]], Any]:
 
 def measure(folder: Path, parts: Mapping[str, Callable[[], Any]], device: str) -> dict[str, Any]:
     """As `resumable`, several parts side by side, each with one of torch's threads; no figure may be a bare time."""
-    part, spawn = resumable(folder), multiprocessing.get_context("spawn")
-    workers = torch.get_num_threads() if device == "cpu" else 1
-    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_one_thread) as pool:
+    part = resumable(folder)
+    with processes(torch.get_num_threads() if device == "cpu" else 1) as pool:
         running = {name: pool.submit(part, name, measured) for name, measured in parts.items()}
         return {name: future.result() for name, future in running.items()}
+
+
+def processes(count: int) -> ProcessPoolExecutor:
+    """New processes, each with one of torch's threads."""
+    return ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"), initializer=_one_thread)
 
 
 def _one_thread() -> None:
