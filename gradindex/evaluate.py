@@ -62,7 +62,8 @@ def lds(scores: np.ndarray, subsets: np.ndarray, losses: np.ndarray) -> LDS:
         shapes = f"scores {scores.shape}, subsets {subsets.shape}, losses {losses.shape}"
         raise CallError(f"{shapes}: give [Q, N], [M, N] and [M, Q], with three subsets or more")
     predicted, true = ranks(scores @ subsets.T.astype(float)), ranks(-losses.T)
-    each, random = correlations(predicted, true, np.ones((1, len(losses))))[:, 0], np.random.default_rng(0)
+    each = correlations(predicted, true, np.ones((1, len(losses))))[:, 0]
+    random = np.random.default_rng(0)
     models, chosen = (random.multinomial(n, np.full(n, 1 / n), RESAMPLES) for n in (len(losses), queries))
     resampled = (correlations(predicted, true, models) * chosen.T).sum(0) / queries
     low, high = np.quantile(resampled, [0.025, 0.975])

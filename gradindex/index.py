@@ -59,6 +59,7 @@ def build_index(store: Store, name: str, factory: str = "auto", whitening: "Whit
     if len(store.left_out) == store.shape[1]:
         raise CallError(f"{store.place}: every picture was skipped or removed; there is nothing to search")
     width, before = store.recipe.search_width, saved_index(store, name)
+    whitening = SearchIndex(store, name, {}, whitening=whitening).whitening  # made, if need be, before facts name it
     flat = store.shape[1] * width * 4 <= min(FLAT_BYTES, free_memory() // 4)
     left = {file_of(name, number) for number in range(len(before.facts["files"]))} if before else set()
     for chosen in [factory] if factory != "auto" else [FLAT, *LADDER] if flat else LADDER:
@@ -79,7 +80,6 @@ class _Making:
     def __init__(self, store: Store, name: str, factory: str, width: int, whitening: "Whitening | None") -> None:
         self._store, self._name, self._factory, self._width = store, name, factory, width
         self._made = SearchIndex(store, name, {}, whitening=whitening)
-        whitening = self._made.whitening  # which is made, if need be, before it is named in the facts
         self._made.facts = {"factory": factory, "width": width, **made_from(store, name), "files": []}
         kept = np.setdiff1d(np.arange(store.shape[1]), store.left_out)
         one = kept[np.linspace(0, len(kept) - 1, QUERIES).astype(int)]

@@ -125,7 +125,9 @@ class Whitening:
     def _factor(self, block: dict[str, Any]) -> Any:
         """A block's L. They stay in memory where all of them fit into half of what is free."""
         name, dim = block["file"], self._store.shape[3]
-        factor = self._open[name] if name in self._open else self._fetch(block)
+        if name in self._open:
+            return self._open[name]
+        factor = self._fetch(block)
         if len(self.facts["blocks"]) * dim * dim * 4 < free_memory() // 2:
             self._open[name] = factor
         return factor
