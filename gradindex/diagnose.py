@@ -13,11 +13,11 @@ from tqdm import tqdm
 from gradindex.denoiser import Denoiser
 from gradindex.errors import CallError, MissingPackage
 from gradindex.gradients.rows import capture_for, grid_events, sample_gradients
-from gradindex.queries import Picture, picture_name, to_labels
+from gradindex.queries import QUERY_DRAWS, QUERY_TIMESTEPS, Picture, picture_name, to_labels
 from gradindex.ranking import influence, overlap, spearman
 from gradindex.recipe import FOLDED, Recipe, grid, require_positive
 from gradindex.scoring import unit
-from gradindex.search import QUERY_DRAWS, QUERY_TIMESTEPS, Index
+from gradindex.search import Index
 from gradindex.search_index import METHODS
 from gradindex.store import Store
 from gradindex.whiten import whitened_by

@@ -1,14 +1,22 @@
-"""What a query is given: pictures of any kind, and their class labels."""
+"""What a query is given: pictures of any kind, and options, checked against the store that is asked."""
 
+import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Self, TypedDict
 
 import numpy as np
 from PIL import Image
 
 from gradindex.dataset import UNREADABLE, to_array
 from gradindex.errors import CallError
+from gradindex.recipe import FOLDED, require, require_positive
+from gradindex.scoring import Span, inside, to_span
+from gradindex.store import Store
+
+QUERY_TIMESTEPS = 25  # of the mean pairing
+QUERY_DRAWS = 2
 
 Picture = str | Path | Image.Image | Any  # a path, a PIL picture, or a tensor [channels, height, width] in [−1, 1]
 
@@ -81,3 +89,93 @@ class QueryOptions(TypedDict, total=False):
     ids: Sequence[str] | None
     whiten: bool | float | None
     batch_size: int | str
+
+
+@dataclass(frozen=True)
+class Question:
+    """A query's pictures and options, those that were left open settled by the store's recipe.
+
+    Attributes:
+        arrays: the pictures as the model takes them, [Q, channels, height, width] float32 in [−1, 1].
+        labels: their class labels, or None for an unconditional model. ids: what keys their own noise.
+        timesteps, draws: where their gradients are taken: how many, or which, and at how much noise each.
+        columns: the places of these timesteps among the store's; None for the mean pairing.
+        span, weights, whiten, batch_size: see `QueryOptions`.
+    """
+
+    arrays: np.ndarray
+    labels: list[int] | None
+    ids: list[str]
+    timesteps: int | Sequence[int]
+    draws: int
+    columns: list[int] | None
+    span: Span | None
+    weights: Sequence[float]
+    whiten: bool | float
+    batch_size: int | str
+
+    @classmethod
+    def of(
+        cls,
+        store: Store,
+        pictures: Sequence[Picture],
+        *,
+        pairing: str | None = None,
+        query_timesteps: int | Sequence[int] | None = None,
+        query_draws: int | None = None,
+        timesteps: tuple[int | None, int | None] | None = None,
+        weights: Sequence[float] | None = None,
+        class_label: int | Sequence[int] | None = None,
+        ids: Sequence[str] | None = None,
+        whiten: bool | float | None = None,
+        batch_size: int | str = "auto",
+    ) -> Self:
+        """Raises CallError where an option does not fit the store or another option."""
+        recipe, span = store.recipe, to_span(timesteps)
+        recorded = recipe.events is not None
+        pairing = pairing or ("mean" if recorded else "matched")
+        require("pairing", pairing, ("matched", "mean"))
+        matched = pairing == "matched"
+        if recorded and matched:
+            raise CallError("pairing matched: every picture has recorded timesteps of its own here; use mean")
+        if matched and (query_timesteps is not None or query_draws is not None):
+            raise CallError("with pairing matched the timesteps and draws are the store's; leave them out, or use mean")
+        if recipe.rows == FOLDED and span is not None:
+            raise CallError(f"timesteps = {timesteps}: the rows of this index are folded into one for each picture")
+        columns = [j for j, t in enumerate(recipe.timesteps) if inside(t, span)]
+        if not columns and not recorded:
+            raise CallError(f"timesteps = {timesteps}: the index has none of them, but {list(recipe.timesteps)}")
+        weights = store.attributes["weights"] if weights is None else weights
+        if len(weights) != len(recipe.checkpoints):
+            raise CallError(f"weights = {list(weights)}: this index has {len(recipe.checkpoints)} checkpoints")
+        if batch_size != "auto":
+            require_positive(batch_size=batch_size)  # type: ignore[arg-type]
+        query_draws = QUERY_DRAWS if query_draws is None else query_draws
+        require_positive(query_draws=query_draws)
+        if not len(pictures):
+            raise CallError("pictures: give at least one")
+        arrays = np.stack([to_query(picture, recipe.image) for picture in pictures])
+        keys = [hashlib.sha256(array.tobytes()).hexdigest() for array in arrays] if ids is None else list(ids)
+        if len(keys) != len(arrays):
+            raise CallError(f"ids: {len(keys)} for {len(arrays)} pictures")
+        own = QUERY_TIMESTEPS if query_timesteps is None else query_timesteps
+        return cls(
+            arrays=arrays,
+            labels=to_labels(class_label, len(arrays), recipe.classes),
+            ids=keys,
+            timesteps=[recipe.timesteps[j] for j in columns] if matched else own,
+            draws=recipe.draws if matched else query_draws,
+            columns=columns if matched else None,
+            span=span,
+            weights=weights,
+            whiten=recipe.whitening(whiten),
+            batch_size=batch_size,
+        )
+
+    def beside_rows(self, gradients: np.ndarray, per_picture: int) -> np.ndarray:
+        """A checkpoint's gradients [Q, ·, D], each beside the row that it is multiplied with: [Q, T, D]."""
+        if self.columns is None:
+            return gradients.mean(1, keepdims=True).repeat(per_picture, axis=1)
+        block = np.zeros((len(gradients), per_picture, gradients.shape[2]), np.float32)
+        block[:, self.columns] = gradients
+        return block

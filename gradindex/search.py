@@ -1,8 +1,7 @@
 """A picture → its gradient → candidates from FAISS → exact scores from the store."""
 
-import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,30 +15,26 @@ from gradindex.dataset import Columns, Dataset, open_dataset
 from gradindex.denoiser import Checkpoints, resolve_device
 from gradindex.errors import CallError, GradindexError, StoreError
 from gradindex.factors import WHITENED, is_wide
-from gradindex.gradients.rows import capture_for, fitting_batch, grid_events, sample_gradients
+from gradindex.gradients.rows import Events, capture_for, fitting_batch, grid_events, sample_gradients
 from gradindex.index import build_index, open_index
 from gradindex.place import Place
-from gradindex.queries import Picture, QueryOptions, picture_name, to_labels, to_query
+from gradindex.queries import Picture, QueryOptions, Question, picture_name, to_query
 from gradindex.recipe import FOLDED, NOISE_VERSION, PROJECTION_VERSION, grid, require, require_positive
 from gradindex.results import Hit, Result
 from gradindex.scoring import (
     Span,
     as_columns,
     contributions,
-    inside,
     scan,
     scan_both_ends,
     spread,
     stderrs,
-    to_span,
     unit,
 )
 from gradindex.search_index import METHODS, SearchIndex, search_vectors
 from gradindex.store import Store
 from gradindex.whiten import DAMPING, Whitening, whitened_by_some
 
-QUERY_TIMESTEPS = 25  # of the mean pairing
-QUERY_DRAWS = 2
 READ_ROWS = 256  # candidates whose rows are in memory at once
 
 
@@ -108,11 +103,11 @@ class Index:
         require_positive(k=k)
         if by_timestep and self.store.recipe.rows == FOLDED:
             raise CallError("by_timestep: the rows of this index are folded into one for each picture")
-        (block,), span = self._query_blocks(pictures, method, **options), to_span(options.get("timesteps"))
+        question = self.question(pictures, **options)
+        (block,), span = self.query_blocks(question, method), question.span
         began = time.perf_counter()
         names = [picture_name(picture, number) for number, picture in enumerate(pictures)]
-        whiten = self.store.recipe.whitening(options.get("whiten"))
-        proposed = self._proposed(block, k, method, span, whiten, (1, -1) if opponents else (1,))
+        proposed = self._proposed(block, k, method, span, question.whiten, (1, -1) if opponents else (1,))
         if not any(map(len, proposed[1])):
             where = f"timesteps = {options.get('timesteps')}: no picture has a row there"
             raise CallError(where if span else "every picture was skipped or removed: there is none to answer with")
@@ -136,14 +131,11 @@ class Index:
         self, pictures: Sequence[Picture], *methods: str, **options: Unpack[QueryOptions]
     ) -> dict[str, np.ndarray]:
         """The `scores` of several methods, whose query gradients are taken once."""
-        blocks, span = self._query_blocks(pictures, *methods, **options), to_span(options.get("timesteps"))
-        pairs = zip(methods, blocks, strict=True)
-        return {
-            method: np.concatenate([scores for _, scores in scan(self.store, block, method, span)], axis=1).astype(
-                np.float32
-            )
-            for method, block in pairs
-        }
+        question, found = self.question(pictures, **options), {}
+        for method, block in zip(methods, self.query_blocks(question, *methods), strict=True):
+            parts = [scores for _, scores in scan(self.store, block, method, question.span)]
+            found[method] = np.concatenate(parts, axis=1).astype(np.float32)
+        return found
 
     def thumbnail(self, row: int) -> Image.Image | None:
         """The training picture of a row as it is on disk; None when it is gone, or another one is in its place."""
@@ -196,96 +188,52 @@ class Index:
         """How many (picture, timestep, draw) go through the model at once."""
         return fitting_batch(self.checkpoints[0], self.store.recipe)
 
-    def _query_blocks(
-        self,
-        pictures: Sequence[Picture],
-        *methods: str,
-        pairing: str | None = None,
-        query_timesteps: int | Sequence[int] | None = None,
-        query_draws: int | None = None,
-        timesteps: tuple[int | None, int | None] | None = None,
-        weights: Sequence[float] | None = None,
-        class_label: int | Sequence[int] | None = None,
-        ids: Sequence[str] | None = None,
-        whiten: bool | float | None = None,
-        batch_size: int | str = "auto",
-    ) -> list[np.ndarray]:
+    def question(self, pictures: Sequence[Picture], **options: Unpack[QueryOptions]) -> Question:
+        """A query's pictures and options, checked against the store."""
+        _ = self.store.summary  # raises unless a build has finished
+        return Question.of(self.store, pictures, **options)
+
+    def query_blocks(self, question: Question, *methods: str) -> list[np.ndarray]:
         """What each row [c, i, t] is multiplied with, per method: weighted query gradients, [Q, C, T, D] float32.
 
         For folded rows: folded likewise, [Q, 1, 1, W], and divided by T. Whitened at last, unless they are not to be.
         """
         for method in methods:
             require("method", method, METHODS)
-        recorded = self.store.recipe.events is not None
-        pairing = pairing or ("mean" if recorded else "matched")
-        require("pairing", pairing, ("matched", "mean"))
-        if recorded and pairing == "matched":
-            raise CallError("pairing matched: every picture has recorded timesteps of its own here; use mean")
-        if batch_size != "auto":
-            require_positive(batch_size=batch_size)  # type: ignore[arg-type]
-        recipe, weights = self.store.recipe, self.store.attributes["weights"] if weights is None else weights
-        if len(weights) != len(recipe.checkpoints):
-            raise CallError(f"weights = {list(weights)}: this index has {len(recipe.checkpoints)} checkpoints")
-        if pairing == "matched" and (query_timesteps is not None or query_draws is not None):
-            raise CallError("with pairing matched the timesteps and draws are the store's; leave them out, or use mean")
-        if not len(pictures):
-            raise CallError("pictures: give at least one")
-        arrays = self.arrays(pictures)
-        labels = to_labels(class_label, len(arrays), recipe.classes)
-        ids = [hashlib.sha256(array.tobytes()).hexdigest() for array in arrays] if ids is None else list(ids)
-        if len(ids) != len(arrays):
-            raise CallError(f"ids: {len(ids)} for {len(arrays)} pictures")
-        _ = self.store.summary  # raises unless a build has finished
-        if recipe.rows == FOLDED and timesteps is not None:
-            raise CallError(f"timesteps = {timesteps}: the rows of this index are folded into one for each picture")
-        own_timesteps, own_draws = None, None
-        wanted = [j for j, t in enumerate(recipe.timesteps) if inside(t, to_span(timesteps))]
-        if not wanted and not recorded:
-            raise CallError(f"timesteps = {timesteps}: the index has none of them, but {list(recipe.timesteps)}")
-        if pairing == "matched":
-            own_timesteps = tuple(recipe.timesteps[j] for j in wanted)
-        if pairing == "mean":
-            asked = QUERY_TIMESTEPS if query_timesteps is None else query_timesteps
-            own_timesteps = grid(asked, self.checkpoints[0].num_train_timesteps)
-            own_draws = QUERY_DRAWS if query_draws is None else query_draws
-            require_positive(query_draws=own_draws)
-        count = len(own_timesteps or recipe.timesteps) * (own_draws or recipe.draws) * len(arrays) * len(weights)
-        bar = tqdm(total=count, desc="query", unit="gradient", delay=2, disable=None)
-        blocks: list[list[np.ndarray]] = [[] for _ in methods]
+        recipe = self.store.recipe
+        whole: list[list[np.ndarray]] = [[] for _ in methods]
+        times = grid(question.timesteps, self.checkpoints[0].num_train_timesteps)
+        events = grid_events(recipe, question.ids, times, question.draws)
+        count = events.timesteps.size * events.draws * len(question.weights)
         self.seconds = {"gradients": 0.0, "search": 0.0}
-        for checkpoint, weight in enumerate(weights):
-            denoiser = self.checkpoints[checkpoint]
-            batch = self.fitting_batch if batch_size == "auto" else int(batch_size)
-            began = time.perf_counter()
-            with capture_for(denoiser, recipe) as capture:
-                taken = sample_gradients(
-                    denoiser,
-                    capture,
-                    recipe,
-                    arrays,
-                    grid_events(recipe, ids, own_timesteps, own_draws),
-                    labels,
-                    batch_size=batch,
-                    progress=bar.update,
-                )
-            self.seconds["gradients"] += time.perf_counter() - began
-            for method, parts in zip(methods, blocks, strict=True):
-                block = unit(taken) if method == "retrac" else taken
-                if pairing == "mean":
-                    block = block.mean(1, keepdims=True).repeat(recipe.per_picture, axis=1)
-                elif len(wanted) < recipe.per_picture:
-                    block, part = np.zeros((len(block), recipe.per_picture, recipe.dim), np.float32), block
-                    block[:, wanted] = part
-                parts.append(np.float32(weight) * block)
-        bar.close()
-        whole = [np.stack(parts, axis=1) for parts in blocks]
+        with tqdm(total=count, desc="query", unit="gradient", delay=2, disable=None) as bar:
+            for checkpoint, weight in enumerate(question.weights):
+                taken = self._gradients(question, events, checkpoint, bar.update)
+                for method, parts in zip(methods, whole, strict=True):
+                    gradients = unit(taken) if method == "retrac" else taken
+                    parts.append(np.float32(weight) * question.beside_rows(gradients, recipe.per_picture))
+        blocks = [np.stack(parts, axis=1) for parts in whole]
         if recipe.rows == FOLDED:
-            whole = [search_vectors(block, recipe)[:, None, None] / recipe.per_picture for block in whole]
-        if (whiten := recipe.whitening(whiten)) is not False:
-            began, damping = time.perf_counter(), DAMPING if whiten is True else whiten
-            whole = [self._whitened(method, block, damping) for method, block in zip(methods, whole, strict=True)]
+            blocks = [search_vectors(block, recipe)[:, None, None] / recipe.per_picture for block in blocks]
+        if question.whiten is not False:
+            began, damping = time.perf_counter(), DAMPING if question.whiten is True else question.whiten
+            blocks = [self._whitened(method, block, damping) for method, block in zip(methods, blocks, strict=True)]
             self.seconds["search"] += time.perf_counter() - began
-        return whole
+        return blocks
+
+    def _gradients(
+        self, question: Question, events: Events, checkpoint: int, progress: Callable[[int], object]
+    ) -> np.ndarray:
+        """The projected gradients of a question's pictures at a checkpoint, [Q, ·, D] float32."""
+        denoiser, recipe = self.checkpoints[checkpoint], self.store.recipe
+        batch, began = self.fitting_batch if question.batch_size == "auto" else question.batch_size, time.perf_counter()
+        with capture_for(denoiser, recipe) as capture:
+            taken = sample_gradients(
+                denoiser, capture, recipe, question.arrays, events, question.labels, batch_size=int(batch),
+                progress=progress,
+            )  # fmt: skip
+        self.seconds["gradients"] += time.perf_counter() - began
+        return taken
 
     def _whitened(self, method: str, block: np.ndarray, damping: float) -> np.ndarray:
         if is_wide(self.store):

@@ -148,7 +148,7 @@ def test_a_range_takes_the_pictures_that_were_trained_in_it(
         events=2, missing="grid", dim=8, device="cpu",
     )  # fmt: skip
     options = {"query_timesteps": 3, "query_draws": 1}
-    (block,) = index._query_blocks(queries, "tracin", **options)
+    (block,) = index.query_blocks(index.question(queries, **options), "tracin")
     times, rows = index.store.timestep[:], index.store.unnormalized[:].astype(np.float64)
     for span in ((0, 300), (300, None), (0, 1000)):
         stop = 1000 if span[1] is None else span[1]

@@ -69,7 +69,7 @@ def test_queries_do_not_see_each_other(index: gradindex.Index, queries: list[Pat
 
 def test_the_standard_error_is_that_of_the_mean_over_timesteps(index: gradindex.Index, queries: list[Path]) -> None:
     hit = index.query(queries, 1)[0].hits[0]
-    block = index._query_blocks(queries[:1], "retrac")[0][0, 0]
+    block = index.query_blocks(index.question(queries[:1]), "retrac")[0][0, 0]
     u = index.store.unnormalized[0, hit.row]
     cosines = [(u[t] / np.linalg.norm(u[t])) @ block[t] for t in range(4)]
     assert hit.score == pytest.approx(np.mean(cosines), rel=1e-5)
@@ -215,7 +215,7 @@ def test_a_range_scores_only_its_rows(
 ) -> None:
     grid = {"query_timesteps": 3, "query_draws": 1} if pairing == "mean" else {}
     options = {"pairing": pairing, "whiten": False, **grid}
-    (block,) = three._query_blocks(queries, method, **options)  # type: ignore[arg-type]
+    (block,) = three.query_blocks(three.question(queries, **options), method)  # type: ignore[arg-type]
     block = block[:, 0].astype(np.float64)
     rows = three.store.unnormalized[0].astype(np.float64)
     if method == "retrac":

@@ -102,8 +102,9 @@ def test_no_answer_comes_from_damaged_files(
 
     The query's gradients, which are no matter of the index, are taken once.
     """
-    blocks = gradindex.open(built)._query_blocks(queries, method)
-    monkeypatch.setattr(gradindex.Index, "_query_blocks", lambda *_, **options: blocks)
+    opened = gradindex.open(built)
+    blocks = opened.query_blocks(opened.question(queries), method)
+    monkeypatch.setattr(gradindex.Index, "query_blocks", lambda *_: blocks)
     truth = gradindex.open(built).scores(queries, method)
     top = [result.ids for result in gradindex.open(built).query(queries, 3, method)]
     refused = 0

@@ -192,7 +192,7 @@ def test_whitened_answers_are_those_of_the_formula(
     rows = index.store.unnormalized[:].astype(np.float64)
     if method == "retrac":
         rows /= np.linalg.norm(rows, axis=3, keepdims=True)
-    (block,) = index._query_blocks(queries, method, pairing=pairing, whiten=False)
+    (block,) = index.query_blocks(index.question(queries, pairing=pairing, whiten=False), method)
     moments = np.einsum("cntd,cnte->ctde", rows, rows) / 30
     loads = (DAMPING if damping is True else damping) * np.trace(moments, axis1=2, axis2=3)
     inverse = np.linalg.inv(moments + loads[:, :, None, None] * np.eye(64))

@@ -33,7 +33,7 @@ def run(work: Path, device: str, only: list[str]) -> None:
     store = gradindex.build(place, model=model, data=data, timesteps=TIMESTEPS, dim=DIM, device=device).store
     index, asked, results = Index(store, None, device), list(pictures[COUNT : COUNT + ASKED]), {}
     for whiten in (False, True):
-        blocks = index._query_blocks(asked, *METHODS, whiten=whiten)
+        blocks = index.query_blocks(index.question(asked, whiten=whiten), *METHODS)
         for method, block in zip(METHODS, blocks, strict=True):
             results[method + WHITENED * whiten] = measure(store, block, method, whiten)
     text = page(results)

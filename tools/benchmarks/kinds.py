@@ -111,7 +111,7 @@ def products(work: Path, setting: Setting) -> dict[str, np.ndarray]:
         grids["averaged"] = {}
     for pairing, options in grids.items():
         way = {"pairing": "mean" if pairing == "mean" else "matched", "whiten": False}
-        blocks = index._query_blocks(asked, *METHODS, **way, **options)
+        blocks = index.query_blocks(index.question(asked, **way, **options), *METHODS)
         for method, block in zip(METHODS, blocks, strict=True):
             own = unit(rows) if method == "retrac" else rows
             if pairing == "mean":

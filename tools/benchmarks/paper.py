@@ -26,8 +26,8 @@ from tqdm import tqdm
 import gradindex
 from gradindex import diagnose
 from gradindex.diagnose import METHODS
+from gradindex.queries import QUERY_DRAWS, QUERY_TIMESTEPS
 from gradindex.ranking import SHARES, influence, overlap, spearman, top
-from gradindex.search import QUERY_DRAWS, QUERY_TIMESTEPS
 
 LABEL = 7  # sneakers
 COUNT, ZEROS = 2000, 200

@@ -103,7 +103,8 @@ def measure(name: str, work: Path) -> dict[str, Any]:
     queries = fit.draw(ASKED, np.random.default_rng(2))
     if name == "real":
         pictures = subject("tiny", work)[1][REAL : REAL + ASKED]
-        queries = Index(real, None, "cpu")._query_blocks(list(pictures), "tracin", whiten=False)[0][:, 0, 0]
+        index = Index(real, None, "cpu")
+        queries = index.query_blocks(index.question(list(pictures), whiten=False), "tracin")[0][:, 0, 0]
     store = real if name == "real" else store_of(work / f"search-{name}", real, fit, int(name))
     found: dict[str, Any] = {"pictures": store.shape[1], "row_bytes": DIM * 4}
     for method in METHODS:
