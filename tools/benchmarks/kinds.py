@@ -54,6 +54,17 @@ SETTINGS = [
     Setting(checkpoints=CHECKPOINTS, dim=1024),
     Setting(checkpoints=CHECKPOINTS),
 ]
+OURS = (Setting(), "retrac", "matched", "whitened")  # what `query` does unless told otherwise
+PEERS = {
+    f"{name}, {timesteps} gradients": (Setting(noise="own", output=output, timesteps=timesteps), *way)
+    for timesteps in (10, 50)
+    for name, output, *way in (
+        ("the paper's TracIn", "loss", "tracin", "mean", "plain"),
+        ("the paper's ReTrac", "loss", "retrac", "mean", "plain"),
+        ("TRAK's", "loss", "tracin", "mean", "whitened"),
+        ("D-TRAK's", "mean-square", "tracin", "mean", "whitened"),
+    )
+}
 SEEDED = [Setting(), Setting(noise="own"), Setting(timesteps=5, draws=2), Setting(timesteps=50), Setting(draws=4)]
 
 
@@ -81,16 +92,24 @@ class Rows:
             every = {tuple(name.split(" ")): (arrays[f"{name} K"], arrays[f"{name} B"]) for name in names}
         return cls(every)
 
-    def scores(self, method: str, pairing: str, treatment: str, damping: float = DAMPING) -> np.ndarray:
-        """[Q, N], the mean over blocks. (GᵀG/N + λI)⁻¹ is taken on the other side: G (…)⁻¹ q = (GGᵀ/N + λI)⁻¹ G q."""
+    def scores(self, *way: str, damping: float = DAMPING) -> np.ndarray:
+        """Of a method, pairing and treatment, [Q, N]: the mean over blocks."""
+        return self.blocks(*way, damping=damping).mean(0)
+
+    def blocks(self, method: str, pairing: str, treatment: str, damping: float = DAMPING) -> np.ndarray:
+        """The scores of each block, [blocks, Q, N].
+
+        (GᵀG/N + λI)⁻¹ is taken on the other side: G (…)⁻¹ q = (GGᵀ/N + λI)⁻¹ G q.
+        """
         among, asked = self.products[method, pairing]
         if treatment == "plain":
-            return asked.mean(0).T
+            return asked.transpose(0, 2, 1)
         if treatment == "centred":  # rows and queries, by the mean row
-            return (asked - among.mean(2, keepdims=True)).mean(0).T
+            return (asked - among.mean(2, keepdims=True)).transpose(0, 2, 1)
         moments = among.astype(np.float64) / among.shape[1]
         loads = damping * np.trace(moments, axis1=1, axis2=2)
-        return np.linalg.solve(moments + loads[:, None, None] * np.eye(among.shape[1]), asked).mean(0).T
+        whitened = np.linalg.solve(moments + loads[:, None, None] * np.eye(among.shape[1]), asked)
+        return whitened.transpose(0, 2, 1)
 
 
 def products(work: Path, setting: Setting) -> dict[str, np.ndarray]:
