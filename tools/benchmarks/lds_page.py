@@ -140,16 +140,21 @@ def draw_costs(results: dict[str, Any], file: Path) -> None:
         "checkpoints at 10 timesteps": [Setting(), Setting(checkpoints=4)],
     }
     dims = [Setting(dim=n) for n in (256, 512, 1024, 2048, 4096, 8192)]
-    figure, grid = plt.subplots(2, 2, figsize=(11, 7), sharey="row", layout="constrained")
+    figure, grid = plt.subplots(2, 2, figsize=(11, 7), sharex="col", sharey="row", layout="constrained")
     for line, kind in zip(grid, ("validation", "generated"), strict=True):
         for name, settings in series.items():
             _curve(line[0], results, kind, [s.gradients for s in settings], settings, name)
         _curve(line[1], results, kind, [s.dim for s in dims], dims, "10 timesteps")
-        for axes, label in zip(line, ("gradients of a query", "numbers of a projected gradient"), strict=True):
+        for axes, ticks in zip(line, ([1, 2, 5, 10, 20, 50, 160], [s.dim for s in dims]), strict=True):
             axes.axhline(_pixels(results)[kind][0], color="#888", ls=":", label="pixel cosine")
-            axes.set(xscale="log", xlabel=label, title=f"{kind} pictures")
-            axes.legend(loc="lower right", frameon=False)
+            axes.set(xscale="log", title=f"{kind} pictures", ylim=(0, None))
+            axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+            axes.minorticks_off()
         line[0].set_ylabel("linear datamodeling score × 100")
+    for axes, label in zip(grid[1], ("gradients of a query", "numbers of a projected gradient"), strict=True):
+        axes.set_xlabel(label)
+    for axes in grid[0]:
+        axes.legend(loc="lower right", frameon=False)
     figure.savefig(file)
 
 
