@@ -10,7 +10,7 @@ import numpy as np
 import record
 import torch
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
-from subjects import TINY, fashion_mnist, halved, train
+from subjects import TINY, batches, fashion_mnist, halved, train
 
 from gradindex.denoiser import Denoiser
 from gradindex.gradients.rows import mean_losses
@@ -21,6 +21,7 @@ PICTURES, ASKED = 500, 64  # trained on; validation pictures, and generated ones
 STEPS, BATCH, RATE = 700, 48, 1e-3
 SUBSETS, SEEDS, CHECKPOINTS = 64, 2, 4
 TIMESTEPS, DRAWS = 50, 2  # of a true loss
+WHOLE = 10_000  # seed of the model that was trained on all pictures
 NOISE_SEED = 1000  # unlike any that rows are made with
 
 
@@ -37,10 +38,14 @@ def subsets() -> np.ndarray:
     return np.stack([random.permutation(PICTURES) < PICTURES // 2 for _ in range(SUBSETS)])
 
 
+def untrained(seed: int) -> DDPMPipeline:
+    torch.manual_seed(seed)
+    return DDPMPipeline(UNet2DModel(**CONFIG), DDPMScheduler())
+
+
 def trained(data: np.ndarray, seed: int, folders: Sequence[Path] = ()) -> UNet2DModel:
     """A model trained on some pictures; saved at equal distances into `folders`, if there are any."""
-    torch.manual_seed(seed)
-    pipeline = DDPMPipeline(UNet2DModel(**CONFIG), DDPMScheduler())
+    pipeline = untrained(seed)
 
     def save(step: int) -> None:
         if folders and step % (STEPS // len(folders)) == 0:
@@ -71,8 +76,19 @@ def whole_model(work: Path) -> list[Path]:
     """The checkpoints of a model that was trained on all pictures."""
     folders = [work / f"checkpoint-{number}" for number in range(CHECKPOINTS)]
     if not folders[-1].exists():
-        trained(pictures(work.parent)[0], 10_000, folders)
+        trained(pictures(work.parent)[0], WHOLE, folders)
     return folders
+
+
+def training_log(work: Path) -> Path:
+    """Which timesteps the whole model was trained on, and when, drawn again: a table for `build --log`."""
+    file, checkpoint = work / "training-log.csv", whole_model(work)[-1]
+    untrained(WHOLE)
+    with file.open("w") as lines:
+        print("sample_id,timestep,checkpoint", file=lines)
+        for rows, times, _ in batches((PICTURES, 1, 16, 16), STEPS, BATCH, WHOLE):
+            lines.writelines(f"{row:05d}.png,{t},{checkpoint}\n" for row, t in zip(rows, times.tolist(), strict=True))
+    return file
 
 
 def asked_pictures(work: Path) -> np.ndarray:
@@ -109,7 +125,7 @@ def losses_without(work: Path, name: str, removed: np.ndarray) -> np.ndarray:
 
     def make() -> np.ndarray:
         data = np.delete(pictures(work.parent)[0], removed, axis=0)
-        return true_losses(trained(data, 10_000), asked_pictures(work))  # the whole model's seed
+        return true_losses(trained(data, WHOLE), asked_pictures(work))
 
     return kept(work / f"without-{name}.npy", make)
 

@@ -1,13 +1,13 @@
 """Rows of every kind, and the scores that can be made of them: what `tools/bench lds` holds against its models."""
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from build import write_pictures
-from halves import CHECKPOINTS, asked_pictures, pictures, whole_model
+from halves import CHECKPOINTS, asked_pictures, pictures, training_log, whole_model
 
 import gradindex
 from gradindex.plan import DIM
@@ -18,7 +18,10 @@ from gradindex.whiten import DAMPING
 
 @dataclass(frozen=True)
 class Setting:
-    """Rows of one kind: how the store is built; dim 0 for whole gradients."""
+    """Rows of one kind: how the store is built; dim 0 for whole gradients.
+
+    With `trained` noise each picture has its own, at the last timesteps that it was trained on.
+    """
 
     noise: str = "shared"
     output: str = "loss"
@@ -38,6 +41,7 @@ class Setting:
         return self.timesteps * self.draws * self.checkpoints
 
 
+TRAINED = Setting(noise="trained", timesteps=25, draws=2)
 SETTINGS = [
     Setting(),
     Setting(noise="own"),
@@ -45,6 +49,7 @@ SETTINGS = [
     Setting(noise="own", output="mean-square"),
     Setting(noise="own", timesteps=50),
     Setting(noise="own", output="mean-square", timesteps=50),
+    TRAINED,
     *(Setting(timesteps=n) for n in (1, 2, 3, 5, 25, 50)),
     *(Setting(draws=n) for n in (2, 4, 16)),
     Setting(timesteps=5, draws=2),
@@ -56,14 +61,19 @@ SETTINGS = [
 ]
 OURS = (Setting(), "retrac", "matched", "whitened")  # what `query` does unless told otherwise
 PEERS = {
-    f"{name}, {timesteps} gradients": (Setting(noise="own", output=output, timesteps=timesteps), *way)
-    for timesteps in (10, 50)
+    f"{name}, {where}": (setting, *way)
+    for where, rows in {
+        "10 gradients": Setting(noise="own"),
+        "50 gradients": Setting(noise="own", timesteps=50),
+        "50 gradients, timesteps of training": TRAINED,
+    }.items()
     for name, output, *way in (
         ("the paper's TracIn", "loss", "tracin", "mean", "plain"),
         ("the paper's ReTrac", "loss", "retrac", "mean", "plain"),
         ("TRAK's", "loss", "tracin", "mean", "whitened"),
         ("D-TRAK's", "mean-square", "tracin", "mean", "whitened"),
     )
+    if (setting := replace(rows, output=output)) in SETTINGS
 }
 SEEDED = [Setting(), Setting(noise="own"), Setting(timesteps=5, draws=2), Setting(timesteps=50), Setting(draws=4)]
 
@@ -118,14 +128,20 @@ def products(work: Path, setting: Setting) -> dict[str, np.ndarray]:
     if not data.exists():
         write_pictures(data, pictures(work.parent)[0])
     chosen = folders[-setting.checkpoints :] if setting.checkpoints > 1 else []
+    if setting.noise == "trained":
+        times = {"timesteps": "recorded", "log": training_log(work), "events": setting.timesteps, "noise": "own"}
+    else:
+        times = {"timesteps": setting.timesteps, "noise": setting.noise}
     index = gradindex.build(
-        work / f"store-{setting.name}", model=folders[-1], data=data, checkpoints=chosen or None,
-        timesteps=setting.timesteps, draws=setting.draws, noise=setting.noise, output=setting.output, seed=setting.seed,
-        dim=setting.dim or DIM, projection="auto" if setting.dim else "none", device="cpu",
+        work / f"store-{setting.name}", model=folders[-1], data=data, checkpoints=chosen or None, draws=setting.draws,
+        output=setting.output, seed=setting.seed, dim=setting.dim or DIM,
+        projection="auto" if setting.dim else "none", device="cpu", **times,
     )  # fmt: skip
     asked, found = list(torch.from_numpy(asked_pictures(work))), {}
     rows = index.store.unnormalized[:]
-    grids = {"matched": {}, "mean": {"query_timesteps": setting.timesteps, "query_draws": setting.draws}}
+    grids = {"mean": {"query_timesteps": setting.timesteps, "query_draws": setting.draws}}
+    if setting.noise != "trained":
+        grids["matched"] = {}
     if setting.checkpoints > 1:
         grids["averaged"] = {}
     for pairing, options in grids.items():

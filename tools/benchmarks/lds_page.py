@@ -61,7 +61,8 @@ are as many.
 The first line is what `query` gives unless told otherwise: shared noise, matched, whitened. ×: how many times the score
 of a line it has, and in how many resamples of pictures and halves 1.5 times or more. The paper's ways, TRAK's and
 D-TRAK's are as gradindex makes them: noise of each picture's own, means over timesteps, plain or whitened, of the loss
-or of the mean square of the output; whitened ones with the damping that is best for them here.
+or of the mean square of the output; whitened ones with the damping that is best for them here. *Timesteps of training*
+are the last 25 that a picture was trained on, two draws of noise at each.
 
 {record.table(short)}
 

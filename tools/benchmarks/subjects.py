@@ -5,7 +5,7 @@ import io
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -132,11 +132,9 @@ def train(
     model, scheduler = pipeline.unet.train(), pipeline.scheduler
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps) if decay else None
-    random = np.random.default_rng(seed)
     with tqdm(total=steps, desc=f"training {name}", mininterval=10) as bar:
-        for step in range(1, steps + 1):
-            x = torch.from_numpy(pictures[random.integers(len(pictures), size=batch)])
-            t, noise = torch.randint(1000, (batch,)), torch.randn_like(x)
+        for step, (rows, t, noise) in enumerate(batches(pictures.shape, steps, batch, seed), 1):
+            x = torch.from_numpy(pictures[rows])
             loss = (model(scheduler.add_noise(x, noise, t), t).sample - noise).square().mean()
             optimizer.zero_grad()
             loss.backward()
@@ -148,6 +146,15 @@ def train(
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
             after(step)
     model.eval()
+
+
+def batches(
+    shape: Sequence[int], steps: int, batch: int, seed: int
+) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
+    """Rows, timesteps and noise of each training step on pictures of that shape; the last two are torch's next."""
+    random = np.random.default_rng(seed)
+    for _ in range(steps):
+        yield random.integers(shape[0], size=batch), torch.randint(1000, (batch,)), torch.randn(batch, *shape[1:])
 
 
 def untrained(name: str, device: str) -> UNet2DModel:
