@@ -185,7 +185,7 @@ def build(index: str, image_column: str, id_column: str, label_column: str, dry_
 @click.option("--format", "style", type=click.Choice(["table", "json", "html"]), default="table", show_default=True)
 @click.option("--output", type=click.Path(path_type=Path), help="File to write, instead of the terminal.")
 def query(
-    index: str, pictures: tuple[str, ...], k: int, method: str, whiten: bool | None, damping: float | None,
+    index: str, pictures: tuple[str, ...], k: int, method: str, whiten: bool, damping: float | None,
     model: str, device: str, ray: str | None, style: str, output: Path | None, **options: Any,
 ) -> None:  # fmt: skip
     """List the training pictures that shaped each PICTURE."""
@@ -196,16 +196,15 @@ def query(
     keep_freed_memory()
     opened = search.open(index, model=model, device=device, ray=ray)
     options["whiten"] = flags.to_whiten(whiten, damping)
-    whitened = opened.store.recipe.whitening(options["whiten"]) is not False
     results = opened.query(pictures, k, method, **options)
     _say(f"gradients {opened.seconds['gradients']:.2f} s, search {opened.seconds['search']:.2f} s")
     if style == "json":
-        text = r.to_json(results, index, method, k, whitened)
+        text = r.to_json(results, index, method, k, whiten)
     elif style == "table":
-        text = r.to_table(results, method, whitened)
+        text = r.to_table(results, method, whiten)
     else:
         shown = [read_thumbnail(path) for path in pictures]
-        text = r.to_html([(method, results)], opened.thumbnail, shown, whitened=whitened)
+        text = r.to_html([(method, results)], opened.thumbnail, shown, whitened=whiten)
     if output is None:
         click.echo(text)
     else:
@@ -227,7 +226,7 @@ def query(
 @click.option(
     "--whiten/--no-whiten",
     default=None,
-    help="Only those for whitened queries, or only the others.  [default: both, or the others with recorded timesteps]",
+    help="Only those for whitened queries, or only the others.  [default: both]",
 )
 def index_(index: str, method: str | None, factory: str, whiten: bool | None) -> None:
     """Make the search files of INDEX anew from its store, and measure them."""

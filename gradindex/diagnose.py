@@ -16,7 +16,7 @@ from gradindex.gradients.rows import capture_for, grid_events, sample_gradients
 from gradindex.queries import QUERY_DRAWS, QUERY_TIMESTEPS, Picture, picture_name, to_labels
 from gradindex.ranking import influence, overlap, spearman
 from gradindex.recipe import FOLDED, Recipe, grid, require_positive
-from gradindex.scoring import unit
+from gradindex.scoring import scan, unit
 from gradindex.search import Index
 from gradindex.search_index import METHODS
 from gradindex.store import Store
@@ -36,7 +36,7 @@ def report(
     queries: int = 24,
     compared: int = 100,
     outliers: bool = True,
-    whiten: bool | None = None,
+    whiten: bool = True,
     class_label: int | Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Everything that `gradindex diagnose` shows, as JSON values.
@@ -48,7 +48,7 @@ def report(
         compared: training pictures whose gradients are taken again for the agreement between noise seeds, 0 for none
             of it.
         outliers: whether to rank pictures by self-influence; with recorded timesteps that takes gradients of all.
-        whiten: whether queries are whitened, as for `Index.query`; not with recorded timesteps.
+        whiten: whether queries are whitened, as for `Index.query`.
         class_label: of the queries, for a class-conditional model; training pictures know theirs.
 
     Raises:
@@ -59,13 +59,10 @@ def report(
         raise CallError(f"{index.store.place}: rows are folded into one for each picture; diagnose needs all of them")
     if compared < 0 or compared == 1:
         raise CallError(f"compared = {compared}: give 0, or at least 2 pictures")
-    whitened = index.store.recipe.whitening(whiten)
-    if whitened and index.store.recipe.events:
-        raise CallError("whiten: diagnose has plain queries for recorded timesteps")
     if compared or (outliers and index.store.recipe.events):
         index.require_dataset(ADVICE)
     arrays, names, own, labels = _queries(index, pictures, queries, class_label)
-    scores = index.scores_by_method(arrays, *METHODS, whiten=whitened, class_label=labels)
+    scores = index.scores_by_method(arrays, *METHODS, whiten=whiten, class_label=labels)
     for table in scores.values():
         _leave_out(table, own)
     norm = picture_norms(index.store)
@@ -73,7 +70,7 @@ def report(
         "index": str(index.store.place),
         "queries": names,
         "k": k,
-        "whitened": whitened,
+        "whitened": whiten,
         "norm": norms(index.store),
         "influence": {method: influence(scores[method], norm, k) for method in METHODS},
     }
@@ -83,7 +80,7 @@ def report(
         few = np.unique(np.linspace(0, len(arrays) - 1, 8).astype(int))
         classes = None if labels is None else [labels[number] for number in few]
         rows = [own[number] for number in few]
-        found["noise"] = noise_agreement(index, arrays[few], classes, compared, k, rows, bool(whitened))
+        found["noise"] = noise_agreement(index, arrays[few], classes, compared, k, rows, whiten)
     return found
 
 
@@ -155,8 +152,8 @@ def noise_agreement(
 ) -> list[dict[str, Any]]:
     """How far two noise seeds agree on the scores, at the index's setting and at smaller and larger ones.
 
-    A grid's training pictures are a sample of `compared`, and their gradients are taken anew for both seeds;
-    recorded rows are what they are, so that only the queries' noise differs. Whitened is by the sample itself.
+    A grid's training pictures are a sample of `compared`, whose gradients are taken anew for both seeds and whiten the
+    queries; recorded rows are what they are, so that only the queries' noise differs.
     Queries that are training pictures (`own` has their rows) are not among the pictures. The last checkpoint alone
     is used.
 
@@ -210,12 +207,17 @@ def _scores_of_seed(
         asked = sample_gradients(
             denoiser, capture, setting, arrays, grid_events(setting, names), labels, batch_size=index.fitting_batch
         )
+    both, found = {"tracin": asked, "retrac": unit(asked)}, {}
     if index.store.recipe.events is not None:
-        stored = _mean_rows(index.store, index.store.shape[0] - 1, rows)
-        return {method: q.mean(1) @ stored[method].T for method, q in (("tracin", asked), ("retrac", unit(asked)))}
+        for method, q in both.items():
+            block = np.zeros((len(q), *index.store.shape[::2], q.shape[2]), np.float32)
+            block[:, -1] = q.mean(1, keepdims=True)
+            block = index.whitened(method, block) if whiten else block
+            found[method] = np.concatenate([s for _, s in scan(index.store, block, method, None)], axis=1)[:, rows]
+        return found
     gradients = np.concatenate([some for _, some in _taken(index, denoiser, setting, rows)])
-    found = {}
-    for method, q, g in (("tracin", asked, gradients), ("retrac", unit(asked), unit(gradients))):
+    for method, q in both.items():
+        g = unit(gradients) if method == "retrac" else gradients
         if whiten:
             q = np.stack([whitened_by(g[:, t], q[:, t]) for t in range(q.shape[1])], axis=1)
         found[method] = np.einsum("qtd,ntd->qn", q, g)

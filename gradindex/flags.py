@@ -11,9 +11,9 @@ DEVICE = click.option("--device", default="auto", show_default=True, metavar="au
 MODEL = click.option("--model", help="Where the model is now, when it was moved since the build.")
 WHITEN = click.option(
     "--whiten/--no-whiten",
-    default=None,
-    help="Have what all pictures' gradients have in common count for little.  [default: on a grid, not with recorded"
-    " timesteps]",
+    default=True,
+    show_default=True,
+    help="Have what all pictures' gradients have in common count for little, or give the paper's plain scores.",
 )
 CLASS_LABEL = click.option("--class-label", type=int, help="Of the pictures, for a class-conditional model.")
 
@@ -75,8 +75,8 @@ def to_checkpoints(
     return checkpoints
 
 
-def to_whiten(whiten: bool | None, damping: float | None) -> bool | float | None:
+def to_whiten(whiten: bool, damping: float | None) -> bool | float:
     """--whiten and --damping as `query` takes them."""
-    if damping is not None and whiten is False:
+    if damping is not None and not whiten:
         raise click.UsageError("--no-whiten has no --damping; leave one of them out")
     return whiten if damping is None else damping

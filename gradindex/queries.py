@@ -74,8 +74,8 @@ class QueryOptions(TypedDict, total=False):
     weights: one per checkpoint, in place of the build's.
     class_label: of the pictures, for a class-conditional model; one for all, or one each.
     ids: what keys a query's own noise; by default the SHA-256 hex of its float32 tensor.
-    whiten: True (a grid's default): each block of the query becomes (GᵀG/N + λI)⁻¹ q, see `gradindex.whiten`; a number
-        is the damping, λ in mean squares of a row's norm. False (recorded timesteps' default): plain TracIn and ReTrac.
+    whiten: True (default): each block of the query becomes (GᵀG/N + λI)⁻¹ q, see `gradindex.whiten`; a number is the
+        damping, λ in mean squares of a row's norm. False: plain TracIn and ReTrac.
     batch_size: how many (picture, timestep, draw) go through the model at once, as many as fit for "auto" (default);
         changes nothing else.
     """
@@ -87,7 +87,7 @@ class QueryOptions(TypedDict, total=False):
     weights: Sequence[float] | None
     class_label: int | Sequence[int] | None
     ids: Sequence[str] | None
-    whiten: bool | float | None
+    whiten: bool | float
     batch_size: int | str
 
 
@@ -127,7 +127,7 @@ class Question:
         weights: Sequence[float] | None = None,
         class_label: int | Sequence[int] | None = None,
         ids: Sequence[str] | None = None,
-        whiten: bool | float | None = None,
+        whiten: bool | float = True,
         batch_size: int | str = "auto",
     ) -> Self:
         """Raises CallError where an option does not fit the store or another option."""
@@ -168,7 +168,7 @@ class Question:
             columns=columns if matched else None,
             span=span,
             weights=weights,
-            whiten=recipe.whitening(whiten),
+            whiten=whiten,
             batch_size=batch_size,
         )
 

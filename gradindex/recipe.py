@@ -63,10 +63,6 @@ class Recipe:
         """What gradients are taken of: "mse", "l1" or "mean-square"."""
         return self.output or self.loss
 
-    def whitening(self, asked: bool | float | None) -> bool | float:
-        """Whether queries are whitened, or with which damping: as was asked, or else wherever rows are a grid's."""
-        return self.events is None if asked is None else asked
-
     @property
     def search_width(self) -> int:
         """Numbers in a picture's search vector: all of its rows side by side, or folded into SEARCH_WIDTH."""

@@ -217,7 +217,7 @@ class Index:
             blocks = [search_vectors(block, recipe)[:, None, None] / recipe.per_picture for block in blocks]
         if question.whiten is not False:
             began, damping = time.perf_counter(), DAMPING if question.whiten is True else question.whiten
-            blocks = [self._whitened(method, block, damping) for method, block in zip(methods, blocks, strict=True)]
+            blocks = [self.whitened(method, block, damping) for method, block in zip(methods, blocks, strict=True)]
             self.seconds["search"] += time.perf_counter() - began
         return blocks
 
@@ -235,7 +235,8 @@ class Index:
         self.seconds["gradients"] += time.perf_counter() - began
         return taken
 
-    def _whitened(self, method: str, block: np.ndarray, damping: float) -> np.ndarray:
+    def whitened(self, method: str, block: np.ndarray, damping: float = DAMPING) -> np.ndarray:
+        """(GᵀG/N + λI)⁻¹ q of query blocks [Q, C, T, D] float32."""
         if is_wide(self.store):
             return whitened_by_some(self.store, method, block, damping)
         return self._whitening(method).whitened(block, damping)

@@ -58,7 +58,7 @@ def search_vectors(rows: np.ndarray, recipe: Recipe) -> np.ndarray:
 
 def wanted(store: Store, whiten: bool | None = None) -> list[str]:
     """The names of the search indexes that a build makes; only those of half-whitened rows, or only the others."""
-    if whiten is None and (factors.is_wide(store) or not store.recipe.whitening(None)):
+    if whiten is None and factors.is_wide(store):
         whiten = False
     return [name for name in NAMES if whiten is None or name.endswith(WHITENED) == whiten]
 

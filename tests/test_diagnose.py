@@ -80,9 +80,8 @@ def test_self_influence_of_recorded_rows_is_the_score_as_a_query(
 ) -> None:
     files = sorted(pictures.iterdir())
     ids = [file.name for file in files]
-    scores = recorded.scores(
-        files, method, ids=ids, query_timesteps=diagnose.SELF_TIMESTEPS, query_draws=diagnose.SELF_DRAWS
-    )
+    own = {"query_timesteps": diagnose.SELF_TIMESTEPS, "query_draws": diagnose.SELF_DRAWS}
+    scores = recorded.scores(files, method, ids=ids, whiten=False, **own)  # type: ignore[arg-type]
     np.testing.assert_allclose(diagnose.self_influence(recorded)[method], np.diag(scores), rtol=2e-3)
 
 
@@ -131,9 +130,7 @@ def test_agreement_at_the_index_s_own_setting_starts_from_its_scores(
         denoiser = each.checkpoints[0]
         events = {"events": None, "timesteps": (500,)} if each is recorded else {}
         setting = replace(each.store.recipe, **events)
-        found = diagnose._scores_of_seed(
-            each, denoiser, setting, each.arrays(queries), None, np.arange(9), each is index
-        )
+        found = diagnose._scores_of_seed(each, denoiser, setting, each.arrays(queries), None, np.arange(9), True)
         ids = [f"query {number}" for number in range(len(queries))]
         own = {"query_timesteps": [500], "query_draws": 1, "ids": ids} if each is recorded else {}
         for method in ("tracin", "retrac"):
@@ -146,22 +143,23 @@ def test_recorded_report_and_given_pictures(recorded: gradindex.Index, queries: 
     found = diagnose.report(recorded, queries, k=3, compared=0, outliers=False)
     assert found["queries"] == [str(file) for file in queries]
     assert {"noise", "self_influence"}.isdisjoint(found)
-    assert "plain scores" in diagnose.to_text(found)
-    with pytest.raises(CallError, match="plain queries for recorded timesteps"):
-        diagnose.report(recorded, queries, whiten=True)
+    assert "whitened scores" in diagnose.to_text(found)
+    plain = diagnose.report(recorded, queries, k=3, compared=9, outliers=False, whiten=False)
+    assert "plain scores" in diagnose.to_text(plain)
+    assert plain["influence"] != found["influence"]
 
 
-def test_queries_are_whitened_on_a_grid_and_plain_for_recorded_timesteps(
+def test_queries_are_whitened_unless_told_otherwise(
     index: gradindex.Index, recorded: gradindex.Index, queries: list[Path]
 ) -> None:
-    """Unless told otherwise; a build makes the search files for that."""
-    for each, whitened in ((index, True), (recorded, False)):
+    """A build makes the search files for both."""
+    for each in (index, recorded):
         usual = each.scores(queries)
-        assert (usual == each.scores(queries, whiten=whitened)).all()
-        assert not np.allclose(usual, each.scores(queries, whiten=not whitened))
+        assert (usual == each.scores(queries, whiten=True)).all()
+        assert not np.allclose(usual, each.scores(queries, whiten=False))
         assert each.query(queries, 3)[0].scores == np.sort(usual[0])[::-1][:3].tolist()
         made = {file.stem for file in (Path(str(each.store.place)) / "faiss").glob("*.json")}
-        assert made == {"tracin", "retrac"} | ({"tracin-whitened", "retrac-whitened"} if whitened else set())
+        assert made == {"tracin", "retrac", "tracin-whitened", "retrac-whitened"}
 
 
 @pytest.mark.parametrize("given", [False, True])

@@ -70,8 +70,8 @@ def measure(work: Path, seed: int, device: str) -> dict[str, Any]:
     fresh = build(home / "fresh", timesteps="recorded", log=log, noise="own")
     grid = build(home / "grid", checkpoints=weights_of(index), timesteps=10)
     scores = {
-        "recorded": index.scores_by_method(everyone, *METHODS),
-        "fresh noise": fresh.scores_by_method(everyone, *METHODS),
+        "recorded": index.scores_by_method(everyone, *METHODS, whiten=False),
+        "fresh noise": fresh.scores_by_method(everyone, *METHODS, whiten=False),
         "grid, mean": grid.scores_by_method(everyone, *METHODS, pairing="mean", whiten=False),
         "grid, matched": grid.scores_by_method(everyone, *METHODS, whiten=False),
     }
