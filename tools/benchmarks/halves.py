@@ -139,7 +139,7 @@ def kept(file: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
     return np.load(file)
 
 
-def in_processes(losses: Callable[..., np.ndarray], work: Path, *arguments: Iterable[Any]) -> list[np.ndarray]:
+def in_processes(make: Callable[..., Any], work: Path, *arguments: Iterable[Any]) -> list[Any]:
     """What a function gives for each of some arguments, one process for each core, one thread each."""
     with record.processes(os.cpu_count() or 1) as pool:
-        return list(pool.map(partial(losses, work), *arguments))
+        return list(pool.map(partial(make, work), *arguments))

@@ -3,6 +3,7 @@
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,8 +71,8 @@ PEERS = {
     for name, output, *way in (
         ("the paper's TracIn", "loss", "tracin", "mean", "plain"),
         ("the paper's ReTrac", "loss", "retrac", "mean", "plain"),
-        ("TRAK's", "loss", "tracin", "mean", "whitened"),
-        ("D-TRAK's", "mean-square", "tracin", "mean", "whitened"),
+        ("TRAK's", "loss", "tracin", "mean-rows", "whitened"),
+        ("D-TRAK's", "mean-square", "tracin", "mean-rows", "whitened"),
     )
     if (setting := replace(rows, output=output)) in SETTINGS
 }
@@ -83,24 +84,24 @@ class Rows:
     """What scores are made of: products of training rows with each other and with the queries'.
 
     Attributes:
-        products: for each (method, pairing), K [blocks, N, N] and B [blocks, N, Q]; a block is a
-            (checkpoint, timestep), a checkpoint for the mean pairing, a timestep for rows averaged over checkpoints.
+        among: of training rows with each other, for each (method, kind of rows), [blocks, N, N].
+        asked: of training rows with the queries', for each (method, pairing), [blocks, N, Q]. A block is a
+            (checkpoint, timestep), a checkpoint for means over timesteps, a timestep for those over checkpoints.
     """
 
-    products: dict[tuple[str, ...], tuple[np.ndarray, np.ndarray]]
+    among: dict[tuple[str, str], np.ndarray]
+    asked: dict[tuple[str, str], np.ndarray]
 
     @classmethod
     def of(cls, work: Path, setting: Setting) -> "Rows":
-        file = work / f"rows-{setting.name}.npz"
-        if not file.exists():
-            print(setting, flush=True)
-            draft = file.with_suffix(".draft.npz")
-            np.savez(draft, **products(work, setting))
-            os.replace(draft, file)
+        """Made now, unless they are there."""
+        file = make_rows(work, setting)
         with np.load(file) as arrays:
-            names = {name[:-2] for name in arrays}
-            every = {tuple(name.split(" ")): (arrays[f"{name} K"], arrays[f"{name} B"]) for name in names}
-        return cls(every)
+            every: dict[str, dict[Any, np.ndarray]] = {"K": {}, "B": {}}
+            for name in arrays:
+                which, *key = name.split(" ")
+                every[which][tuple(key)] = arrays[name]
+        return cls(every["K"], every["B"])
 
     def scores(self, *way: str, damping: float = DAMPING) -> np.ndarray:
         """Of a method, pairing and treatment, [Q, N]: the mean over blocks."""
@@ -111,7 +112,7 @@ class Rows:
 
         (GᵀG/N + λI)⁻¹ is taken on the other side: G (…)⁻¹ q = (GGᵀ/N + λI)⁻¹ G q.
         """
-        among, asked = self.products[method, pairing]
+        among, asked = self.among[method, ROWS_OF[pairing]], self.asked[method, pairing]
         if treatment == "plain":
             return asked.transpose(0, 2, 1)
         if treatment == "centred":  # rows and queries, by the mean row
@@ -122,8 +123,29 @@ class Rows:
         return whitened.transpose(0, 2, 1)
 
 
-def products(work: Path, setting: Setting) -> dict[str, np.ndarray]:
-    """The arrays of `Rows`, from a store that gradindex builds and from the query gradients that it takes."""
+ROWS_OF = {  # a pairing; "mean-rows" is TRAK's way, "averaged" has means over checkpoints
+    "matched": "rows",
+    "mean": "rows",
+    "mean-rows": "mean-rows",
+    "averaged": "averaged",
+}
+
+
+def make_rows(work: Path, setting: Setting) -> Path:
+    """The file with what `Rows` has; made now, unless it is there."""
+    file = work / f"rows-{setting.name}.npz"
+    if not file.exists():
+        print(setting, flush=True)
+        draft = file.with_suffix(".draft.npz")
+        among, asked = products(work, setting)
+        np.savez(draft, **{f"K {' '.join(key)}": value for key, value in among.items()},
+                 **{f"B {' '.join(key)}": value for key, value in asked.items()})  # fmt: skip
+        os.replace(draft, file)
+    return file
+
+
+def products(work: Path, setting: Setting) -> tuple[dict[tuple[str, str], np.ndarray], ...]:
+    """What `Rows` has, from a store that gradindex builds and from the query gradients that it takes."""
     data, folders = work / "pictures", whole_model(work)
     if not data.exists():
         write_pictures(data, pictures(work.parent)[0])
@@ -137,23 +159,27 @@ def products(work: Path, setting: Setting) -> dict[str, np.ndarray]:
         output=setting.output, seed=setting.seed, dim=setting.dim or DIM,
         projection="auto" if setting.dim else "none", device="cpu", **times,
     )  # fmt: skip
-    asked, found = list(torch.from_numpy(asked_pictures(work))), {}
-    rows = index.store.unnormalized[:]
-    grids = {"mean": {"query_timesteps": setting.timesteps, "query_draws": setting.draws}}
-    if setting.noise != "trained":
-        grids["matched"] = {}
-    if setting.checkpoints > 1:
-        grids["averaged"] = {}
-    for pairing, options in grids.items():
-        way = {"pairing": "mean" if pairing == "mean" else "matched", "whiten": False}
-        blocks = index.query_blocks(index.question(asked, **way, **options), *METHODS)
-        for method, block in zip(METHODS, blocks, strict=True):
-            own = unit(rows) if method == "retrac" else rows
-            if pairing == "mean":
-                own, block = own.mean(2, keepdims=True), block[:, :, :1]
-            if pairing == "averaged":  # over checkpoints, a timestep by itself
-                own, block = own.mean(0, keepdims=True), block.mean(1, keepdims=True)
-            pairs = [(own[c, :, t], block[:, c, t]) for c in range(own.shape[0]) for t in range(own.shape[2])]
-            found[f"{method} {pairing} K"] = np.stack([g @ g.T for g, _ in pairs])
-            found[f"{method} {pairing} B"] = np.stack([g @ q.T for g, q in pairs])
-    return found
+    recorded = setting.noise == "trained"
+    grid = {"query_timesteps": setting.timesteps, "query_draws": setting.draws} if recorded else {}
+    pairing = "mean" if recorded else "matched"  # whose own means are what the mean pairing takes here
+    question = index.question(list(torch.from_numpy(asked_pictures(work))), pairing=pairing, whiten=False, **grid)
+    among, asked, every = {}, {}, index.store.unnormalized[:]
+    for method, q in zip(METHODS, index.query_blocks(question, *METHODS), strict=True):
+        g, mean = unit(every) if method == "retrac" else every, q.mean(2, keepdims=True)
+        rows = {"rows": g, "mean-rows": g.mean(2, keepdims=True)}
+        queries = {"mean": mean.repeat(g.shape[2], axis=2), "mean-rows": mean}
+        if not recorded:
+            queries["matched"] = q
+        if setting.checkpoints > 1:
+            rows["averaged"], queries["averaged"] = g.mean(0, keepdims=True), q.mean(1, keepdims=True)
+        for kind, blocks in rows.items():
+            among[method, kind] = np.stack([block @ block.T for block in _blocks(blocks)])
+        for name, block in queries.items():
+            pairs = zip(_blocks(rows[ROWS_OF[name]]), _blocks(block.swapaxes(0, 1)), strict=True)
+            asked[method, name] = np.stack([one @ other.T for one, other in pairs])
+    return among, asked
+
+
+def _blocks(rows: np.ndarray) -> list[np.ndarray]:
+    """Of rows [C, N, T, D], one [N, D] for each checkpoint and timestep."""
+    return [rows[c, :, t] for c in range(rows.shape[0]) for t in range(rows.shape[2])]

@@ -23,7 +23,7 @@ from halves import (
     train_all,
     whole_model,
 )
-from kinds import OURS, PEERS, SEEDED, SETTINGS, Rows, Setting
+from kinds import OURS, PEERS, SEEDED, SETTINGS, Rows, Setting, make_rows
 from lds_page import draw, draw_costs, page
 
 from gradindex.evaluate import LDS, interval, lds
@@ -42,6 +42,7 @@ def run(work: Path, device: str, only: list[str]) -> None:
     losses = train_all(work)
     if only == ["train"]:
         return
+    in_processes(make_rows, work, [*SETTINGS, *(replace(setting, seed=1) for setting in SEEDED)])
     every = {setting: Rows.of(work, setting) for setting in SETTINGS}
     other = {setting: Rows.of(work, replace(setting, seed=1)) for setting in SEEDED}
     results = {
@@ -118,8 +119,10 @@ SWEPT = [Setting(), *(Setting(dim=n) for n in (256, 1024, 8192)), *(Setting(time
 def every_way(truth: Truth, setting: Setting, rows: Rows, other: Rows | None) -> list[dict[str, Any]]:
     """Every score that can be made of some rows."""
     found = []
-    for method, pairing in sorted(rows.products):
+    for method, pairing in sorted(rows.asked):
         for treatment in ("plain", "centred", "whitened"):
+            if pairing == "mean-rows" and treatment != "whitened":  # the same as the mean pairing
+                continue
             scores = rows.scores(method, pairing, treatment)
             facts = {**asdict(setting), "method": method, "pairing": pairing, "treatment": treatment}
             facts |= {"gradients": setting.gradients, **truth.of(scores)}
@@ -134,7 +137,7 @@ def ideas(truth: Truth, rows: Rows, other: Rows) -> list[dict[str, Any]]:
     found = []
     for method in METHODS:
         way = (method, "matched", "whitened")
-        blocks, (among, _) = rows.blocks(*way), rows.products[method, "matched"]
+        blocks, among = rows.blocks(*way), rows.among[method, "rows"]
         norms, spreads = np.sqrt(np.trace(among, axis1=1, axis2=2)), blocks.std((1, 2))
         ways = {
             "as it is": blocks,

@@ -60,7 +60,8 @@ are as many.
 
 The first line is what `query` gives unless told otherwise: shared noise, matched, whitened. ×: how many times the score
 of a line it has, and in how many resamples of pictures and halves 1.5 times or more. The paper's ways, TRAK's and
-D-TRAK's are as gradindex makes them: noise of each picture's own, means over timesteps, plain or whitened, of the loss
+D-TRAK's are as gradindex makes them: noise of each picture's own, means over timesteps, plain or whitened (by rows
+that are means, too), of the loss
 or of the mean square of the output; whitened ones with the damping that is best for them here. *Timesteps of training*
 are the last 25 that a picture was trained on, two draws of noise at each.
 
@@ -72,7 +73,8 @@ are the last 25 that a picture was trained on, two draws of noise at each.
 
 ## Everything that was measured
 
-*averaged*: rows are averaged over checkpoints before anything else. *whole*: no projection. *seeds agree*: Spearman's ρ
+*mean*: means of queries over timesteps, and of scores; *mean-rows*: whitened by rows that are means, too; *averaged*:
+rows and queries are means over checkpoints. *whole*: no projection. *seeds agree*: Spearman's ρ
 between the scores of two seeds, of noise and projection both.
 
 {record.table(whole)}
