@@ -73,8 +73,8 @@ def build(
         missing: what a picture gets that has fewer: "error", "skip" (it is left out), or "grid" (evenly spaced
             timesteps in place of those it lacks).
         draws: noise draws averaged per picture and timestep.
-        noise: "shared" by all pictures and queries (the default of a grid), each picture its "own", or "recorded",
-            the very noise of training (the default of recorded timesteps).
+        noise: "shared" by all pictures and queries (the default of a grid); each picture its "own", which makes scores
+            worth about half; or "recorded", the very noise of training (the default of recorded timesteps).
         loss: "mse" or "l1".
         output: what gradients are taken of: "loss", or "mean-square" of what the model gives (D-TRAK).
         projection: "auto" (two-sided, then sketched), "sketch" (exact per-sample weight gradients, sketched),
