@@ -67,14 +67,14 @@ def build(
         scheduler: the scheduler's folder or JSON file, when it does not lie beside the model.
         columns: picture, id and label columns of a `datasets` table.
         timesteps: how many, evenly spaced; or which; or "recorded": those that each picture was last trained on
-            before a checkpoint.
+            before a checkpoint (weaker than a grid).
         log: what a training run drew: a `TrainingRecorder`'s folder, or a CSV or Parquet table (see `open_log`).
         events: how many of a picture's last recorded events.
         missing: what a picture gets that has fewer: "error", "skip" (it is left out), or "grid" (evenly spaced
             timesteps in place of those it lacks).
         draws: noise draws averaged per picture and timestep.
-        noise: "shared" by all pictures and queries (the default of a grid); each picture its "own", which makes scores
-            worth about half; or "recorded", the very noise of training (the default of recorded timesteps).
+        noise: "shared" by all pictures and queries (the default of a grid); each picture its "own" (weak, see
+            docs/trust.md); or "recorded", the very noise of training (the default of recorded timesteps).
         loss: "mse" or "l1".
         output: what gradients are taken of: "loss", or "mean-square" of what the model gives (D-TRAK).
         projection: "auto" (two-sided, then sketched), "sketch" (exact per-sample weight gradients, sketched),

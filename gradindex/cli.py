@@ -74,7 +74,8 @@ def main(debug: bool) -> None:
     show_default=True,
     callback=flags.to_timesteps,
     metavar="N|T,T,…|recorded",
-    help="How many timesteps, evenly spaced, or which (a single one: `500,`), or those of the training log (weaker).",
+    help="How many timesteps, evenly spaced, or which (a single one: `500,`), or those of the training log (weaker than"
+    " a grid).",
 )
 @click.option("--log", help="Training log: a TrainingRecorder's folder, a CSV or a Parquet file.")
 @click.option("--events", default=1, show_default=True, help="How many of a picture's last recorded timesteps.")
@@ -89,7 +90,7 @@ def main(debug: bool) -> None:
 @click.option(
     "--noise",
     type=click.Choice(["shared", "own", "recorded"]),
-    help="One for all pictures and queries, each picture its own (weak: a score is worth about half), or training's."
+    help="One for all pictures and queries, each picture its own (weak, see docs/trust.md), or training's."
     "  [default: shared; recorded with recorded timesteps]",
 )
 @click.option("--loss", type=click.Choice(["mse", "l1"]), default="mse", show_default=True)

@@ -16,7 +16,7 @@ from gradindex.gradients.rows import capture_for, grid_events, sample_gradients
 from gradindex.queries import QUERY_DRAWS, QUERY_TIMESTEPS, Picture, picture_name, to_labels
 from gradindex.ranking import influence, overlap, spearman
 from gradindex.recipe import FOLDED, Recipe, grid, require_positive
-from gradindex.scoring import scan, unit
+from gradindex.scoring import row_pieces, unit
 from gradindex.search import Index
 from gradindex.search_index import METHODS
 from gradindex.store import Store
@@ -112,7 +112,7 @@ def _whole(store: Store, name: str) -> np.ndarray:
 
 
 def self_influence(index: Index) -> dict[str, np.ndarray]:
-    """Each picture's score for itself, {method: [N] float64}; NaN for pictures that the build skipped.
+    """Each picture's plain score for itself, {method: [N] float64}; NaN for pictures that the build skipped.
 
     On a grid it comes from the stored rows. TracIn's is `Σ_c w_c mean_t ‖u‖²`, the matched score; ReTrac's matched
     score would be the same for all, so it is that of the mean pairing, `Σ_c w_c ‖mean_t n‖²`. Recorded rows are
@@ -148,14 +148,13 @@ def noise_agreement(
     compared: int,
     k: int,
     own: Sequence[int | None] = (),
-    whiten: bool = False,
+    whiten: bool = True,
 ) -> list[dict[str, Any]]:
     """How far two noise seeds agree on the scores, at the index's setting and at smaller and larger ones.
 
     A grid's training pictures are a sample of `compared`, whose gradients are taken anew for both seeds and whiten the
-    queries; recorded rows are what they are, so that only the queries' noise differs.
-    Queries that are training pictures (`own` has their rows) are not among the pictures. The last checkpoint alone
-    is used.
+    queries; recorded rows are what they are, so that only the queries' noise differs. Queries that are training
+    pictures (`own` has their rows) are not among the pictures. The last checkpoint alone is used.
 
     Returns:
         One entry per setting: `timesteps`, `draws`, `gradients` of one query, and for each method `spearman` and
@@ -210,10 +209,7 @@ def _scores_of_seed(
     both, found = {"tracin": asked, "retrac": unit(asked)}, {}
     if index.store.recipe.events is not None:
         for method, q in both.items():
-            block = np.zeros((len(q), *index.store.shape[::2], q.shape[2]), np.float32)
-            block[:, -1] = q.mean(1, keepdims=True)
-            block = index.whitened(method, block) if whiten else block
-            found[method] = np.concatenate([s for _, s in scan(index.store, block, method, None)], axis=1)[:, rows]
+            found[method] = _scores_of_means(index, method, q.mean(1), whiten)[:, rows]
         return found
     gradients = np.concatenate([some for _, some in _taken(index, denoiser, setting, rows)])
     for method, q in both.items():
@@ -222,6 +218,19 @@ def _scores_of_seed(
             q = np.stack([whitened_by(g[:, t], q[:, t]) for t in range(q.shape[1])], axis=1)
         found[method] = np.einsum("qtd,ntd->qn", q, g)
     return found
+
+
+def _scores_of_means(index: Index, method: str, q: np.ndarray, whiten: bool) -> np.ndarray:
+    """The scores [Q, N] of recorded rows at the last checkpoint with means over a query's timesteps [Q, D]."""
+    checkpoints, _, events, dim = index.store.shape
+    block = np.zeros((len(q), checkpoints, events, dim), np.float32)
+    block[:, -1] = q[:, None]
+    asked = (index.whitened(method, block) if whiten else block)[:, -1] / events
+    scores = []
+    for rows in index.store.blocks():
+        for g, divisor in row_pieces(index.store, checkpoints - 1, rows, method == "retrac", np.float32):
+            scores.append(np.einsum("qed,ned->qn", asked, g / divisor[:, :, None]))
+    return np.concatenate(scores, axis=1)
 
 
 def _taken(
@@ -320,7 +329,7 @@ def to_text(found: dict[str, Any]) -> str:
     for method, stands in found.get("self_influence", {}).items():
         end = "highest" if method == "tracin" else "lowest"
         names = ", ".join(hit["id"] for hit in stands["outliers"][:5])
-        lines.append(f"outliers, {end} self-influence ({method}): {names}")
+        lines.append(f"outliers, {end} plain self-influence ({method}): {names}")
     return "\n".join(lines)
 
 

@@ -137,12 +137,11 @@ def compare(
         embeddings: of training pictures [N, E] and of the queries [Q, E], such as CLIP's; their cosine is one more.
         options: as for `Index.query`.
     """
-    found = {}
-    for whiten in (False, True):
-        options["whiten"] = whiten
-        every = index.scores_by_method(pictures, *METHODS, **options)
-        for method, scores in every.items():
-            found[f"{method}, whitened" if whiten else method] = lds(scores, subsets, losses)
+    options["whiten"] = False
+    found, question = {}, index.question(pictures, **options)
+    for method, block in zip(METHODS, index.query_blocks(question, *METHODS), strict=True):
+        for name, asked in ((method, block), (f"{method}, whitened", index.whitened(method, block))):
+            found[name] = lds(index.block_scores(method, asked, question.span), subsets, losses)
     found["pixel cosine"] = lds(pixel_scores(index, pictures), subsets, losses)
     if embeddings is not None:
         training, asked = embeddings

@@ -13,8 +13,8 @@ WHITEN = click.option(
     "--whiten/--no-whiten",
     default=True,
     show_default=True,
-    help="Have what all pictures' gradients have in common count for little, or give the paper's plain scores (weak:"
-    " they rank about as well as pixels).",
+    help="Have what all pictures' gradients have in common count for little, or give the paper's plain scores (weak: on"
+    " small models no better than pixel similarity).",
 )
 CLASS_LABEL = click.option("--class-label", type=int, help="Of the pictures, for a class-conditional model.")
 

@@ -14,6 +14,7 @@ from gradindex.errors import CallError
 from gradindex.recipe import FOLDED, require, require_positive
 from gradindex.scoring import Span, inside, to_span
 from gradindex.store import Store
+from gradindex.whiten import DAMPING
 
 QUERY_TIMESTEPS = 25  # of the mean pairing
 QUERY_DRAWS = 2
@@ -48,6 +49,20 @@ def to_query(picture: Picture, image: tuple[int, int, int]) -> np.ndarray:
     if array.shape != image or not np.isfinite(array).all() or np.abs(array).max() > 1:
         raise CallError(f"a picture tensor of shape {array.shape}: give {image} with values in [-1, 1]")
     return array
+
+
+def to_arrays(pictures: Sequence[Picture], image: tuple[int, int, int]) -> np.ndarray:
+    """Pictures as the model takes them, [Q, channels, height, width] float32 in [−1, 1]."""
+    return np.stack([to_query(picture, image) for picture in pictures])
+
+
+def to_damping(whiten: bool | float) -> float | None:
+    """The damping that whitens queries; None where they stay plain."""
+    if isinstance(whiten, bool | np.bool_):
+        return DAMPING if whiten else None
+    if not (isinstance(whiten, int | float) and whiten > 0):
+        raise CallError(f"whiten = {whiten!r}: give True, False, or a damping above 0")
+    return whiten
 
 
 def to_labels(class_label: int | Sequence[int] | None, count: int, classes: int | None) -> list[int] | None:
@@ -100,7 +115,8 @@ class Question:
         labels: their class labels, or None for an unconditional model. ids: what keys their own noise.
         timesteps, draws: where their gradients are taken: how many, or which, and at how much noise each.
         columns: the places of these timesteps among the store's; None for the mean pairing.
-        span, weights, whiten, batch_size: see `QueryOptions`.
+        damping: of whitening; None for plain scores.
+        span, weights, batch_size: see `QueryOptions`.
     """
 
     arrays: np.ndarray
@@ -111,7 +127,7 @@ class Question:
     columns: list[int] | None
     span: Span | None
     weights: Sequence[float]
-    whiten: bool | float
+    damping: float | None
     batch_size: int | str
 
     @classmethod
@@ -154,21 +170,21 @@ class Question:
         require_positive(query_draws=query_draws)
         if not len(pictures):
             raise CallError("pictures: give at least one")
-        arrays = np.stack([to_query(picture, recipe.image) for picture in pictures])
-        keys = [hashlib.sha256(array.tobytes()).hexdigest() for array in arrays] if ids is None else list(ids)
-        if len(keys) != len(arrays):
-            raise CallError(f"ids: {len(keys)} for {len(arrays)} pictures")
+        if ids is not None and len(ids) != len(pictures):
+            raise CallError(f"ids: {len(ids)} for {len(pictures)} pictures")
+        labels, damping = to_labels(class_label, len(pictures), recipe.classes), to_damping(whiten)
+        arrays = to_arrays(pictures, recipe.image)
         own = QUERY_TIMESTEPS if query_timesteps is None else query_timesteps
         return cls(
             arrays=arrays,
-            labels=to_labels(class_label, len(arrays), recipe.classes),
-            ids=keys,
+            labels=labels,
+            ids=[hashlib.sha256(array.tobytes()).hexdigest() for array in arrays] if ids is None else list(ids),
             timesteps=[recipe.timesteps[j] for j in columns] if matched else own,
             draws=recipe.draws if matched else query_draws,
             columns=columns if matched else None,
             span=span,
             weights=weights,
-            whiten=whiten,
+            damping=damping,
             batch_size=batch_size,
         )
 

@@ -18,7 +18,7 @@ from gradindex.factors import WHITENED, is_wide
 from gradindex.gradients.rows import Events, capture_for, fitting_batch, grid_events, sample_gradients
 from gradindex.index import build_index, open_index
 from gradindex.place import Place
-from gradindex.queries import Picture, QueryOptions, Question, picture_name, to_query
+from gradindex.queries import Picture, QueryOptions, Question, picture_name, to_arrays
 from gradindex.recipe import FOLDED, NOISE_VERSION, PROJECTION_VERSION, grid, require, require_positive
 from gradindex.results import Hit, Result
 from gradindex.scoring import (
@@ -101,13 +101,14 @@ class Index:
             CallError, RecipeMismatch: the call, or the model where the build found it, does not fit the store.
         """
         require_positive(k=k)
+        require("method", method, METHODS)
         if by_timestep and self.store.recipe.rows == FOLDED:
             raise CallError("by_timestep: the rows of this index are folded into one for each picture")
         question = self.question(pictures, **options)
         (block,), span = self.query_blocks(question, method), question.span
         began = time.perf_counter()
         names = [picture_name(picture, number) for number, picture in enumerate(pictures)]
-        proposed = self._proposed(block, k, method, span, question.whiten, (1, -1) if opponents else (1,))
+        proposed = self._proposed(block, k, method, question, (1, -1) if opponents else (1,))
         if not any(map(len, proposed[1])):
             where = f"timesteps = {options.get('timesteps')}: no picture has a row there"
             raise CallError(where if span else "every picture was skipped or removed: there is none to answer with")
@@ -131,11 +132,16 @@ class Index:
         self, pictures: Sequence[Picture], *methods: str, **options: Unpack[QueryOptions]
     ) -> dict[str, np.ndarray]:
         """The `scores` of several methods, whose query gradients are taken once."""
-        question, found = self.question(pictures, **options), {}
-        for method, block in zip(methods, self.query_blocks(question, *methods), strict=True):
-            parts = [scores for _, scores in scan(self.store, block, method, question.span)]
-            found[method] = np.concatenate(parts, axis=1).astype(np.float32)
-        return found
+        for method in methods:
+            require("method", method, METHODS)
+        question = self.question(pictures, **options)
+        pairs = zip(methods, self.query_blocks(question, *methods), strict=True)
+        return {method: self.block_scores(method, block, question.span) for method, block in pairs}
+
+    def block_scores(self, method: str, block: np.ndarray, span: Span | None = None) -> np.ndarray:
+        """The exact score of every training picture for query blocks [Q, C, T, D], float32 [Q, N]."""
+        parts = [scores for _, scores in scan(self.store, block, method, span)]
+        return np.concatenate(parts, axis=1).astype(np.float32)
 
     def thumbnail(self, row: int) -> Image.Image | None:
         """The training picture of a row as it is on disk; None when it is gone, or another one is in its place."""
@@ -145,7 +151,7 @@ class Index:
 
     def arrays(self, pictures: Sequence[Picture]) -> np.ndarray:
         """Pictures as the model takes them, [Q, channels, height, width] float32 in [−1, 1]."""
-        return np.stack([to_query(picture, self.store.recipe.image) for picture in pictures])
+        return to_arrays(pictures, self.store.recipe.image)
 
     @cached_property
     def dataset(self) -> Dataset | None:
@@ -198,8 +204,6 @@ class Index:
 
         For folded rows: folded likewise, [Q, 1, 1, W], and divided by T. Whitened at last, unless they are not to be.
         """
-        for method in methods:
-            require("method", method, METHODS)
         recipe = self.store.recipe
         whole: list[list[np.ndarray]] = [[] for _ in methods]
         times = grid(question.timesteps, self.checkpoints[0].num_train_timesteps)
@@ -215,8 +219,8 @@ class Index:
         blocks = [np.stack(parts, axis=1) for parts in whole]
         if recipe.rows == FOLDED:
             blocks = [search_vectors(block, recipe)[:, None, None] / recipe.per_picture for block in blocks]
-        if question.whiten is not False:
-            began, damping = time.perf_counter(), DAMPING if question.whiten is True else question.whiten
+        if (damping := question.damping) is not None:
+            began = time.perf_counter()
             blocks = [self.whitened(method, block, damping) for method, block in zip(methods, blocks, strict=True)]
             self.seconds["search"] += time.perf_counter() - began
         return blocks
@@ -226,12 +230,12 @@ class Index:
     ) -> np.ndarray:
         """The projected gradients of a question's pictures at a checkpoint, [Q, ·, D] float32."""
         denoiser, recipe = self.checkpoints[checkpoint], self.store.recipe
-        batch, began = self.fitting_batch if question.batch_size == "auto" else question.batch_size, time.perf_counter()
+        batch = self.fitting_batch if question.batch_size == "auto" else int(question.batch_size)
+        began = time.perf_counter()
         with capture_for(denoiser, recipe) as capture:
             taken = sample_gradients(
-                denoiser, capture, recipe, question.arrays, events, question.labels, batch_size=int(batch),
-                progress=progress,
-            )  # fmt: skip
+                denoiser, capture, recipe, question.arrays, events, question.labels, batch_size=batch, progress=progress
+            )
         self.seconds["gradients"] += time.perf_counter() - began
         return taken
 
@@ -247,11 +251,12 @@ class Index:
         return self._whitenings[method]
 
     def _proposed(
-        self, block: np.ndarray, k: int, method: str, span: Span | None, whiten: bool | float, signs: Sequence[int]
+        self, block: np.ndarray, k: int, method: str, question: Question, signs: Sequence[int]
     ) -> dict[int, list[np.ndarray]]:
         """Rows among which the best k of each query are, and the worst (sign −1), ascending: from FAISS or a scan."""
-        if span is None and isinstance(whiten, bool) and not (whiten and is_wide(self.store)):
-            name, whitening = method + WHITENED * whiten, self._whitening(method) if whiten else None
+        plain = question.damping is None
+        if question.span is None and (plain or (question.damping == DAMPING and not is_wide(self.store))):
+            name, whitening = (method, None) if plain else (method + WHITENED, self._whitening(method))
             opened = partial(open_index, self.store, name, self._ray, self.device, whitening)
             try:
                 if name not in self._searches:
@@ -263,7 +268,7 @@ class Index:
                 found = self._searches[name].proposed(block, k, signs)
             if found is not None:
                 return found
-        return scan_both_ends(self.store, block, method, span, k)
+        return scan_both_ends(self.store, block, method, question.span, k)
 
     def _hits(
         self, block: np.ndarray, k: int, method: str, span: Span | None, by_timestep: bool, sign: int,

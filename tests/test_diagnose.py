@@ -75,7 +75,7 @@ def test_self_influence_of_a_grid(index: gradindex.Index, pictures: Path) -> Non
 
 
 @pytest.mark.parametrize("method", ["tracin", "retrac"])
-def test_self_influence_of_recorded_rows_is_the_score_as_a_query(
+def test_self_influence_of_recorded_rows_is_the_plain_score_as_a_query(
     recorded: gradindex.Index, pictures: Path, method: str
 ) -> None:
     files = sorted(pictures.iterdir())

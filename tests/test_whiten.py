@@ -182,6 +182,50 @@ def index(tmp_path_factory: pytest.TempPathFactory, model: Path) -> gradindex.In
     return gradindex.build(place, model=model, data=data, timesteps=[100, 700], dim=64, device="cpu")
 
 
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory, index: gradindex.Index, model: Path) -> gradindex.Index:
+    """Two events of each picture."""
+    place, names = tmp_path_factory.mktemp("whiten"), index.store.sample_ids
+    events = [(name, step, (37 * number + 400 * step) % 1000) for step in (0, 1) for number, name in enumerate(names)]
+    lines = [f"{name},{step},{t}" for name, step, t in events]
+    (place / "log.csv").write_text("\n".join(["sample_id,step,timestep", *lines]))
+    return gradindex.build(
+        place / "idx", model=model, data=index.store.attributes["data"]["source"], timesteps="recorded",
+        log=place / "log.csv", events=2, dim=64, device="cpu",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("damping", [True, 0.5])
+def test_whitened_answers_of_recorded_rows_are_those_of_the_formula(
+    recorded: gradindex.Index, queries: list[Path], method: str, damping: bool | float
+) -> None:
+    """The query's mean is whitened at each event."""
+    rows = recorded.store.unnormalized[:].astype(np.float64)
+    if method == "retrac":
+        rows /= np.linalg.norm(rows, axis=3, keepdims=True)
+    grid = {"query_timesteps": 3, "query_draws": 1}
+    (block,) = recorded.query_blocks(recorded.question(queries, whiten=False, **grid), method)  # type: ignore[arg-type]
+    truth = np.einsum("cntd,qctd->qn", rows, by_formula(rows, block, damping)) / 2
+    scores = recorded.scores(queries, method, whiten=damping, **grid)  # type: ignore[arg-type]
+    np.testing.assert_allclose(scores, truth, rtol=1e-3, atol=1e-4 * np.abs(truth).max())
+
+
+def by_formula(rows: np.ndarray, block: np.ndarray, damping: bool | float) -> np.ndarray:
+    """(GᵀG/N + λI)⁻¹ q of query blocks [Q, C, T, D]; rows [C, N, T, D] float64."""
+    moments = np.einsum("cntd,cnte->ctde", rows, rows) / rows.shape[1]
+    loads = (DAMPING if damping is True else damping) * np.trace(moments, axis1=2, axis2=3)
+    inverse = np.linalg.inv(moments + loads[:, :, None, None] * np.eye(rows.shape[3]))
+    return np.einsum("ctde,qcte->qctd", inverse, block)
+
+
+def test_a_damping_is_above_zero(index: gradindex.Index, queries: list[Path]) -> None:
+    for odd in (0, -1.0, None, "yes", float("nan")):
+        with pytest.raises(CallError, match="give True, False, or a damping above 0"):
+            index.query(queries, whiten=odd)  # type: ignore[arg-type]
+    assert index.query(queries, whiten=DAMPING) == index.query(queries, whiten=np.bool_(True)) == index.query(queries)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("damping", [True, 0.5])
 @pytest.mark.parametrize("pairing", ["matched", "mean"])
@@ -193,10 +237,8 @@ def test_whitened_answers_are_those_of_the_formula(
     if method == "retrac":
         rows /= np.linalg.norm(rows, axis=3, keepdims=True)
     (block,) = index.query_blocks(index.question(queries, pairing=pairing, whiten=False), method)
-    moments = np.einsum("cntd,cnte->ctde", rows, rows) / 30
-    loads = (DAMPING if damping is True else damping) * np.trace(moments, axis1=2, axis2=3)
-    inverse = np.linalg.inv(moments + loads[:, :, None, None] * np.eye(64))
-    truth = np.einsum("cntd,ctde,qcte->qn", rows, inverse, block) / 2
+    whitened = by_formula(rows, block, damping)
+    truth = np.einsum("cntd,qctd->qn", rows, whitened) / 2
     scores = index.scores(queries, method, whiten=damping, pairing=pairing)
     np.testing.assert_allclose(scores, truth, rtol=1e-3, atol=1e-4 * np.abs(truth).max())
     results = index.query(queries, 5, method, whiten=damping, pairing=pairing, opponents=True)
@@ -205,7 +247,7 @@ def test_whitened_answers_are_those_of_the_formula(
         assert [hit.row for hit in result.opponents or ()] == np.argsort(row)[:5].tolist()
         np.testing.assert_allclose(result.scores, np.sort(row)[::-1][:5], rtol=1e-5)
     early = index.scores(queries, method, whiten=damping, pairing=pairing, timesteps=(None, 500))
-    truth = np.einsum("cnd,cde,qce->qn", rows[:, :, 0], inverse[:, 0], block[:, :, 0])
+    truth = np.einsum("cnd,qcd->qn", rows[:, :, 0], whitened[:, :, 0])
     np.testing.assert_allclose(early, truth, rtol=1e-3, atol=1e-4 * np.abs(truth).max())
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import record
 import torch
+from build import write_pictures
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from subjects import TINY, batches, fashion_mnist, halved, train
 
@@ -38,14 +39,14 @@ def subsets() -> np.ndarray:
     return np.stack([random.permutation(PICTURES) < PICTURES // 2 for _ in range(SUBSETS)])
 
 
-def untrained(seed: int) -> DDPMPipeline:
+def new_pipeline(seed: int) -> DDPMPipeline:
     torch.manual_seed(seed)
     return DDPMPipeline(UNet2DModel(**CONFIG), DDPMScheduler())
 
 
 def trained(data: np.ndarray, seed: int, folders: Sequence[Path] = ()) -> UNet2DModel:
     """A model trained on some pictures; saved at equal distances into `folders`, if there are any."""
-    pipeline = untrained(seed)
+    pipeline = new_pipeline(seed)
 
     def save(step: int) -> None:
         if folders and step % (STEPS // len(folders)) == 0:
@@ -83,12 +84,23 @@ def whole_model(work: Path) -> list[Path]:
 def training_log(work: Path) -> Path:
     """Which timesteps the whole model was trained on, and when, drawn again: a table for `build --log`."""
     file, checkpoint = work / "training-log.csv", whole_model(work)[-1]
-    untrained(WHOLE)
-    with file.open("w") as lines:
-        print("sample_id,timestep,checkpoint", file=lines)
+    if not file.exists():
+        lines = ["sample_id,timestep,checkpoint"]
+        new_pipeline(WHOLE)  # which leaves torch's generator where training began
         for rows, times, _ in batches((PICTURES, 1, 16, 16), STEPS, BATCH, WHOLE):
-            lines.writelines(f"{row:05d}.png,{t},{checkpoint}\n" for row, t in zip(rows, times.tolist(), strict=True))
+            lines += [f"{row:05d}.png,{t},{checkpoint}" for row, t in zip(rows, times.tolist(), strict=True)]
+        draft = file.with_suffix(".draft")
+        draft.write_text("\n".join(lines))
+        os.replace(draft, file)
     return file
+
+
+def picture_folder(work: Path) -> Path:
+    """The pictures of the whole model as files."""
+    folder = work / "pictures"
+    if not folder.exists():
+        write_pictures(work / "pictures-draft", pictures(work.parent)[0]).rename(folder)
+    return folder
 
 
 def asked_pictures(work: Path) -> np.ndarray:

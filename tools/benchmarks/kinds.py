@@ -1,14 +1,13 @@
 """Rows of every kind, and the scores that can be made of them: what `tools/bench lds` holds against its models."""
 
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from build import write_pictures
-from halves import CHECKPOINTS, asked_pictures, pictures, training_log, whole_model
+from halves import CHECKPOINTS, asked_pictures, picture_folder, training_log, whole_model
 
 import gradindex
 from gradindex.plan import DIM
@@ -21,7 +20,7 @@ from gradindex.whiten import DAMPING
 class Setting:
     """Rows of one kind: how the store is built; dim 0 for whole gradients.
 
-    With `trained` noise each picture has its own, at the last timesteps that it was trained on.
+    Noise "trained" is each picture's own, at the last timesteps that it was trained on.
     """
 
     noise: str = "shared"
@@ -61,20 +60,16 @@ SETTINGS = [
     Setting(checkpoints=CHECKPOINTS),
 ]
 OURS = (Setting(), "retrac", "matched", "whitened")  # what `query` does unless told otherwise
+PLACES = {
+    "10 gradients": Setting(noise="own"),
+    "50 gradients": Setting(noise="own", timesteps=50),
+    "50 gradients, timesteps of training": TRAINED,
+}
 PEERS = {
-    f"{name}, {where}": (setting, *way)
-    for where, rows in {
-        "10 gradients": Setting(noise="own"),
-        "50 gradients": Setting(noise="own", timesteps=50),
-        "50 gradients, timesteps of training": TRAINED,
-    }.items()
-    for name, output, *way in (
-        ("the paper's TracIn", "loss", "tracin", "mean", "plain"),
-        ("the paper's ReTrac", "loss", "retrac", "mean", "plain"),
-        ("TRAK's", "loss", "tracin", "mean-rows", "whitened"),
-        ("D-TRAK's", "mean-square", "tracin", "mean-rows", "whitened"),
-    )
-    if (setting := replace(rows, output=output)) in SETTINGS
+    "the paper's TracIn": ("loss", "tracin", "mean", "plain"),
+    "the paper's ReTrac": ("loss", "retrac", "mean", "plain"),
+    "TRAK's": ("loss", "tracin", "mean-rows", "whitened"),
+    "D-TRAK's": ("mean-square", "tracin", "mean-rows", "whitened"),
 }
 SEEDED = [Setting(), Setting(noise="own"), Setting(timesteps=5, draws=2), Setting(timesteps=50), Setting(draws=4)]
 
@@ -112,6 +107,8 @@ class Rows:
 
         (GᵀG/N + λI)⁻¹ is taken on the other side: G (…)⁻¹ q = (GGᵀ/N + λI)⁻¹ G q.
         """
+        if (pairing, treatment) == ("mean", "centred"):
+            pairing = "mean-rows"  # what is subtracted is a mean over timesteps, too
         among, asked = self.among[method, ROWS_OF[pairing]], self.asked[method, pairing]
         if treatment == "plain":
             return asked.transpose(0, 2, 1)
@@ -123,6 +120,7 @@ class Rows:
         return whitened.transpose(0, 2, 1)
 
 
+VERSION = 2  # of what is in their files
 ROWS_OF = {  # a pairing; "mean-rows" is TRAK's way, "averaged" has means over checkpoints
     "matched": "rows",
     "mean": "rows",
@@ -133,7 +131,7 @@ ROWS_OF = {  # a pairing; "mean-rows" is TRAK's way, "averaged" has means over c
 
 def make_rows(work: Path, setting: Setting) -> Path:
     """The file with what `Rows` has; made now, unless it is there."""
-    file = work / f"rows-{setting.name}.npz"
+    file = work / f"rows{VERSION}-{setting.name}.npz"
     if not file.exists():
         print(setting, flush=True)
         draft = file.with_suffix(".draft.npz")
@@ -146,9 +144,7 @@ def make_rows(work: Path, setting: Setting) -> Path:
 
 def products(work: Path, setting: Setting) -> tuple[dict[tuple[str, str], np.ndarray], ...]:
     """What `Rows` has, from a store that gradindex builds and from the query gradients that it takes."""
-    data, folders = work / "pictures", whole_model(work)
-    if not data.exists():
-        write_pictures(data, pictures(work.parent)[0])
+    data, folders = picture_folder(work), whole_model(work)
     chosen = folders[-setting.checkpoints :] if setting.checkpoints > 1 else []
     if setting.noise == "trained":
         times = {"timesteps": "recorded", "log": training_log(work), "events": setting.timesteps, "noise": "own"}

@@ -1,6 +1,6 @@
 """How far a score can be trusted: `tools/bench lds`. Scores of every kind against models trained on random halves."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,14 @@ from halves import (
     asked_pictures,
     in_processes,
     losses_without,
+    picture_folder,
     pictures,
     subsets,
     train_all,
+    training_log,
     whole_model,
 )
-from kinds import OURS, PEERS, SEEDED, SETTINGS, Rows, Setting, make_rows
+from kinds import OURS, PEERS, PLACES, SEEDED, SETTINGS, Rows, Setting, make_rows
 from lds_page import draw, draw_costs, page
 
 from gradindex.evaluate import LDS, interval, lds
@@ -31,7 +33,7 @@ from gradindex.ranking import spearman
 from gradindex.scoring import unit
 from gradindex.search_index import METHODS
 
-DAMPINGS = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 1e-1)
+DAMPINGS = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 1e-1, 1.0)
 GOAL = 1.5  # times the score of others
 
 
@@ -39,6 +41,7 @@ def run(work: Path, device: str, only: list[str]) -> None:
     """Train, measure, print, and write docs/benchmarks/lds.json, .md and two .svg; `train` only trains."""
     work = work / "lds"
     work.mkdir(parents=True, exist_ok=True)
+    picture_folder(work), training_log(work)  # which the processes below share
     losses = train_all(work)
     if only == ["train"]:
         return
@@ -47,10 +50,12 @@ def run(work: Path, device: str, only: list[str]) -> None:
     other = {setting: Rows.of(work, replace(setting, seed=1)) for setting in SEEDED}
     results = {
         "models": {"subsets": SUBSETS, "seeds": SEEDS, "steps": STEPS, "batch": BATCH, "parameters": parameters(work)},
+        "asked": {"training": PICTURES, "each kind": ASKED, "goal": GOAL, "taken out": TAKEN_OUT,
+                  "taken out for each kind": len(REMOVED_FOR) // 2},
         "seeds_agree": {kind: spearman(*losses[:, :, part].transpose(1, 2, 0)) for kind, part in KINDS.items()},
         **measured(Truth(losses.mean(1), subsets()), every, other, baselines(work)),
         "counterfactuals": counterfactuals(work),
-    }
+    }  # fmt: skip
     text = page(results)
     print(text)
     if not only:
@@ -71,34 +76,40 @@ class Truth:
 
     def of(self, scores: np.ndarray) -> dict[str, list[float]]:
         """The linear datamodeling score × 100 of scores [2 · ASKED, PICTURES]: mean, low, high, for each kind."""
-        found = self._each(scores)
-        return {kind: [100 * value for value in (one.mean, one.low, one.high)] for kind, one in found.items()}
+        return {kind: [100 * value for value in (one.mean, one.low, one.high)] for kind, one in self._each(scores)}
 
-    def times(self, scores: np.ndarray, others: np.ndarray) -> dict[str, list[float]]:
-        """How many times others' the score of some is, and the share of resamples where it is GOAL or more."""
+    def against(self, scores: np.ndarray, others: np.ndarray) -> dict[str, dict[str, Any]]:
+        """The score × 100 of some minus others': mean, low, high; how many times it is; how often GOAL times or more.
+
+        How often: the share of resamples of pictures and subsets, which are the same for both.
+        """
         found = {}
-        for (kind, one), other in zip(self._each(scores).items(), self._each(others).values(), strict=True):
-            found[kind] = [one.mean / other.mean, float((one.resampled >= GOAL * other.resampled).mean())]
+        for (kind, one), (_, other) in zip(self._each(scores), self._each(others), strict=True):
+            ends = np.quantile(one.resampled - other.resampled, [0.025, 0.975])
+            found[kind] = {
+                "difference": [100 * (one.mean - other.mean), *(100 * ends).tolist()],
+                "times": one.mean / other.mean,
+                "reached": float((one.resampled >= GOAL * other.resampled).mean()),
+            }
         return found
 
-    def _each(self, scores: np.ndarray) -> dict[str, LDS]:
-        return {kind: lds(scores[part], self.subsets, self.losses[:, part]) for kind, part in KINDS.items()}
+    def _each(self, scores: np.ndarray) -> list[tuple[str, LDS]]:
+        return [(kind, lds(scores[part], self.subsets, self.losses[:, part])) for kind, part in KINDS.items()]
 
 
 def measured(
     truth: Truth, every: Mapping[Setting, Rows], other: Mapping[Setting, Rows], baselines: Mapping[str, np.ndarray]
 ) -> dict[str, list[dict[str, Any]]]:
     """The scores of everything: `other` are rows of another seed."""
-    ours, compared = every[OURS[0]].scores(*OURS[1:]), []
-    for name, scores in baselines.items():
-        compared.append({"score": name, "gradients": 0, **truth.of(scores), "times": truth.times(ours, scores)})
-    for name, (setting, *way) in PEERS.items():
-        ways = {damping: every[setting].scores(*way, damping=damping) for damping in DAMPINGS}
-        best = max(ways, key=lambda damping: truth.of(ways[damping])["validation"][0])
-        compared.append(
-            {"score": name, "gradients": setting.gradients, "damping": best if "whitened" in way else None,
-             **truth.of(ways[best]), "times": truth.times(ours, ways[best])}
-        )  # fmt: skip
+    ours = every[OURS[0]].scores(*OURS[1:])
+    compared = [{"score": name, "gradients": 0, **truth.of(scores), "ours": truth.against(ours, scores)}
+                for name, scores in baselines.items()]  # fmt: skip
+    for place, rows in PLACES.items():
+        for name, (output, *way) in PEERS.items():
+            if (setting := replace(rows, output=output)) in every:
+                facts, scores = at_best(truth, every[setting], way)
+                facts |= {"score": f"{name}, {place}", "gradients": setting.gradients}
+                compared.append({**facts, "ours": truth.against(ours, scores)})
     return {
         "compared": compared,
         "rows": [
@@ -113,6 +124,22 @@ def measured(
     }  # fmt: skip
 
 
+def at_best(truth: Truth, rows: Rows, way: Sequence[str]) -> tuple[dict[str, Any], np.ndarray]:
+    """The facts and scores of a way, whitened with the damping that is best for it, for each kind of pictures."""
+    if "whitened" not in way:
+        scores = rows.scores(*way)
+        return truth.of(scores), scores
+    facts: dict[str, Any] = {"damping": {}}
+    parts = []
+    tried = {damping: rows.scores(*way, damping=damping) for damping in DAMPINGS}
+    worth = {damping: truth.of(scores) for damping, scores in tried.items()}
+    for kind, part in KINDS.items():
+        best = max(worth, key=lambda damping: worth[damping][kind][0])
+        facts[kind], facts["damping"][kind] = worth[best][kind], best
+        parts.append(tried[best][part])
+    return facts, np.concatenate(parts)
+
+
 SWEPT = [Setting(), *(Setting(dim=n) for n in (256, 1024, 8192)), *(Setting(timesteps=n) for n in (1, 50))]
 
 
@@ -121,7 +148,7 @@ def every_way(truth: Truth, setting: Setting, rows: Rows, other: Rows | None) ->
     found = []
     for method, pairing in sorted(rows.asked):
         for treatment in ("plain", "centred", "whitened"):
-            if pairing == "mean-rows" and treatment != "whitened":  # the same as the mean pairing
+            if pairing == "mean-rows" and treatment != "whitened":  # as in the mean pairing
                 continue
             scores = rows.scores(method, pairing, treatment)
             facts = {**asdict(setting), "method": method, "pairing": pairing, "treatment": treatment}
@@ -133,19 +160,22 @@ def every_way(truth: Truth, setting: Setting, rows: Rows, other: Rows | None) ->
 
 
 def ideas(truth: Truth, rows: Rows, other: Rows) -> list[dict[str, Any]]:
-    """Scores that sum up blocks in other ways: what might lift the default, and what it does."""
+    """Scores that sum up blocks in other ways: what might lift the default, and how far it does."""
     found = []
     for method in METHODS:
         way = (method, "matched", "whitened")
-        blocks, among = rows.blocks(*way), rows.among[method, "rows"]
-        norms, spreads = np.sqrt(np.trace(among, axis1=1, axis2=2)), blocks.std((1, 2))
+        blocks, second = rows.blocks(*way), other.blocks(*way)
         ways = {
-            "as it is": blocks,
-            "two seeds pooled, 20 gradients": np.concatenate([blocks, other.blocks(*way)]),
-            "timesteps weighted by their rows' norm": blocks * norms[:, None, None],
-            "timesteps weighted to spread alike": blocks / spreads[:, None, None],
+            "two seeds pooled, 20 gradients": np.concatenate([blocks, second]),
+            "timesteps weighted to spread alike": blocks / blocks.std(2).mean(1)[:, None, None],
         }
-        found += [{"method": method, "idea": idea, **truth.of(some.mean(0))} for idea, some in ways.items()]
+        if method == "tracin":  # rows of the other have norm 1
+            norms = np.sqrt(np.trace(rows.among[method, "rows"], axis1=1, axis2=2))
+            ways["timesteps weighted by their rows' norm"] = blocks * norms[:, None, None]
+        for idea, some in ways.items():
+            lift = truth.against(some.mean(0), blocks.mean(0))
+            facts = {kind: lift[kind]["difference"] for kind in KINDS}
+            found.append({"method": method, "idea": idea, **facts})
     return found
 
 

@@ -9,24 +9,25 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import record
-from halves import ASKED, PICTURES
 from kinds import OURS, Setting
 
 from gradindex.search_index import METHODS
+from gradindex.whiten import DAMPING
 
 matplotlib.use("svg")
 
 
 def page(results: dict[str, Any]) -> str:
     """The tables and what they are of."""
-    models, ours = results["models"], _row(results["rows"], *OURS)
+    models, asked, ours = results["models"], results["asked"], _row(results["rows"], *OURS)
     short = [{"score": "**retrac, as `query` gives it**", **_shown(ours), "gradients": ours["gradients"],
-              "× validation": "1", "× generated": "1"}]  # fmt: skip
+              "damping": f"{DAMPING:g}", "× validation": "", "× generated": ""}]  # fmt: skip
     for facts in results["compared"]:
-        known = facts["score"] != "random"  # of which a multiple says nothing
-        times = {f"× {kind}": f"{ratio:.2f} ({share:.0%})" if known else ""
-                 for kind, (ratio, share) in facts["times"].items()}  # fmt: skip
-        short.append({"score": facts["score"], **_shown(facts), "gradients": facts["gradients"], **times})
+        damping = " / ".join(f"{value:g}" for value in facts.get("damping", {}).values())
+        times = {f"× {kind}": _times(facts[kind], facts["ours"][kind]) for kind in ("validation", "generated")}
+        short.append(
+            {"score": facts["score"], **_shown(facts), "gradients": facts["gradients"], "damping": damping, **times}
+        )
     setting = ("noise", "output", "timesteps", "draws", "checkpoints")
     whole = [
         {
@@ -45,25 +46,25 @@ def page(results: dict[str, Any]) -> str:
     return f"""# How far a score can be trusted
 
 A model ({models["parameters"]:,} parameters, {models["steps"]} steps of {models["batch"]} pictures, learning rate
-falling to zero) was trained on {PICTURES} Fashion-MNIST pictures at 16×16, and {models["subsets"] * models["seeds"]}
-more on {models["subsets"]} random halves of them, {models["seeds"]} on each. The linear datamodeling score × 100 is
-Spearman's ρ, over the halves, between a half's summed scores for a picture and its models' mean loss on that picture;
-the mean over {ASKED} validation pictures, or over as many that the model generated; in brackets its 95 % bootstrap
-interval over pictures and halves. Losses of two models of the same half go together by
-ρ = {results["seeds_agree"]["validation"]:.2f} (validation) and {results["seeds_agree"]["generated"]:.2f} (generated),
-so that not even a perfect score could reach 100. What a score costs is the gradients of a query; a training picture's
-are as many.
+falling to zero) was trained on {asked["training"]} Fashion-MNIST pictures at 16×16, and
+{models["subsets"] * models["seeds"]} more on {models["subsets"]} random halves of them, {models["seeds"]} on each. The
+linear datamodeling score × 100 is Spearman's ρ, over the halves, between a half's summed scores for a picture and its
+models' mean loss on that picture; the mean over {asked["each kind"]} validation pictures, or over as many that the
+model generated; in brackets its 95 % bootstrap interval over pictures and halves. Losses of two models of the same half
+go together by ρ = {results["seeds_agree"]["validation"]:.2f} (validation) and
+{results["seeds_agree"]["generated"]:.2f} (generated), so that not even a perfect score could reach 100. What a score
+costs is the gradients of a query; a training picture's are as many.
 
 ![scores](lds.svg)
 
 ## Beside others
 
 The first line is what `query` gives unless told otherwise: shared noise, matched, whitened. ×: how many times the score
-of a line it has, and in how many resamples of pictures and halves 1.5 times or more. The paper's ways, TRAK's and
-D-TRAK's are as gradindex makes them: noise of each picture's own, means over timesteps, plain or whitened (by rows
-that are means, too), of the loss
-or of the mean square of the output; whitened ones with the damping that is best for them here. *Timesteps of training*
-are the last 25 that a picture was trained on, two draws of noise at each.
+of a line it has, where that is surely above 0, and in how many resamples of pictures and halves {asked["goal"]} times
+or more. The paper's ways, TRAK's and D-TRAK's are as gradindex makes them: noise of each picture's own, means over
+timesteps, plain or whitened (by rows that are means, too), of the loss or of the mean square of the output; whitened
+with the damping that is best for them here, for validation and for generated pictures. *Timesteps of training* are the
+last 25 that a picture was trained on, with two draws of noise at each; there D-TRAK's way was not tried.
 
 {record.table(short)}
 
@@ -73,30 +74,37 @@ are the last 25 that a picture was trained on, two draws of noise at each.
 
 ## Everything that was measured
 
-*mean*: means of queries over timesteps, and of scores; *mean-rows*: whitened by rows that are means, too; *averaged*:
-rows and queries are means over checkpoints. *whole*: no projection. *seeds agree*: Spearman's ρ
-between the scores of two seeds, of noise and projection both.
+Noise *trained*: each picture's own, at timesteps of training. Pairing *mean*: means of queries over timesteps, and of
+scores; *mean-rows*: whitened by rows that are means, too; *averaged*: rows and queries are means over checkpoints. Dim
+*whole*: no projection. *seeds agree*: Spearman's ρ between the scores of two seeds, of noise and projection both.
 
 {record.table(whole)}
 
 ## How much damping
 
-Matched, shared noise; in mean squares of a row's norm, 0.001 being the default.
+Matched, shared noise; in mean squares of a row's norm, {DAMPING:g} being the default.
 
 {record.table(damping)}
 
 ## Other sums over timesteps
 
-Of whitened rows, shared noise, matched.
+What they add to the score, whitened, shared noise, matched; the interval is of the difference.
 
 {record.table(ideas)}
 
 ## Taking the highest out
 
-By how many per cent a picture's loss rises when a model is trained without the 50 pictures of its highest
-scores, above that of models without 50 random ones; mean over 8 pictures of each kind.
+By how many per cent a picture's loss rises when a model is trained without the {asked["taken out"]} pictures of its
+highest scores, above that of models without {asked["taken out"]} random ones; mean over
+{asked["taken out for each kind"]} pictures of each kind.
 
 {record.table(removed)}"""
+
+
+def _times(other: Sequence[float], ours: dict[str, Any]) -> str:
+    """How many times another's score ours is, where that is surely above 0, and how often it reaches the goal."""
+    times = f"{ours['times']:.2f} " if other[1] > 0 else ""
+    return f"{times}({ours['reached']:.0%})"
 
 
 def _row(rows: list[dict[str, Any]], setting: Setting, *way: str) -> dict[str, Any]:

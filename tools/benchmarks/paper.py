@@ -282,8 +282,8 @@ INTRODUCTION = """# The paper's claims, replayed
 and {zeros} zeros of MNIST, all at 16×16 ({steps:,} steps of {batch}, {checkpoints} checkpoints), as the paper does with
 CIFAR-10's planes and MNIST's zeros on a larger model. Rows are gradients at each picture's last event before every
 checkpoint, with that event's noise; queries are generated pictures, taken at {query_timesteps} timesteps ×
-{query_draws} draws at each checkpoint; pairing mean; weights learning rate × share of training. Every figure is a mean
-over {seeds} training seeds with its 95 % interval.
+{query_draws} draws at each checkpoint; pairing mean; scores plain; weights learning rate × share of training. Every
+figure is a mean over {seeds} training seeds with its 95 % interval.
 """
 
 GENERAL = """A picture is *generally influential* at (k, share) when it is among the k highest scores of at least that
