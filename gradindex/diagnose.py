@@ -133,9 +133,10 @@ def self_influence(index: Index) -> dict[str, np.ndarray]:
         setting = replace(recipe, timesteps=steps, draws=SELF_DRAWS, events=None)
         rows = np.setdiff1d(np.arange(store.shape[1]), store.left_out)
         for some, gradients in _taken(index, denoiser, setting, rows):
-            stored = _mean_rows(store, checkpoint, some)
             for method, asked in (("tracin", gradients), ("retrac", unit(gradients))):
-                found[method][some] += weight * np.einsum("nd,nd->n", asked.mean(1), stored[method])
+                stored = store.read("unnormalized" if method == "tracin" else "normalized", checkpoint, some)
+                own = stored.astype(np.float32).mean(1)
+                found[method][some] += weight * np.einsum("nd,nd->n", asked.mean(1), own)
     for values in found.values():
         values[store.left_out] = np.nan
     return found
@@ -245,14 +246,6 @@ def _taken(
                 some,
                 sample_gradients(denoiser, capture, setting, pictures, events, labels, batch_size=index.fitting_batch),
             )
-
-
-def _mean_rows(store: Store, checkpoint: int, rows: slice | np.ndarray) -> dict[str, np.ndarray]:
-    """Each picture's rows at a checkpoint, averaged over timesteps, {method: [rows, D]}."""
-    return {
-        "tracin": store.read("unnormalized", checkpoint, rows).mean(1),
-        "retrac": store.read("normalized", checkpoint, rows).astype(np.float32).mean(1),
-    }
 
 
 def _queries(
