@@ -52,7 +52,7 @@ def dense(store: Store, method: str, block: np.ndarray, damping: float = DAMPING
     for c in range(rows.shape[0]):
         for t in range(rows.shape[2]):
             g = rows[c, :, t]
-            moment = g.T @ g / (len(g) - 1)  # the skipped one does not count
+            moment = g.T @ g / np.count_nonzero(g.any(1))  # skipped ones, all zeros, do not count
             damped = moment + damping * moment.trace() * np.eye(len(moment))
             out[:, c, t] = np.linalg.solve(damped, block[:, c, t].T.astype(np.float64)).T
     return out
@@ -206,17 +206,10 @@ def test_whitened_answers_of_recorded_rows_are_those_of_the_formula(
         rows /= np.linalg.norm(rows, axis=3, keepdims=True)
     grid = {"query_timesteps": 3, "query_draws": 1}
     (block,) = recorded.query_blocks(recorded.question(queries, whiten=False, **grid), method)  # type: ignore[arg-type]
-    truth = np.einsum("cntd,qctd->qn", rows, by_formula(rows, block, damping)) / 2
+    whitened = dense(recorded.store, method, block, DAMPING if damping is True else damping)
+    truth = np.einsum("cntd,qctd->qn", rows, whitened) / 2
     scores = recorded.scores(queries, method, whiten=damping, **grid)  # type: ignore[arg-type]
     np.testing.assert_allclose(scores, truth, rtol=1e-3, atol=1e-4 * np.abs(truth).max())
-
-
-def by_formula(rows: np.ndarray, block: np.ndarray, damping: bool | float) -> np.ndarray:
-    """(GᵀG/N + λI)⁻¹ q of query blocks [Q, C, T, D]; rows [C, N, T, D] float64."""
-    moments = np.einsum("cntd,cnte->ctde", rows, rows) / rows.shape[1]
-    loads = (DAMPING if damping is True else damping) * np.trace(moments, axis1=2, axis2=3)
-    inverse = np.linalg.inv(moments + loads[:, :, None, None] * np.eye(rows.shape[3]))
-    return np.einsum("ctde,qcte->qctd", inverse, block)
 
 
 def test_a_damping_is_above_zero(index: gradindex.Index, queries: list[Path]) -> None:
@@ -237,7 +230,7 @@ def test_whitened_answers_are_those_of_the_formula(
     if method == "retrac":
         rows /= np.linalg.norm(rows, axis=3, keepdims=True)
     (block,) = index.query_blocks(index.question(queries, pairing=pairing, whiten=False), method)
-    whitened = by_formula(rows, block, damping)
+    whitened = dense(index.store, method, block, DAMPING if damping is True else damping)
     truth = np.einsum("cntd,qctd->qn", rows, whitened) / 2
     scores = index.scores(queries, method, whiten=damping, pairing=pairing)
     np.testing.assert_allclose(scores, truth, rtol=1e-3, atol=1e-4 * np.abs(truth).max())

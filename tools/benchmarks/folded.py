@@ -12,10 +12,8 @@ import gradindex
 from gradindex.factors import WHITENED
 from gradindex.index import build_index
 from gradindex.ranking import overlap, spearman
-from gradindex.scoring import scan
 from gradindex.search import Index
 from gradindex.search_index import METHODS, SearchIndex
-from gradindex.store import Store
 
 COUNT, ASKED = 8000, 100
 TIMESTEPS, DIM = 10, 1024
@@ -35,16 +33,16 @@ def run(work: Path, device: str, only: list[str]) -> None:
     for whiten in (False, True):
         blocks = index.query_blocks(index.question(asked, whiten=whiten), *METHODS)
         for method, block in zip(METHODS, blocks, strict=True):
-            results[method + WHITENED * whiten] = measure(store, block, method, whiten)
+            results[method + WHITENED * whiten] = measure(index, block, method, whiten)
     text = page(results)
     print(text)
     if not only:
         record.save("folded", device, "tools/bench folded", results, text)
 
 
-def measure(store: Store, block: np.ndarray, method: str, whiten: bool) -> dict[str, Any]:
+def measure(opened: Index, block: np.ndarray, method: str, whiten: bool) -> dict[str, Any]:
     """Scores by the fold against the exact ones, and how many of the exact ten each kind of index proposes."""
-    exact = np.concatenate([scores for _, scores in scan(store, block, method, None)], axis=1)
+    exact, store = opened.block_scores(method, block), opened.store
     rows = store.read("unnormalized" if method == "tracin" else "normalized", 0, slice(None)).astype(np.float32)
     name = method + WHITENED * whiten
     made = SearchIndex(store, name, {})

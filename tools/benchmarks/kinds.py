@@ -1,6 +1,7 @@
 """Rows of every kind, and the scores that can be made of them: what `tools/bench lds` holds against its models."""
 
 import os
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -134,15 +135,16 @@ def make_rows(work: Path, setting: Setting) -> Path:
     file = work / f"rows{VERSION}-{setting.name}.npz"
     if not file.exists():
         print(setting, flush=True)
-        draft = file.with_suffix(".draft.npz")
-        among, asked = products(work, setting)
+        draft, store = file.with_suffix(".draft.npz"), work / f"store-{setting.name}"
+        among, asked = products(work, store, setting)
         np.savez(draft, **{f"K {' '.join(key)}": value for key, value in among.items()},
                  **{f"B {' '.join(key)}": value for key, value in asked.items()})  # fmt: skip
         os.replace(draft, file)
+        shutil.rmtree(store)  # with its factors and search files up to 7 GB, of which nothing more is asked
     return file
 
 
-def products(work: Path, setting: Setting) -> tuple[dict[tuple[str, str], np.ndarray], ...]:
+def products(work: Path, store: Path, setting: Setting) -> tuple[dict[tuple[str, str], np.ndarray], ...]:
     """What `Rows` has, from a store that gradindex builds and from the query gradients that it takes."""
     data, folders = picture_folder(work), whole_model(work)
     chosen = folders[-setting.checkpoints :] if setting.checkpoints > 1 else []
@@ -151,7 +153,7 @@ def products(work: Path, setting: Setting) -> tuple[dict[tuple[str, str], np.nda
     else:
         times = {"timesteps": setting.timesteps, "noise": setting.noise}
     index = gradindex.build(
-        work / f"store-{setting.name}", model=folders[-1], data=data, checkpoints=chosen or None, draws=setting.draws,
+        store, model=folders[-1], data=data, checkpoints=chosen or None, draws=setting.draws,
         output=setting.output, seed=setting.seed, dim=setting.dim or DIM,
         projection="auto" if setting.dim else "none", device="cpu", **times,
     )  # fmt: skip
