@@ -177,7 +177,7 @@ def build(index: str, image_column: str, id_column: str, label_column: str, dry_
 @click.option(
     "--damping",
     type=click.FloatRange(0, min_open=True),
-    help="Of whitening, in mean squares of a row's norm; another than the default scans the store.  [default: 0.001]",
+    help="Of whitening, in mean squares of a row's norm; another than the default scans the store.  [default: 0.0003]",
 )
 @flags.CLASS_LABEL
 @flags.MODEL

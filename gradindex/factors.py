@@ -11,7 +11,7 @@ from gradindex.store import Store
 
 WHITENED = "-whitened"  # at the end of a search index's name
 WIDEST = 8192  # numbers in a row, up to which GᵀG is made
-VERSION = 2  # raised whenever the same rows give other factors
+VERSION = 3  # raised whenever the same rows give other factors
 
 
 def is_wide(store: Store) -> bool:

@@ -1,5 +1,6 @@
 """Models that were trained again: on random halves of the pictures, and without some. What scores are held against."""
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -132,8 +133,9 @@ def train_all(work: Path) -> np.ndarray:
     return np.stack(in_processes(losses_of, work, *zip(*jobs, strict=True))).reshape(SUBSETS, SEEDS, -1)
 
 
-def losses_without(work: Path, name: str, removed: np.ndarray) -> np.ndarray:
+def losses_without(work: Path, removed: np.ndarray) -> np.ndarray:
     """The losses of a model that was trained without some pictures, [2 · ASKED]."""
+    name = hashlib.sha256(np.sort(removed).tobytes()).hexdigest()[:16]
 
     def make() -> np.ndarray:
         data = np.delete(pictures(work.parent)[0], removed, axis=0)

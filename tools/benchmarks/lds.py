@@ -199,7 +199,7 @@ def counterfactuals(work: Path) -> dict[str, dict[str, list[float]]]:
             for number in range(RANDOM)}  # fmt: skip
     jobs |= {f"{name}-{query}": np.argsort(-scores[query])[:TAKEN_OUT] for name, scores in ways.items()
              for query in REMOVED_FOR}  # fmt: skip
-    losses = dict(zip(jobs, in_processes(losses_without, work, jobs, jobs.values()), strict=True))
+    losses = dict(zip(jobs, in_processes(losses_without, work, jobs.values()), strict=True))
     base = np.mean([losses[f"random-{number}"] for number in range(RANDOM)], axis=0)
     found: dict[str, dict[str, list[float]]] = {}
     for name in ways:
