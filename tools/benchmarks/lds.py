@@ -101,15 +101,17 @@ def measured(
     truth: Truth, every: Mapping[Setting, Rows], other: Mapping[Setting, Rows], baselines: Mapping[str, np.ndarray]
 ) -> dict[str, list[dict[str, Any]]]:
     """The scores of everything: `other` are rows of another seed."""
-    ours = every[OURS[0]].scores(*OURS[1:])
-    compared = [{"score": name, "gradients": 0, **truth.of(scores), "ours": truth.against(ours, scores)}
+    ours = {gradients: every[setting].scores(*OURS[1:]) for gradients, setting in EQUAL.items()}
+    compared = [{"score": name, "gradients": 0, **truth.of(scores), "ours": truth.against(ours[10], scores)}
                 for name, scores in baselines.items()]  # fmt: skip
     for place, rows in PLACES.items():
         for name, (output, *way) in PEERS.items():
             if (setting := replace(rows, output=output)) in every:
                 facts, scores = at_best(truth, every[setting], way)
                 facts |= {"score": f"{name}, {place}", "gradients": setting.gradients}
-                compared.append({**facts, "ours": truth.against(ours, scores)})
+                facts |= {"ours": truth.against(ours[10], scores)}
+                facts |= {"equal": truth.against(ours[setting.gradients], scores)}
+                compared.append(facts)
     return {
         "compared": compared,
         "rows": [
@@ -140,6 +142,7 @@ def at_best(truth: Truth, rows: Rows, way: Sequence[str]) -> tuple[dict[str, Any
     return facts, np.concatenate(parts)
 
 
+EQUAL = {10: OURS[0], 50: replace(OURS[0], timesteps=50)}  # by the gradients of a query
 SWEPT = [Setting(), *(Setting(dim=n) for n in (256, 1024, 8192)), *(Setting(timesteps=n) for n in (1, 50))]
 
 
@@ -184,7 +187,7 @@ BEST = {  # whose pictures are taken out, beside those of pixels and random ones
     "tracin, whitened": ("tracin", "matched", "whitened"),
     "tracin, plain": ("tracin", "matched", "plain"),
 }
-TAKEN_OUT, REMOVED_FOR, RANDOM = 50, (*range(8), *range(ASKED, ASKED + 8)), 8  # pictures; for which ones asked; models
+TAKEN_OUT, REMOVED_FOR, RANDOM = 50, (*range(6), *range(ASKED, ASKED + 6)), 8  # pictures; for which ones asked; models
 
 
 def counterfactuals(work: Path) -> dict[str, dict[str, list[float]]]:

@@ -21,13 +21,13 @@ def page(results: dict[str, Any]) -> str:
     """The tables and what they are of."""
     models, asked, ours = results["models"], results["asked"], _row(results["rows"], *OURS)
     short = [{"score": "**retrac, as `query` gives it**", **_shown(ours), "gradients": ours["gradients"],
-              "damping": f"{DAMPING:g}", "× validation": "", "× generated": ""}]  # fmt: skip
+              "damping": f"{DAMPING:g}", "×": "", "× at its cost": ""}]  # fmt: skip
     for facts in results["compared"]:
         damping = " / ".join(f"{value:g}" for value in facts.get("damping", {}).values())
-        times = {f"× {kind}": _times(facts[kind], facts["ours"][kind]) for kind in ("validation", "generated")}
         short.append(
-            {"score": facts["score"], **_shown(facts), "gradients": facts["gradients"], "damping": damping, **times}
-        )
+            {"score": facts["score"], **_shown(facts), "gradients": facts["gradients"], "damping": damping,
+             "×": _times(facts, "ours"), "× at its cost": _times(facts, "equal")}
+        )  # fmt: skip
     setting = ("noise", "output", "timesteps", "draws", "checkpoints")
     whole = [
         {
@@ -60,11 +60,13 @@ costs is the gradients of a query; a training picture's are as many.
 ## Beside others
 
 The first line is what `query` gives unless told otherwise: shared noise, matched, whitened. ×: how many times the score
-of a line it has, where that is surely above 0, and in how many resamples of pictures and halves {asked["goal"]} times
-or more. The paper's ways, TRAK's and D-TRAK's are as gradindex makes them: noise of each picture's own, means over
-timesteps, plain or whitened (by rows that are means, too), of the loss or of the mean square of the output; whitened
-with the damping that is best for them here, for validation and for generated pictures. *Timesteps of training* are the
-last 25 that a picture was trained on, with two draws of noise at each; there D-TRAK's way was not tried.
+of a line it has, for validation and generated pictures (– where an interval reaches 0), and in how many resamples of
+pictures and halves {asked["goal"]} times or more; *at its cost*: with as many timesteps as the line has gradients.
+
+The paper's ways, TRAK's and D-TRAK's are as gradindex makes them: noise of each picture's own, means over timesteps,
+plain or whitened (by rows that are means, too), of the loss or of the mean square of the output; whitened with the
+damping that is best for them here, for validation and for generated pictures. *Timesteps of training* are the last 25
+that a picture was trained on, with two draws of noise at each; there D-TRAK's way was not tried.
 
 {record.table(short)}
 
@@ -101,10 +103,12 @@ highest scores, above that of models without {asked["taken out"]} random ones; m
 {record.table(removed)}"""
 
 
-def _times(other: Sequence[float], ours: dict[str, Any]) -> str:
-    """How many times another's score ours is, where that is surely above 0, and how often it reaches the goal."""
-    times = f"{ours['times']:.2f} " if other[1] > 0 else ""
-    return f"{times}({ours['reached']:.0%})"
+def _times(other: dict[str, Any], which: str) -> str:
+    """How many times another's score ours is, for each kind, and how often that reaches the goal."""
+    ours = other.get(which, {})
+    times = [f"{facts['times']:.2f}" if other[kind][1] > 0 else "–" for kind, facts in ours.items()]
+    reached = [f"{facts['reached']:.0%}" for facts in ours.values()]
+    return f"{' / '.join(times)} ({' / '.join(reached)})" if ours else ""
 
 
 def _row(rows: list[dict[str, Any]], setting: Setting, *way: str) -> dict[str, Any]:
