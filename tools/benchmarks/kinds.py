@@ -3,6 +3,7 @@
 import os
 import shutil
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -162,22 +163,30 @@ def products(work: Path, store: Path, setting: Setting) -> tuple[dict[tuple[str,
     pairing = "mean" if recorded else "matched"  # whose own means are what the mean pairing takes here
     question = index.question(list(torch.from_numpy(asked_pictures(work))), pairing=pairing, whiten=False, **grid)
     among, asked, every = {}, {}, index.store.unnormalized[:]
+    checkpoints, times = range(every.shape[0]), range(every.shape[2])
     for method, q in zip(METHODS, index.query_blocks(question, *METHODS), strict=True):
-        g, mean = unit(every) if method == "retrac" else every, q.mean(2, keepdims=True)
-        rows = {"rows": g, "mean-rows": g.mean(2, keepdims=True)}
-        queries = {"mean": mean.repeat(g.shape[2], axis=2), "mean-rows": mean}
+        g = partial(_block, every, method)
+        means = [q[:, c].mean(1) for c in checkpoints]
+        rows = {
+            "rows": (g(c, t) for c in checkpoints for t in times),
+            "mean-rows": (sum(g(c, t) for t in times) / len(times) for c in checkpoints),
+        }
+        queries = {"mean": [mean for mean in means for _ in times], "mean-rows": means}
         if not recorded:
-            queries["matched"] = q
+            queries["matched"] = [q[:, c, t] for c in checkpoints for t in times]
         if setting.checkpoints > 1:
-            rows["averaged"], queries["averaged"] = g.mean(0, keepdims=True), q.mean(1, keepdims=True)
+            rows["averaged"] = (sum(g(c, t) for c in checkpoints) / len(checkpoints) for t in times)
+            queries["averaged"] = [q[:, :, t].mean(1) for t in times]
         for kind, blocks in rows.items():
-            among[method, kind] = np.stack([block @ block.T for block in _blocks(blocks)])
-        for name, block in queries.items():
-            pairs = zip(_blocks(rows[ROWS_OF[name]]), _blocks(block.swapaxes(0, 1)), strict=True)
-            asked[method, name] = np.stack([one @ other.T for one, other in pairs])
+            pairings = [name for name in queries if ROWS_OF[name] == kind]
+            found = [(block @ block.T, *(block @ queries[name][number].T for name in pairings))
+                        for number, block in enumerate(blocks)]  # fmt: skip
+            among[method, kind], *others = (np.stack(some) for some in zip(*found, strict=True))
+            asked |= {(method, name): other for name, other in zip(pairings, others, strict=True)}
     return among, asked
 
 
-def _blocks(rows: np.ndarray) -> list[np.ndarray]:
-    """Of rows [C, N, T, D], one [N, D] for each checkpoint and timestep."""
-    return [rows[c, :, t] for c in range(rows.shape[0]) for t in range(rows.shape[2])]
+def _block(every: np.ndarray, method: str, checkpoint: int, timestep: int) -> np.ndarray:
+    """A method's rows there, [N, D] float32: one block at a time, since whole gradients are wide."""
+    rows = every[checkpoint, :, timestep].astype(np.float32)
+    return unit(rows) if method == "retrac" else rows
