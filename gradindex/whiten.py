@@ -31,7 +31,7 @@ from gradindex.place import sha256
 from gradindex.scoring import row_pieces
 from gradindex.store import Store
 
-DAMPING = 0.0003  # good at any D and T; three times more or less is nearly as good: `tools/bench lds`
+DAMPING = 0.0003  # good at every D and T that was tried: `tools/bench lds`
 READERS = 2  # threads that read ahead
 SAMPLE = 2048  # rows that stand for all where they are wider
 
