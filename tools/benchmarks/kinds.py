@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ SETTINGS = [
     Setting(noise="own", timesteps=50),
     Setting(noise="own", output="mean-square", timesteps=50),
     TRAINED,
+    replace(TRAINED, output="mean-square"),
     *(Setting(timesteps=n) for n in (1, 2, 3, 5, 25, 50)),
     *(Setting(draws=n) for n in (2, 4, 16)),
     Setting(timesteps=5, draws=2),

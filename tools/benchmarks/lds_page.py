@@ -66,7 +66,7 @@ pictures and halves {asked["goal"]} times or more; *at its cost*: with as many t
 The paper's ways, TRAK's and D-TRAK's are as gradindex makes them: noise of each picture's own, means over timesteps,
 plain or whitened (by rows that are means, too), of the loss or of the mean square of the output; whitened with the
 damping that is best for them here, for validation and for generated pictures. *Timesteps of training* are the last 25
-that a picture was trained on, with two draws of noise at each; there D-TRAK's way was not tried.
+that a picture was trained on, with two draws of noise at each.
 
 {record.table(short)}
 
