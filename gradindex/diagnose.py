@@ -202,11 +202,10 @@ def _scores_of_seed(
     rows: np.ndarray, whiten: bool,
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """Scores [Q, pictures] of each method with the noise of a setting's seed; the projection stays the index's."""
-    names = [f"query {number}" for number in range(len(arrays))]
+    events = grid_events(setting, [f"query {number}" for number in range(len(arrays))])
+    batch = index.fitting_batch  # which tries the model itself
     with capture_for(denoiser, index.store.recipe) as capture:
-        asked = sample_gradients(
-            denoiser, capture, setting, arrays, grid_events(setting, names), labels, batch_size=index.fitting_batch
-        )
+        asked = sample_gradients(denoiser, capture, setting, arrays, events, labels, batch_size=batch)
     both, found = {"tracin": asked, "retrac": unit(asked)}, {}
     if index.store.recipe.events is not None:
         for method, q in both.items():
@@ -238,14 +237,12 @@ def _taken(
     index: Index, denoiser: Denoiser, setting: Recipe, rows: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Gradients [·, T, D] of training pictures at a setting's timesteps and noise, in the index's projection."""
+    batch = index.fitting_batch  # which tries the model itself
     with capture_for(denoiser, index.store.recipe) as capture:
         for some in np.array_split(rows, -(-len(rows) // FIT)):
             pictures, names, labels = _pictures(index, some)
             events = grid_events(setting, names)
-            yield (
-                some,
-                sample_gradients(denoiser, capture, setting, pictures, events, labels, batch_size=index.fitting_batch),
-            )
+            yield some, sample_gradients(denoiser, capture, setting, pictures, events, labels, batch_size=batch)
 
 
 def _queries(

@@ -110,7 +110,8 @@ class _Making:
         some = np.unique(np.linspace(start, stop - 1, max(TRAINED_ON, 64 * _lists(index))).astype(int))
         sample = self._made.row_vectors(self._rows(some, None)[0])
         if self._factory.startswith("PCA"):  # with their mirror images: no mean is taken off, which changes products
-            sample = np.concatenate([sample, -sample])
+            few = max(0, self._width - 2 * len(sample))  # FAISS finds no more directions than vectors
+            sample = np.concatenate([sample, -sample, np.zeros((few, self._width), np.float32)])
         index.train(sample)
         if self._factory.startswith("PCA"):  # all directions, W² numbers, of which a search needs none
             require_faiss().downcast_VectorTransform(index.chain.at(0)).PCAMat.resize(0)

@@ -63,6 +63,8 @@ def test_folded_candidates_are_ranked_again_exactly(
         for row, result in zip(scores, index.query(queries, 3, method), strict=True):
             assert [hit.row for hit in result.hits] == np.argsort(-row)[:3].tolist()
             np.testing.assert_array_equal(result.scores, np.sort(row)[::-1][:3])
+        few = build_index(index.store, method, "PCA256,SQfp16").facts  # more directions than pictures
+        assert few["recall_at_10"] == pytest.approx(facts["recall_at_10"], abs=0.01)
 
 
 WIDE = replace(RECIPE, checkpoints=("a" * 64,), timesteps=(250, 750), dim=32)
