@@ -109,12 +109,16 @@ class _Making:
         index = self._new()
         some = np.unique(np.linspace(start, stop - 1, max(TRAINED_ON, 64 * _lists(index))).astype(int))
         sample = self._made.row_vectors(self._rows(some, None)[0])
-        if self._factory.startswith("PCA"):  # with their mirror images: no mean is taken off, which changes products
-            few = max(0, self._width - 2 * len(sample))  # FAISS finds no more directions than vectors
-            sample = np.concatenate([sample, -sample, np.zeros((few, self._width), np.float32)])
-        index.train(sample)
-        if self._factory.startswith("PCA"):  # all directions, W² numbers, of which a search needs none
-            require_faiss().downcast_VectorTransform(index.chain.at(0)).PCAMat.resize(0)
+        if self._factory.startswith("PCA"):
+            directions = require_faiss().downcast_VectorTransform(index.chain.at(0))
+            few = len(sample) < directions.d_out  # then FAISS finds too few, or any, unless there are W vectors
+            sample = np.concatenate([sample, -sample])  # mirrored: no mean is taken off, which changes products
+            if few:
+                sample = np.pad(sample, ((0, max(0, self._width - len(sample))), (0, 0)))
+            index.train(sample)
+            directions.PCAMat.resize(0)  # all of them, W² numbers, of which a search needs none
+        else:
+            index.train(sample)
         blocks = list(self._store.blocks(start, stop))
         read = ahead(lambda block: self._rows(block, self._columns), blocks, THREADS)
         for block, (rows, scores) in zip(blocks, read, strict=True):
