@@ -1,6 +1,5 @@
 """Models that were trained again: on random halves of the pictures, and without some. What scores are held against."""
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -16,6 +15,7 @@ from subjects import TINY, batches, fashion_mnist, halved, train
 
 from gradindex.denoiser import Denoiser
 from gradindex.gradients.rows import mean_losses
+from gradindex.place import sha256
 from gradindex.recipe import grid
 
 CONFIG = {**TINY, "block_out_channels": (24, 48)}  # 0.4 M parameters
@@ -135,7 +135,7 @@ def train_all(work: Path) -> np.ndarray:
 
 def losses_without(work: Path, removed: np.ndarray) -> np.ndarray:
     """The losses of a model that was trained without some pictures, [2 · ASKED]."""
-    name = hashlib.sha256(np.sort(removed).tobytes()).hexdigest()[:16]
+    name = sha256(np.sort(removed).tobytes())[:16]
 
     def make() -> np.ndarray:
         data = np.delete(pictures(work.parent)[0], removed, axis=0)

@@ -101,16 +101,17 @@ def measured(
     truth: Truth, every: Mapping[Setting, Rows], other: Mapping[Setting, Rows], baselines: Mapping[str, np.ndarray]
 ) -> dict[str, list[dict[str, Any]]]:
     """The scores of everything: `other` are rows of another seed."""
-    ours = {gradients: every[setting].scores(*OURS[1:]) for gradients, setting in EQUAL.items()}
-    compared = [{"score": name, "gradients": 0, **truth.of(scores), "ours": truth.against(ours[10], scores)}
+    costs = {rows.gradients for rows in PLACES.values()}
+    ours = {n: every[replace(OURS[0], timesteps=n)].scores(*OURS[1:]) for n in costs}
+    first = ours[OURS[0].gradients]
+    compared = [{"score": name, "gradients": 0, **truth.of(scores), "ours": truth.against(first, scores)}
                 for name, scores in baselines.items()]  # fmt: skip
     for place, rows in PLACES.items():
         for name, (output, *way) in PEERS.items():
             setting = replace(rows, output=output)
             facts, scores = at_best(truth, every[setting], way)
             facts |= {"score": f"{name}, {place}", "gradients": setting.gradients}
-            facts |= {"ours": truth.against(ours[10], scores)}
-            facts |= {"equal": truth.against(ours[setting.gradients], scores)}
+            facts |= {"ours": truth.against(first, scores), "equal": truth.against(ours[setting.gradients], scores)}
             compared.append(facts)
     return {
         "compared": compared,
@@ -142,7 +143,6 @@ def at_best(truth: Truth, rows: Rows, way: Sequence[str]) -> tuple[dict[str, Any
     return facts, np.concatenate(parts)
 
 
-EQUAL = {10: OURS[0], 50: replace(OURS[0], timesteps=50)}  # by the gradients of a query
 SWEPT = [Setting(), *(Setting(dim=n) for n in (256, 1024, 8192)), *(Setting(timesteps=n) for n in (1, 50))]
 
 
