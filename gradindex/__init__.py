@@ -1,47 +1,63 @@
 """Which training pictures shaped this generated picture?
 
->>> import gradindex
->>> index = gradindex.build("idx", model="ckpt/", data="pictures/", timesteps=10)
->>> index = gradindex.open("idx")
->>> results = index.query(["gen.png"], k=10, method="retrac")
->>> results[0].ids, results[0].scores
+    import gradindex
 
-Names are loaded when they are first used, so that `import gradindex` costs nothing.
+    index = gradindex.build("idx", model="ckpt/", data="pictures/", timesteps=10)
+    index = gradindex.open("idx")
+    results = index.query(["gen.png"], k=10, method="retrac")
+    results[0].ids, results[0].scores
+
+Names are loaded when they are first used, so `import gradindex` costs nothing.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gradindex.builder import build
-    from gradindex.dataset import Columns
+    from gradindex.builder.build import build
+    from gradindex.data.dataset import Columns
+    from gradindex.data.recorder import TrainingRecorder
     from gradindex.errors import GradindexError
-    from gradindex.gradients.noise import noise
-    from gradindex.recorder import TrainingRecorder
-    from gradindex.results import Hit, Result
-    from gradindex.search import Index, open
+    from gradindex.random_numbers import noise
+    from gradindex.search.index import Index, open
+    from gradindex.search.results import Hit, Result
 
 __version__ = "0.1.0"
-__all__ = ["Columns", "GradindexError", "Hit", "Index", "Result", "TrainingRecorder", "build", "noise", "open"]
+__all__ = [
+    "Columns",
+    "GradindexError",
+    "Hit",
+    "Index",
+    "Result",
+    "TrainingRecorder",
+    "build",
+    "noise",
+    "open",
+]
 
-_HOMES = {
-    "Columns": "dataset",
+# {public name: the module that defines it}
+_MODULES = {
+    "Columns": "data.dataset",
     "GradindexError": "errors",
-    "Hit": "results",
-    "Index": "search",
-    "Result": "results",
-    "TrainingRecorder": "recorder",
-    "build": "builder",
-    "noise": "gradients.noise",
-    "open": "search",
+    "Hit": "search.results",
+    "Index": "search.index",
+    "Result": "search.results",
+    "TrainingRecorder": "data.recorder",
+    "build": "builder.build",
+    "noise": "random_numbers",
+    "open": "search.index",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    """Return a public name, from its module, when it is first used."""
+    if name == "evaluate":  # `gradindex.evaluate.lds`: a module of public functions
+        return import_module("gradindex.report.evaluate")
+    if name not in _MODULES:
         raise AttributeError(f"module 'gradindex' has no attribute {name!r}")
-    return getattr(import_module(f"gradindex.{_HOMES[name]}"), name)
+    return getattr(import_module(f"gradindex.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:
+    """Return the names of this module, public ones included that are not loaded yet."""
     return sorted([*globals(), *__all__])

@@ -1,10 +1,14 @@
 """Everything that gradindex raises on purpose.
 
-GradindexError           catch this one to catch them all; its text is one line: what came, what is allowed, what to do
-├── CallError            the call cannot work as written (also a ValueError); command line status 2
+Catch `GradindexError` to catch them all. Its text is one line: what came, what is allowed, what to
+do.
+
+GradindexError           base of all; command line status 1
+├── CallError            the call cannot work as written (also a ValueError); status 2
 │   └── RecipeMismatch   two sets of gradients cannot be compared; `.differences` lists the fields
 ├── DataError            a training picture or data set cannot be read
-├── ModelError           a model cannot be loaded, has a layer without a rule, or gives numbers that are not finite
+├── ModelError           a model cannot be loaded, has a layer without a rule, or gives numbers that
+│                        are not finite
 ├── StoreError           an index folder is damaged, unfinished or of another format version
 └── MissingPackage       an optional package is not installed, or installed twice
 """
@@ -13,8 +17,15 @@ from collections.abc import Iterable
 
 
 def first_line(error: BaseException) -> str:
-    """What a foreign error says, in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """Return the first line of an error's text, or the name of its class if it has no text.
+
+    >>> first_line(ValueError("no such key\\nTraceback …"))
+    'no such key'
+    >>> first_line(KeyboardInterrupt())
+    'KeyboardInterrupt'
+    """
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 class GradindexError(Exception):
@@ -30,11 +41,16 @@ class CallError(GradindexError, ValueError):
 
 
 class RecipeMismatch(CallError):
-    """Two recipes differ; `differences` holds one `field: left, right` text per field."""
+    """Two recipes differ.
+
+    Attributes:
+        differences: one text per field, `field: left, right`.
+    """
 
     def __init__(self, message: str, differences: Iterable[str]) -> None:
         self.differences = list(differences)
-        super().__init__(message, self.differences)  # what a pickled one is made of again
+        # A Ray worker sends its errors pickled, and unpickling calls `RecipeMismatch(*args)`.
+        super().__init__(message, self.differences)
 
     def __str__(self) -> str:
         return f"{self.args[0]}: {'; '.join(self.differences)}"
@@ -45,7 +61,7 @@ class DataError(GradindexError):
 
 
 class ModelError(GradindexError):
-    """A model cannot be loaded, has a layer without a rule, or gives numbers that are not finite."""
+    """A model cannot be loaded, has a layer without a rule, or gives NaN or infinity."""
 
 
 class StoreError(GradindexError):

@@ -11,51 +11,88 @@ from gradindex.errors import CallError, StoreError
 NOISE_VERSION = 2  # raised whenever `noise` gives other numbers for the same key
 PROJECTION_VERSION = 3  # raised whenever a projection of the same name and seed gives other numbers
 
-_LATER = ("events", "log", "rows", "output")  # fields that older stores, and most new ones, do without
 LOSSES = ("mse", "l1")
 LOSS, MEAN_SQUARE = OUTPUTS = ("loss", "mean-square")
 NOISES = ("shared", "own", "recorded")
 FULL, FOLDED = ROWS = ("full", "folded")
-SEARCH_WIDTH = 4096
+SEARCH_WIDTH = 4096  # numbers in a search vector, unless all rows side by side are fewer
+
+# Fields that came after format 1: a recipe's JSON leaves them out where they are None, so that the
+# digests of stores without them stay what they were.
+_OPTIONAL_FIELDS = ("events", "log", "rows", "output")
+
+# Fields that the JSON of format 1 calls by another name, {field: name in the JSON}.
+_JSON_NAMES = {"high_rank": "strong"}
+_FIELD_NAMES = {json_name: name for name, json_name in _JSON_NAMES.items()}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that makes two gradients comparable; equal recipes give equal rows, up to float rounding.
+    """Everything that makes two gradients comparable.
 
-    Frozen and hashed: a store and its FAISS files carry `digest`, and a query is refused when it differs.
-    Checkpoint weights are absent on purpose: they are applied to the query and may change after the build.
+    Equal recipes give equal rows, up to float rounding. A recipe is frozen and hashed: a store and
+    its FAISS files carry `digest`, and a query is refused when it differs. The weights of the
+    checkpoints are absent on purpose: they are applied to the query and may change after the build.
+
+    Attributes:
+        model: class name.
+        config: SHA-256 of the model's config without its private fields.
+        checkpoints: SHA-256 of the weight files, one per checkpoint.
+        scheduler: canonical JSON of the noise schedule.
+        prediction_type: what the model predicts: "epsilon", "v_prediction" or "sample".
+        image: channels, height, width.
+        classes: class labels are 0 … classes − 1; None for an unconditional model.
+        params: regular expression that picks parameters by name; None for all trainable ones.
+        parameter_count: numbers in the chosen parameters.
+        dtype: of the weights while gradients are taken.
+        timesteps: of the grid; empty for recorded ones.
+        draws: of the noise at each timestep, over which gradients are averaged.
+        noise: one of `NOISES`.
+        seed: of noise and projection.
+        loss: one of `LOSSES`.
+        projection: "two-sided", "sketch", "rademacher" or "none".
+        rank: to how many inputs and outputs a two-sided projection shrinks a weight's gradient;
+            None for the other projections.
+        high_rank: names of the weights that it shrinks to four times as many.
+        dim: D, numbers in a row.
+        noise_version: `NOISE_VERSION` of the build.
+        projection_version: `PROJECTION_VERSION` of the build.
+        events: how many recorded events of a picture before each checkpoint; None for a grid.
+        log: SHA-256 of these events' timesteps and noise; None for a grid.
+        rows: "folded" for one row per picture, its search vector; None for one per (c, t).
+        output: "mean-square" for gradients of the mean square of what the model gives; None for
+            gradients of the loss.
     """
 
-    model: str  # class name
-    config: str  # SHA-256 of the model's config, its private fields left out
-    checkpoints: tuple[str, ...]  # SHA-256 of the weight files, one per checkpoint
-    scheduler: str  # canonical JSON of the noise schedule
+    model: str
+    config: str
+    checkpoints: tuple[str, ...]
+    scheduler: str
     prediction_type: str
-    image: tuple[int, int, int]  # channels, height, width
-    classes: int | None  # class labels are 0 … classes - 1; None: unconditional
-    params: str | None  # regular expression that picks parameters by name; None: all trainable ones
+    image: tuple[int, int, int]
+    classes: int | None
+    params: str | None
     parameter_count: int
-    dtype: str  # of the weights while gradients are taken
-    timesteps: tuple[int, ...]  # of the grid; empty for recorded ones
+    dtype: str
+    timesteps: tuple[int, ...]
     draws: int
     noise: str
     seed: int
     loss: str
     projection: str
-    rank: int | None  # to how many inputs and outputs a two-sided projection shrinks a weight's gradient
-    strong: tuple[str, ...]  # weights that it shrinks to four times as many
+    rank: int | None
+    high_rank: tuple[str, ...]
     dim: int
     noise_version: int = NOISE_VERSION
     projection_version: int = PROJECTION_VERSION
-    events: int | None = None  # of a picture's training before each checkpoint, in place of a grid
-    log: str | None = None  # SHA-256 of these events' timesteps and noise
-    rows: str | None = None  # "folded": one row per picture, its search vector, in place of one per (c, t)
-    output: str | None = None  # "mean-square": gradients of that of what the model gives, not of the loss
+    events: int | None = None
+    log: str | None = None
+    rows: str | None = None
+    output: str | None = None
 
     @property
     def per_picture(self) -> int:
-        """Rows of a picture at one checkpoint: the length T of that axis."""
+        """How many rows a picture has at one checkpoint: the length T of that axis."""
         return self.events or len(self.timesteps)
 
     @property
@@ -65,28 +102,43 @@ class Recipe:
 
     @property
     def search_width(self) -> int:
-        """Numbers in a picture's search vector: all of its rows side by side, or folded into SEARCH_WIDTH."""
-        return min(len(self.checkpoints) * self.per_picture * self.dim, max(SEARCH_WIDTH, self.dim))
+        """W, numbers in a search vector: C · T · D, but at most `SEARCH_WIDTH`, or D if wider."""
+        rows_side_by_side = len(self.checkpoints) * self.per_picture * self.dim
+        return min(rows_side_by_side, max(SEARCH_WIDTH, self.dim))
 
     def shape(self, pictures: int) -> tuple[int, int, int, int]:
-        """[C, N, T, D] of the arrays for so many pictures; C and T are 1 where rows are folded."""
+        """Return [C, N, T, D] of the arrays for N pictures; [1, N, 1, W] where rows are folded."""
         if self.rows == FOLDED:
             return 1, pictures, 1, self.search_width
         return len(self.checkpoints), pictures, self.per_picture, self.dim
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values; without those of a training log where there is none."""
-        values = json.loads(json.dumps(asdict(self)))
-        return {name: value for name, value in values.items() if value is not None or name not in _LATER}
+        """Return the fields as JSON values, those of `_OPTIONAL_FIELDS` only where they are set."""
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return {
+            _JSON_NAMES.get(name, name): value
+            for name, value in values.items()
+            if value is not None or name not in _OPTIONAL_FIELDS
+        }
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        """The inverse of `to_json`."""
+        """Return the recipe of which `values` is the `to_json`.
+
+        Raises:
+            StoreError: a field is unknown or missing.
+        """
+        values = {_FIELD_NAMES.get(name, name): value for name, value in values.items()}
         known = {field.name for field in fields(cls)}
-        if odd := (values.keys() ^ known) - set(_LATER) | (values.keys() - known):
-            names = ", ".join(sorted(odd))
-            raise StoreError(f"another version of gradindex made this index (it differs in {names}): build it again")
-        return cls(**{name: _frozen(value) for name, value in values.items()})
+        unknown = values.keys() - known
+        absent = known - values.keys() - set(_OPTIONAL_FIELDS)
+        if unknown or absent:
+            names = ", ".join(sorted(unknown | absent))
+            raise StoreError(
+                "another version of gradindex made this index"
+                f" (it differs in {names}): build it again"
+            )
+        return cls(**{name: _list_as_tuple(value) for name, value in values.items()})
 
     @property
     def digest(self) -> str:
@@ -94,50 +146,85 @@ class Recipe:
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
     def differences(self, other: Self) -> list[str]:
-        """One text per field in which `other` differs: `seed: 0, now 1`."""
-        pairs = ((field.name, getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
-        return [f"{name}: {_short(mine)}, now {_short(theirs)}" for name, mine, theirs in pairs if mine != theirs]
+        """Return one text per field in which `other` differs: `seed: 0, now 1`."""
+        differences = []
+        for field in fields(self):
+            before = getattr(self, field.name)
+            after = getattr(other, field.name)
+            if before != after:
+                differences.append(f"{field.name}: {_shortened(before)}, now {_shortened(after)}")
+        return differences
 
 
 def grid(timesteps: int | Sequence[int], num_train_timesteps: int) -> tuple[int, ...]:
-    """The timesteps of a grid: midpoints `floor((j + 0.5) · S / n)` for a number n, or the given ones, sorted.
+    """Return the timesteps of a grid, sorted.
+
+    Args:
+        timesteps: a number n, for the midpoints `floor((j + 0.5) · S / n)` of n equal parts, or the
+            timesteps themselves.
+        num_train_timesteps: S, the scheduler's number of timesteps.
+
+    Raises:
+        CallError: there are more than S, fewer than 1, a timestep outside 0 … S − 1, or one twice.
 
     >>> grid(10, 1000)
     (50, 150, 250, 350, 450, 550, 650, 750, 850, 950)
+    >>> grid([700, 100], 1000)
+    (100, 700)
     """
     if isinstance(timesteps, int):
         if not 1 <= timesteps <= num_train_timesteps:
-            raise CallError(f"timesteps = {timesteps}: give 1 to {num_train_timesteps}, as many as the scheduler has")
+            raise CallError(
+                f"timesteps = {timesteps}: give 1 to {num_train_timesteps},"
+                " as many as the scheduler has"
+            )
         return tuple((2 * j + 1) * num_train_timesteps // (2 * timesteps) for j in range(timesteps))
     if isinstance(timesteps, str):
-        raise CallError(f"timesteps = {timesteps!r}: give a number or a sequence of numbers, not text")
+        raise CallError(
+            f"timesteps = {timesteps!r}: give a number or a sequence of numbers, not text"
+        )
     chosen = tuple(sorted(int(t) for t in timesteps))
     outside = [t for t in chosen if not 0 <= t < num_train_timesteps]
-    if not chosen or outside or len(set(chosen)) < len(chosen):
+    repeated = len(set(chosen)) < len(chosen)
+    if not chosen or outside or repeated:
         raise CallError(
-            f"timesteps = {list(timesteps)}: give distinct timesteps from 0 to {num_train_timesteps - 1}"
-            " (the scheduler's range)"
+            f"timesteps = {list(timesteps)}: give distinct timesteps from 0 to"
+            f" {num_train_timesteps - 1} (the scheduler's range)"
         )
     return chosen
 
 
 def require(name: str, value: Any, allowed: Sequence[Any]) -> None:
-    """Raise CallError unless `value` is one of `allowed`."""
+    """Raise CallError unless the argument `name` has one of the `allowed` values.
+
+    >>> require("loss", "l2", LOSSES)
+    Traceback (most recent call last):
+    gradindex.errors.CallError: loss = 'l2': allowed are 'mse', 'l1'
+    """
     if value not in allowed:
         raise CallError(f"{name} = {value!r}: allowed are {', '.join(map(repr, allowed))}")
 
 
 def require_positive(**values: int) -> None:
-    """Raise CallError unless every value is a whole number above zero."""
+    """Raise CallError unless every argument is a whole number above zero.
+
+    >>> require_positive(draws=0)
+    Traceback (most recent call last):
+    gradindex.errors.CallError: draws = 0: give a whole number, 1 or more
+    """
     for name, value in values.items():
         if not isinstance(value, int) or value < 1:
             raise CallError(f"{name} = {value!r}: give a whole number, 1 or more")
 
 
-def _frozen(value: Any) -> Any:
+def _list_as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _short(value: Any) -> str:
+def _shortened(value: Any) -> str:
+    """The value as JSON; a long one by its first 40 characters and 8 digits of its SHA-256."""
     text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:40]}… ({hashlib.sha256(text.encode()).hexdigest()[:8]})"
+    if len(text) <= 60:
+        return text
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return f"{text[:40]}… ({digest[:8]})"

@@ -12,17 +12,19 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
 
 torch.set_num_threads(1)
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def required(name: str) -> Any:
     """An optional package; without it a test is skipped, or in CI fails."""
-    return importlib.import_module(name) if os.environ.get("GRADINDEX_REQUIRE_ALL") else pytest.importorskip(name)
+    if os.environ.get("GRADINDEX_REQUIRE_ALL"):
+        return importlib.import_module(name)
+    return pytest.importorskip(name)
 
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-
-def make_model(path: Path, seed: int = 0, prediction_type: str = "epsilon", **config: object) -> Path:
+def make_model(
+    path: Path, seed: int = 0, prediction_type: str = "epsilon", **config: object
+) -> Path:
     """Save a small DDPM pipeline with random weights."""
     torch.manual_seed(seed)
     settings = {
@@ -38,7 +40,8 @@ def make_model(path: Path, seed: int = 0, prediction_type: str = "epsilon", **co
         **config,
     }
     model = UNet2DModel(**settings)  # type: ignore[arg-type]
-    with torch.no_grad():  # zero biases and unit norms would hide mistakes
+    # Zero biases and unit norms would hide mistakes.
+    with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
     DDPMPipeline(model, DDPMScheduler(prediction_type=prediction_type)).save_pretrained(path)

@@ -13,11 +13,18 @@ from gradindex import noise
 
 
 def load(file: Path) -> torch.Tensor:
-    return torch.tensor(np.array(Image.open(file).convert("L")), dtype=torch.float32)[None] / 127.5 - 1
+    """A grey picture, [1, height, width] float32 in [−1, 1]."""
+    pixels = np.array(Image.open(file).convert("L"))
+    return torch.tensor(pixels, dtype=torch.float32)[None] / 127.5 - 1
 
 
 def gradient(
-    pipeline: DDPMPipeline, x: torch.Tensor, t: int, epsilon: torch.Tensor, loss: str, label: int | None = None
+    pipeline: DDPMPipeline,
+    x: torch.Tensor,
+    t: int,
+    epsilon: torch.Tensor,
+    loss: str,
+    label: int | None = None,
 ) -> np.ndarray:
     """∇θ of one loss, all parameters in a row, float64 from float32 autograd."""
     model, scheduler = pipeline.unet.eval(), pipeline.scheduler
@@ -30,8 +37,12 @@ def gradient(
         "sample": x[None],
         "v_prediction": scheduler.get_velocity(x[None], epsilon[None], time),
     }[scheduler.config.prediction_type]
-    each = {"mse": (output - target).square(), "l1": (output - target).abs(), "mean-square": output.square()}
-    value = each[loss].mean()
+    losses = {
+        "mse": (output - target).square(),
+        "l1": (output - target).abs(),
+        "mean-square": output.square(),
+    }
+    value = losses[loss].mean()
     parameters = [p for p in model.parameters() if p.requires_grad]
     grads = torch.autograd.grad(value, parameters, allow_unused=True)
     flat = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, grads, strict=True)]
@@ -39,26 +50,40 @@ def gradient(
 
 
 def rows(
-    pipeline: DDPMPipeline, files: Sequence[Path], ids: Sequence[str | None], timesteps: Sequence[int],
-    draws: int, seed: int, loss: str, labels: Sequence[int] | None = None,
-) -> np.ndarray:  # fmt: skip
+    pipeline: DDPMPipeline,
+    files: Sequence[Path],
+    ids: Sequence[str | None],
+    timesteps: Sequence[int],
+    draws: int,
+    seed: int,
+    loss: str,
+    labels: Sequence[int] | None = None,
+) -> np.ndarray:
     """Mean gradient over draws, [files, T, parameters]; an id of None takes the shared noise."""
     table = []
     for number, (file, sample_id) in enumerate(zip(files, ids, strict=True)):
         x = load(file)
         label = None if labels is None else labels[number]
         for t in timesteps:
-            events = [torch.tensor(noise(seed, sample_id, t, m, x.shape)) for m in range(draws)]
-            table.append(np.mean([gradient(pipeline, x, t, epsilon, loss, label) for epsilon in events], axis=0))
+            gradients = []
+            for m in range(draws):
+                epsilon = torch.tensor(noise(seed, sample_id, t, m, x.shape))
+                gradients.append(gradient(pipeline, x, t, epsilon, loss, label))
+            table.append(np.mean(gradients, axis=0))
     return np.stack(table).reshape(len(files), len(timesteps), -1)
 
 
 def query_id(file: Path) -> str:
+    """The id of a queried picture: SHA-256 of its tensor."""
     return hashlib.sha256(load(file).numpy().tobytes()).hexdigest()
 
 
 def score(
-    training: Sequence[np.ndarray], queries: Sequence[np.ndarray], weights: Sequence[float], method: str, pairing: str
+    training: Sequence[np.ndarray],
+    queries: Sequence[np.ndarray],
+    weights: Sequence[float],
+    method: str,
+    pairing: str,
 ) -> np.ndarray:
     """Scores [Q, N] by the formulas, one picture, one query, one timestep at a time."""
     scores = np.zeros((len(queries[0]), len(training[0])))
@@ -70,7 +95,8 @@ def score(
                     left = [row / np.linalg.norm(row) for row in left]
                     right = [row / np.linalg.norm(row) for row in right]
                 if pairing == "matched":
-                    scores[a, i] += w * np.mean([row @ other for row, other in zip(left, right, strict=True)])
+                    products = [row @ other for row, other in zip(left, right, strict=True)]
+                    scores[a, i] += w * np.mean(products)
                 else:
                     scores[a, i] += w * (np.mean(left, axis=0) @ np.mean(right, axis=0))
     return scores

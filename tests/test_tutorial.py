@@ -27,8 +27,14 @@ def test_the_tutorial_runs(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(blocks[0][1])
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     for language, code in blocks[1:]:
-        command = [sys.executable, "-c", code] if language == "python" else ["bash", "-euo", "pipefail", "-c", code]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        command = (
+            [sys.executable, "-c", code]
+            if language == "python"
+            else ["bash", "-euo", "pipefail", "-c", code]
+        )
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "answer.html").read_text().count("<img") == 2 * (1 + 2 * 10)
     assert (tmp_path / "diagnose-out/norms.png").exists()

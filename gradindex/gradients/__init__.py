@@ -1,1 +1,14 @@
-"""Per-sample gradients of a denoising loss, captured by hooks and projected at random."""
+"""Per-sample gradients of a denoising loss, captured by hooks and projected at random.
+
+- `events` says at which timesteps and noise gradients are taken, and `sampling` takes them:
+  pictures in, rows out.
+- `capture` puts hooks on a model, at its `captured_layers`; `layers` has a rule for each kind of
+  layer, `convolution` the weight gradient of convolutions, `bare_parameters` what no hook sees.
+- `projection` makes rows of D numbers of the gradients; `high_rank` finds the weights that it must
+  shrink less.
+- `parameters` picks what gradients are taken of; `self_check` compares them with autograd's, and
+  `batch_size` measures how many fit into memory, both on a `random_batch`.
+- `fold` makes one search vector of a picture's rows.
+
+A new kind of layer goes into `layers`, a new projection into `projection`.
+"""

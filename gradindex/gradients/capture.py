@@ -1,11 +1,11 @@
-"""Hooks that catch every layer's input and output gradient and turn them into projected rows, one per sample.
+"""Hooks that turn each layer's input and output gradient into projected rows, one per sample.
 
-The weights stay frozen, so autograd skips the weight gradients, a third of a training step. A layer's input is
-projected already in the forward pass and autograd is kept from holding on to it, so less memory is needed than in
-training.
+The weights stay frozen, so that autograd skips the weight gradients, a third of a training step. A
+layer's input is projected already in the forward pass and autograd is kept from holding on to it,
+so that less memory is needed than in training.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -14,21 +14,46 @@ import torch
 from torch import Tensor, nn
 
 from gradindex.errors import ModelError
-from gradindex.gradients.bare import BareParameter, Watch
-from gradindex.gradients.layers import Copies, Factors, Rule, mixes_samples, rule_of, runs_its_own_forward
-from gradindex.gradients.projection import Projection
+from gradindex.gradients.bare_parameters import BareParameter, Watch
+from gradindex.gradients.captured_layers import CapturedLayer, captured_layers
+from gradindex.gradients.layers import Copies, Factors, mixes_samples, runs_its_own_forward
+from gradindex.gradients.projection import WHOLE, Projection
 
-PIECE = 2**26  # numbers of weight gradients in memory at once
+# Numbers of unprojected weight gradients in memory at once, 256 MiB in float32.
+WEIGHT_GRADIENT_NUMBERS = 2**26
+
+
+# The life of the hooks
+#
+# `with Capture(…)` puts them on and takes them off again. In between, every call of `gradients`
+# goes through these steps:
+#
+# 1. Forward. A pre-hook of the model counts the samples. What then happens at a layer depends on
+#    its rule (see layers.py):
+#    - Factors: a pre-hook notes where the layer's input lies in memory. Autograd wants to keep that
+#      input for the weight gradient, which is never computed since the weights are frozen; `_pack`,
+#      which sees everything that autograd keeps, keeps its shape alone. The forward hook projects
+#      the input, which is what is kept, and puts a tensor hook onto the output.
+#    - Direct: the forward hook keeps the input and puts a tensor hook onto the output.
+#    - Copies: in place of the layer's own `forward`, another runs that has a copy of the parameters
+#      for every sample, each with a tensor hook.
+#    - No rule: a `BareParameter` stands in the parameter's place, and calls back like a tensor
+#      hook.
+# 2. Rows of zeros are made, as many as there are losses.
+# 3. Backward, of the losses' sum: sample i's loss depends on sample i alone, so that the gradient
+#    of the sum with respect to an activation is each sample's own. Every tensor hook gets it,
+#    computes the parameter's gradient for each sample, and has the projection add it into the rows.
+#
+# No parameter is a leaf of the graph: it starts at the output of the first layer that has a hook
+# (`_on_backward`), and no backward pass runs below.
 
 
 class Capture:
     """Hooks on a frozen model, for the length of a `with` block.
 
-    >>> with Capture(model, names, projection) as capture:
-    ...     rows = capture.gradients(lambda: loss_of_each_sample(model, x))  # [n, D]
-
     Args:
-        model: a module whose parameters all have `requires_grad=False`, called with the samples first.
+        model: a module whose parameters all have `requires_grad=False`, called with the samples
+            first.
         names: the parameters to capture, as `model.named_parameters()` calls them.
         projection: adds one parameter's block [n, m] into the rows [n, D].
 
@@ -37,180 +62,245 @@ class Capture:
 
     Raises:
         ModelError: samples have no gradient of their own in this model, or not with these settings.
+
+    >>> from gradindex.gradients.projection import Exact
+    >>> model = nn.Linear(2, 1).requires_grad_(False)
+    >>> x = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    >>> with Capture(model, ["weight", "bias"], Exact({"weight": 2, "bias": 1})) as capture:
+    ...     capture.gradients(lambda: model(x).sum(1))
+    tensor([[1., 2., 1.],
+            [3., 4., 1.]])
     """
 
     def __init__(self, model: nn.Module, names: Sequence[str], projection: Projection) -> None:
-        self.model, self.projection = model, projection
-        self._layers = list(_layers(model, set(names)))
-        self._handles: list[Any] = []
-        self._rows: Tensor | None = None
-        self._samples = 0
-        self._unknown: dict[str, None] = {}  # an ordered set
-        self._input: int | None = None  # address of the running layer's input, which only a weight gradient needs
+        self.model = model
+        self.projection = projection
         self.watch: Callable[[Tensor], object] = lambda tensor: None
-        if mixing := [path for path, module in model.named_modules() if mixes_samples(module)]:
+        self._layers = list(captured_layers(model, set(names)))
+        self._handles: list[Any] = []
+        self._rows: Tensor | None = None  # [n, D], during a backward pass
+        self._samples = 0  # n of the running forward pass
+        self._without_rule: dict[str, None] = {}  # an ordered set of texts
+        # Address of the running layer's input, which only a weight gradient needs.
+        self._released_input: int | None = None
+        mixing = [path for path, module in model.named_modules() if mixes_samples(module)]
+        if mixing:
             raise ModelError(
-                f"batch norm in training mode mixes the samples of a batch ({mixing[0]}): call model.eval()"
+                f"batch norm in training mode mixes the samples of a batch ({mixing[0]}):"
+                " call model.eval()"
             )
         if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
-            raise ModelError("gradient checkpointing is on: call model.disable_gradient_checkpointing()")
+            raise ModelError(
+                "gradient checkpointing is on: call model.disable_gradient_checkpointing()"
+            )
 
     def __enter__(self) -> Self:
-        self._handles.append(self.model.register_forward_pre_hook(self._count, with_kwargs=True))
-        for path, layer, rule, names in self._layers:
-            if rule is None:
-                for local, name in names.items():
-                    layer._parameters[local] = self._bare(path, layer, local, name)  # type: ignore[assignment]
-            elif isinstance(rule, Copies):
-                layer.forward = partial(self._copies_forward, path, rule, names, layer)
-            else:
-                hook: Any = self._factors_forward if isinstance(rule, Factors) else self._direct_forward
-                self._handles.append(layer.register_forward_hook(partial(hook, path, rule, names)))
-                if isinstance(rule, Factors) and runs_its_own_forward(layer):
-                    self._handles.append(layer.register_forward_pre_hook(self._before))
+        self._handles.append(
+            self.model.register_forward_pre_hook(self._count_samples, with_kwargs=True)
+        )
+        for layer in self._layers:
+            self._install(layer)
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        exception_type: type | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         while self._handles:
             self._handles.pop().remove()
-        for _, layer, rule, names in self._layers:
-            if isinstance(rule, Copies):
-                del layer.forward  # the class's comes to light again
-            for local in names if rule is None else ():
-                layer._parameters[local] = layer._parameters[local].parameter  # type: ignore[union-attr]
+        for layer in self._layers:
+            if isinstance(layer.rule, Copies):
+                del layer.module.forward  # of the instance: that of the class is used again
+            elif layer.rule is None:
+                parameters = layer.module._parameters
+                for local_name in layer.names:
+                    parameters[local_name] = parameters[local_name].parameter
 
     def gradients(self, losses: Callable[[], Tensor], scale: float = 1) -> Tensor:
-        """The projected gradient of every sample, [n, D] float32; `losses()` runs the model and gives [n].
+        """Return the projected gradient of every sample, [n, D] float32.
 
         Args:
+            losses: runs the model and returns the loss of every sample, [n].
             scale: the backward pass runs on losses this much larger, against underflow in float16.
+
+        Raises:
+            ModelError: a chosen parameter has no rule, or a layer sees a batch of another size.
         """
-        self._input = None
+        self._released_input = None
         with torch.enable_grad():
             with torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack):
                 loss = losses()
-            if self._unknown:
-                raise ModelError(f"no gradient rule for: {'; '.join(self._unknown)}; leave them out with params")
-            self._rows = rows = torch.zeros(len(loss), self.projection.dim, device=loss.device)
+            if self._without_rule:
+                raise ModelError(
+                    f"no gradient rule for: {'; '.join(self._without_rule)};"
+                    " leave them out with params"
+                )
+            rows = torch.zeros(len(loss), self.projection.dim, device=loss.device)
+            self._rows = rows
             if loss.requires_grad:  # not when no chosen parameter was used
                 (loss.sum() * scale).backward()
         self._rows = None
         return rows if scale == 1 else rows / scale
 
-    def _count(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._samples = len(next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)))
+    # Putting hooks on.
 
-    def _before(self, layer: nn.Module, args: tuple[Tensor]) -> None:
-        self._input = args[0].data_ptr()
+    def _install(self, layer: CapturedLayer) -> None:
+        """Put the hooks onto a layer, or take the place of its forward or its parameters."""
+        module = layer.module
+        if layer.rule is None:
+            for local_name in layer.names:
+                module._parameters[local_name] = self._bare_parameter(layer, local_name)
+        elif isinstance(layer.rule, Copies):
+            module.forward = partial(self._forward_copies, layer)
+        elif isinstance(layer.rule, Factors):
+            self._handles.append(
+                module.register_forward_hook(partial(self._after_factors_layer, layer))
+            )
+            # A forward of its own may need the input for more than the weight gradient.
+            if runs_its_own_forward(module):
+                self._handles.append(module.register_forward_pre_hook(self._before_factors_layer))
+        else:
+            self._handles.append(
+                module.register_forward_hook(partial(self._after_direct_layer, layer))
+            )
+
+    def _bare_parameter(self, layer: CapturedLayer, local_name: str) -> BareParameter:
+        """What stands in a parameter's place while the hooks are on."""
+
+        def on_unknown(operation: str) -> None:
+            location = layer.path or "the model itself"
+            text = f"{type(layer.module).__name__} ({location}: {local_name}, used by {operation})"
+            self._without_rule[text] = None
+
+        def on_gradients(gradients: Tensor) -> None:
+            self._require_all_samples(layer, gradients)
+            self._add(layer.names[local_name], gradients.reshape(len(gradients), -1))
+
+        parameter = layer.module.get_parameter(local_name)
+        watch = Watch(lambda: self._samples, on_gradients, on_unknown)
+        bare = BareParameter.follow(parameter, parameter.detach(), lambda root: root, watch)
+        bare.parameter = parameter
+        return bare
+
+    # The hooks of the forward pass. Each hands autograd a function for the backward pass.
+
+    def _count_samples(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        first_tensor = next(
+            value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)
+        )
+        self._samples = len(first_tensor)
+
+    def _before_factors_layer(self, module: nn.Module, args: tuple[Tensor]) -> None:
+        self._released_input = args[0].data_ptr()
+
+    def _after_factors_layer(
+        self, layer: CapturedLayer, module: Any, args: tuple[Tensor], output: Tensor
+    ) -> Tensor:
+        self._released_input = None
+        rule = layer.rule
+        assert isinstance(rule, Factors)
+        bias_name = layer.names.get("bias")
+        weight_name = layer.names.get("weight")
+        inputs = None
+        if weight_name:
+            x = args[0].detach()
+            size = module.weight.numel()
+            sides = self.projection.sides(weight_name, *rule.widths(module), size, x)
+            inputs = rule.inputs(module, x, sides.inputs)
+            self.watch(inputs)
+            # Whole weight gradients are large: they are made for a few samples at a time.
+            parts = _sample_slices(len(x), size) if sides == WHOLE else [slice(None)]
+
+        def on_backward(delta: Tensor) -> None:
+            self._require_all_samples(layer, delta)
+            if bias_name:
+                self._add(bias_name, rule.bias(delta))
+            if weight_name and inputs is not None:
+                outputs = rule.outputs(module, delta, sides.outputs)
+                for samples in parts:
+                    gradients = rule.weight(module, inputs[samples], outputs[samples])
+                    self._add(weight_name, gradients, samples)
+
+        return _on_backward(output, on_backward)
+
+    def _after_direct_layer(
+        self, layer: CapturedLayer, module: Any, args: tuple[Tensor], output: Tensor
+    ) -> Tensor:
+        rule: Any = layer.rule
+        x = args[0].detach()
+
+        def on_backward(delta: Tensor) -> None:
+            self._require_all_samples(layer, delta)
+            for local_name, gradients in rule(module, x, delta).items():
+                if local_name in layer.names:
+                    self._add(layer.names[local_name], gradients)
+
+        return _on_backward(output, on_backward)
+
+    def _forward_copies(self, layer: CapturedLayer, x: Tensor) -> Tensor:
+        rule = layer.rule
+        assert isinstance(rule, Copies)
+
+        def on_backward(local_name: str, gradients: Tensor) -> None:
+            self._require_all_samples(layer, gradients)
+            self._add(layer.names[local_name], gradients)
+
+        copies = {}
+        for local_name, value in layer.module.named_parameters(recurse=False):
+            copy = value.detach().expand(len(x), *value.shape).contiguous()
+            if local_name in layer.names:
+                copy.requires_grad_().register_hook(partial(on_backward, local_name))
+            copies[local_name] = copy
+        return rule.forward(layer.module, x, copies["weight"], copies.get("bias"))
+
+    # What autograd keeps between the passes.
 
     def _pack(self, tensor: Tensor) -> Any:
-        """What autograd keeps: of a layer's input, held for a weight gradient that nobody asks for, the shape alone."""
-        if tensor.data_ptr() == self._input:
+        """What is kept of a tensor that autograd wants: of a released input, its shape alone."""
+        if tensor.data_ptr() == self._released_input:
             return tensor.new_empty(()), tensor.shape
         self.watch(tensor)
         return tensor
 
-    def _bare(self, path: str, layer: nn.Module, local: str, name: str) -> BareParameter:
-        def unknown(operation: str) -> None:
-            self._unknown[f"{type(layer).__name__} ({path or 'the model itself'}: {local}, used by {operation})"] = None
+    # The backward pass.
 
-        def caught(gradients: Tensor) -> None:
-            self._check(path, gradients)
-            self._add(name, gradients.reshape(len(gradients), -1))
-
-        parameter = layer.get_parameter(local)
-        watched = BareParameter.follow(
-            parameter, parameter.detach(), lambda root: root, Watch(lambda: self._samples, caught, unknown)
-        )
-        watched.parameter = parameter
-        return watched
-
-    def _factors_forward(
-        self, path: str, rule: Factors, names: dict[str, str], layer: Any, args: tuple[Tensor], output: Tensor
-    ) -> Tensor:
-        self._input = None
-        x, weight, side_out, inputs = args[0].detach(), names.get("weight"), None, None
-        some: list[Any] = [...]
-        if weight:
-            sides = self.projection.sides(weight, *rule.widths(layer), layer.weight.numel(), x)
-            side_out, inputs = sides[0], rule.inputs(layer, x, sides[1])
-            self.watch(inputs)
-            if sides == (None, None):
-                some = _pieces(len(x), layer.weight.numel())
-
-        def backward(delta: Tensor) -> None:
-            self._check(path, delta)
-            if "bias" in names:
-                self._add(names["bias"], rule.bias(delta))
-            if weight and inputs is not None:
-                outputs = rule.outputs(layer, delta, side_out)
-                for piece in some:
-                    self._add(weight, rule.weight(layer, inputs[piece], outputs[piece]), piece)
-
-        return _on_backward(output, backward)
-
-    def _direct_forward(
-        self, path: str, rule: Any, names: dict[str, str], layer: Any, args: tuple[Tensor], output: Tensor
-    ) -> Tensor:
-        x = args[0].detach()
-
-        def backward(delta: Tensor) -> None:
-            self._check(path, delta)
-            for local, gradient in rule(layer, x, delta).items():
-                if local in names:
-                    self._add(names[local], gradient)
-
-        return _on_backward(output, backward)
-
-    def _copies_forward(self, path: str, rule: Copies, names: dict[str, str], layer: Any, x: Tensor) -> Tensor:
-        def caught(local: str, gradients: Tensor) -> None:
-            self._check(path, gradients)
-            self._add(names[local], gradients)
-
-        copies = {}
-        for local, value in layer.named_parameters(recurse=False):
-            copies[local] = value.detach().expand(len(x), *value.shape).contiguous()
-            if local in names:
-                copies[local].requires_grad_().register_hook(partial(caught, local))
-        return rule.forward(layer, x, copies["weight"], copies.get("bias"))
-
-    def _check(self, path: str, gradients: Tensor) -> None:
+    def _require_all_samples(self, layer: CapturedLayer, gradients: Tensor) -> None:
         if self._rows is None or gradients.shape[0] != self._rows.shape[0]:
             raise ModelError(
-                f"layer {path} sees a batch of {len(gradients)} where {self._samples} samples came in:"
+                f"layer {layer.path} sees a batch of {len(gradients)}"
+                f" where {self._samples} samples came in:"
                 " its gradient cannot be told apart by sample"
             )
 
-    def _add(self, name: str, block: Tensor, piece: Any = ...) -> None:
+    def _add(self, name: str, gradients: Tensor, samples: slice = slice(None)) -> None:
+        """Add a parameter's gradients [n, …] into the rows of these samples."""
         assert self._rows is not None
-        rows = self._rows if piece is ... else self._rows[piece]
-        self.projection.add(rows, name, block.flatten(1).float())
+        self.projection.add(self._rows[samples], name, gradients.flatten(1).float())
 
 
-def _layers(model: nn.Module, chosen: set[str]) -> Iterator[tuple[str, nn.Module, Rule | None, dict[str, str]]]:
-    """Every module with chosen parameters of its own: (path, module, rule, {its name: the model's name})."""
-    canonical = {id(parameter): name for name, parameter in model.named_parameters()}
-    for path, module in model.named_modules():
-        own = {local: canonical[id(parameter)] for local, parameter in module.named_parameters(recurse=False)}
-        own = {local: name for local, name in own.items() if name in chosen}
-        if own:
-            rule = rule_of(module) if own.keys() <= {"weight", "bias"} else None
-            yield path, module, rule, own
+def _sample_slices(samples: int, size: int) -> list[slice]:
+    """Which samples at a time have their weight gradients, of `size` numbers each, in memory."""
+    step = max(1, WEIGHT_GRADIENT_NUMBERS // size)
+    return [slice(start, start + step) for start in range(0, samples, step)]
 
 
 def _unpack(kept: Any) -> Tensor:
-    return kept[0].expand(kept[1]) if isinstance(kept, tuple) else kept
-
-
-def _pieces(count: int, size: int) -> list[Any]:
-    """What picks the samples whose weight gradients of `size` numbers are in memory at once."""
-    step = max(1, PIECE // size)
-    return [...] if step >= count else [slice(start, start + step) for start in range(0, count, step)]
+    """What autograd gets for the backward pass; for a released input, any numbers of its shape."""
+    if isinstance(kept, tuple):
+        number, shape = kept
+        return number.expand(shape)
+    return kept
 
 
 def _on_backward(output: Tensor, hook: Callable[[Tensor], None]) -> Tensor:
-    """Have `hook` called with the gradient of `output`; the first layers start the graph."""
+    """Have `hook` called with the gradient of `output`, and return the output to go on with."""
     if not output.requires_grad:
-        output = output.detach().requires_grad_().clone()  # a clone, since code may add to a layer's output in place
+        # No chosen layer lies below: the graph starts here. A clone, since the model may change a
+        # layer's output in place, which autograd forbids for a leaf.
+        output = output.detach().requires_grad_().clone()
     output.register_hook(hook)
     return output

@@ -1,107 +1,229 @@
 """Random projections of a gradient row: code plus a seed, never stored.
 
-Every projection `P` is linear and unbiased, `E[⟨Px, Py⟩] = ⟨x, y⟩`, and its numbers depend on (seed, parameter
-name) alone. Linear means that a layer called twice, or a parameter shared by two layers, just adds its parts up.
+Every projection `P` is linear and unbiased, `E[⟨Px, Py⟩] = ⟨x, y⟩` over seeds, and its numbers
+depend on (seed, parameter name) alone. Linear means that a layer called twice, or a parameter
+shared by two layers, just adds its parts up.
+
+A projection works parameter by parameter, in two steps. `sides` may shrink the two factors of a
+weight gradient before they meet, while the hooks still hold them apart; `add` then adds the
+gradient that came of it into the row. A new projection is a class with these two methods
+(`Projection`), a name in `PROJECTIONS` and a line in `make_projection`.
 """
 
-import math
 from collections.abc import Collection, Iterator, Mapping
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from gradindex.errors import CallError
-from gradindex.gradients.noise import random_offset, random_signs
+from gradindex.random_numbers import random_offset, random_signs
 
-NAMES = ("auto", "rademacher", "sketch", "none")  # what a caller may ask for
+PROJECTIONS = ("auto", "rademacher", "sketch", "none")  # what a caller may ask for
 TWO_SIDED = "two-sided"  # what `auto` stands for
-STRONG = 4  # times the rank serves for weights that hold much of the gradient
-WIDE = 2**20  # signs that are kept in a byte each
 
-Sides = tuple[Tensor | None, Tensor | None]
+HIGH_RANK_FACTOR = 4  # times the rank serves for weights that hold much of the gradient
+# Blocks of at least so many numbers keep their signs as int8 in place of float32: they take a
+# quarter of the memory, and are widened at each use.
+INT8_SIGNS_FROM = 2**20
+
+
+class Sides(NamedTuple):
+    """What shrinks the factors of a weight gradient, [k, outs] and [k, ins]; None: stays whole."""
+
+    outputs: Tensor | None
+    inputs: Tensor | None
+
+
+WHOLE = Sides(None, None)  # both factors stay as they are
+
+
+class Projection(Protocol):
+    """What `Capture` needs of a projection.
+
+    Attributes:
+        dim: D, numbers in a row.
+    """
+
+    dim: int
+
+    def sides(self, name: str, outs: int, ins: int, size: int, like: Tensor) -> Sides:
+        """Return what both factors of a weight's gradient are multiplied with.
+
+        Args:
+            name: of the weight.
+            outs: width of the output gradient, of one group.
+            ins: width of the input, of one group.
+            size: numbers in the weight.
+            like: a tensor of the device and dtype that the sides shall have.
+        """
+
+    def add(self, rows: Tensor, name: str, block: Tensor) -> None:
+        """Add the projection of a parameter's gradient into the rows, in place.
+
+        Args:
+            rows: [n, D] float32.
+            name: of the parameter.
+            block: its gradients, [n, m] float32; m is smaller than the parameter where `sides`
+                shrank its factors.
+        """
 
 
 class Exact:
-    """No projection: the gradients of all parameters, one after the other in the model's order."""
+    """No projection: the gradients of all parameters, one after the other in the model's order.
+
+    Args:
+        sizes: {parameter: how many numbers it has}.
+
+    Attributes:
+        slices: {parameter: where in a row its gradient is}.
+
+    >>> rows = torch.zeros(1, 5)
+    >>> exact = Exact({"weight": 3, "bias": 2})
+    >>> exact.add(rows, "bias", torch.tensor([[7.0, 8.0]]))
+    >>> rows
+    tensor([[0., 0., 0., 7., 8.]])
+    """
 
     def __init__(self, sizes: Mapping[str, int]) -> None:
-        ends = torch.tensor(list(sizes.values())).cumsum(0).tolist()
-        self.slices = {name: slice(end - sizes[name], end) for name, end in zip(sizes, ends, strict=True)}
-        self.dim = ends[-1]
+        self.slices: dict[str, slice] = {}
+        end = 0
+        for name, size in sizes.items():
+            self.slices[name] = slice(end, end + size)
+            end += size
+        self.dim = end
 
     def sides(self, name: str, outs: int, ins: int, size: int, like: Tensor) -> Sides:
-        """What shrinks the factors of a weight gradient of `size` numbers: [k, outs] and [k, ins], or None."""
-        return None, None
+        """Return neither side: both factors stay whole."""
+        return WHOLE
 
     def add(self, rows: Tensor, name: str, block: Tensor) -> None:
-        """Add the projection of the parameter's gradient `block` [n, m] into `rows` [n, D], float32 both."""
+        """Add the gradient `block` [n, m] where its parameter is in `rows` [n, D]."""
         rows[:, self.slices[name]] += block
 
 
 class Energies(Exact):
-    """Of every parameter only the squared norm of its gradient, [n, parameters].
+    """Of every parameter only the squared norm of its gradient, rows [n, parameters].
+
+    Not a projection of gradients, but it takes the place of one to choose those of high rank.
+
+    Args:
+        names: the parameters.
+        rank: of the two-sided projection that is to be chosen for.
 
     Attributes:
-        added: {weight: the relative variance of its inner products under a two-sided projection of this rank}.
+        added_variance: {weight: the relative variance that shrinking it to `rank` adds}; filled
+            while gradients are taken.
     """
 
     def __init__(self, names: Collection[str], rank: int) -> None:
         super().__init__(dict.fromkeys(names, 1))
-        self.rank, self.added = rank, dict[str, float]()
+        self.rank = rank
+        self.added_variance: dict[str, float] = {}
 
     def sides(self, name: str, outs: int, ins: int, size: int, like: Tensor) -> Sides:
-        self.added[name] = variance(shrunk(self.rank, outs, ins, size, strong=False), outs, ins)
-        return None, None
+        """Note what shrinking this weight would add, and return neither side."""
+        widths = shrunk(self.rank, outs, ins, size, high_rank=False)
+        self.added_variance[name] = variance(widths, outs, ins)
+        return WHOLE
 
     def add(self, rows: Tensor, name: str, block: Tensor) -> None:
+        """Add the squared norms of `block` [n, m] into the parameter's column of `rows`."""
         super().add(rows, name, block.square().sum(1, keepdim=True))
 
 
 class Rademacher:
-    """The textbook baseline: a dense matrix of random signs over √D, made anew for every batch."""
+    """The textbook baseline: a dense matrix of random signs over √D (Achlioptas 2003).
 
-    CHUNK = 2**22  # signs in memory at once; a matter of their numbers, not only of memory
+    The matrix [parameters, D] is made anew for every batch, in chunks, for no memory would hold it.
+
+    Args:
+        dim: D.
+        seed: of the signs.
+    """
+
+    # Signs in memory at once. It decides which signs a number gets, so it cannot change without a
+    # new PROJECTION_VERSION.
+    CHUNK_SIGNS = 2**22
 
     def __init__(self, dim: int, seed: int) -> None:
-        self.dim, self.seed = dim, seed
+        self.dim = dim
+        self.seed = seed
 
     def sides(self, name: str, outs: int, ins: int, size: int, like: Tensor) -> Sides:
-        return None, None
+        """Return neither side: both factors stay whole."""
+        return WHOLE
 
     def add(self, rows: Tensor, name: str, block: Tensor) -> None:
-        height = max(1, self.CHUNK // self.dim)
-        for number, part in enumerate(block.split(height, dim=1)):
+        """Add `block` [n, m] times signs [m, D] over √D into `rows` [n, D]."""
+        chunk_rows = max(1, self.CHUNK_SIGNS // self.dim)
+        for number, part in enumerate(block.split(chunk_rows, dim=1)):
             signs = random_signs(self.seed, name, "dense", number, size=part.shape[1] * self.dim)
             matrix = torch.from_numpy(signs).to(rows.device, torch.float32).view(-1, self.dim)
             rows.addmm_(part, matrix, alpha=self.dim**-0.5)
 
 
 class CountSketch:
-    """Each parameter's block is added into the row with random signs, D numbers at a time.
+    """Each parameter's gradient is added into the row with random signs, D numbers at a time.
 
-    A count sketch (Charikar, Chen and Farach-Colton 2002) whose buckets go round robin; a block of fewer than D
-    numbers starts at a random place. With a `rank`, a large weight gradient Δ Aᵀ is first shrunk on both sides to
-    `(P_o Δ)(P_i A)ᵀ` by independent sign matrices with `E[PᵀP] = I` of `shrunk` widths.
+    **Count sketch** (Charikar, Chen and Farach-Colton 2002). Each number of a gradient is
+    multiplied by a random sign and added into one of D buckets. Two numbers that meet in a bucket
+    add a product to ⟨Px, Py⟩ whose signs are independent, so that its mean is zero: the sketch is
+    unbiased. Here the buckets are not drawn but go round robin, so that the work is adding slices,
+    and a gradient of fewer than D numbers starts at a random bucket.
+
+    **Two-sided projection.** With a rank k, a large weight's gradient is first shrunk. It is
+    `Δ Aᵀ`, a sum over positions of the output gradient Δ [outs, s] times the input A [ins, s] (one
+    such matrix for each position in the kernel of a convolution). `P_o (Δ Aᵀ) P_iᵀ`, which is
+    `(P_o Δ)(P_i A)ᵀ`, needs the projected factors alone, so that the whole gradient is never made:
+    the Kronecker-structured projection of LoGra (Choe et al. 2024, arXiv 2405.13954). P_o [k, outs]
+    and P_i [k, ins] are independent matrices of random signs over √k, so that `E[PᵀP] = I`. What
+    this adds to the variance is in `variance`.
+
+    Args:
+        dim: D.
+        seed: of signs and offsets.
+        rank: k, the width to which both sides are shrunk; None for a count sketch alone.
+        high_rank: weights that are shrunk to `HIGH_RANK_FACTOR` times k.
+
+    >>> rows = torch.zeros(1, 2)
+    >>> CountSketch(2, seed=0).add(rows, "weight", torch.tensor([[1.0, 10.0, 100.0]]))
+    >>> rows.abs()  # the first and the third number share a bucket
+    tensor([[101.,  10.]])
     """
 
-    def __init__(self, dim: int, seed: int, rank: int | None = None, strong: Collection[str] = ()) -> None:
-        self.dim, self.seed, self.rank, self.strong = dim, seed, rank, frozenset(strong)
+    def __init__(
+        self, dim: int, seed: int, rank: int | None = None, high_rank: Collection[str] = ()
+    ) -> None:
+        self.dim = dim
+        self.seed = seed
+        self.rank = rank
+        self.high_rank = frozenset(high_rank)
+        # Made when a parameter comes for the first time, then kept: by its name.
         self._sides: dict[str, Sides] = {}
         self._scales: dict[str, float] = {}
         self._folds: dict[str, list[tuple[int, int, Tensor]]] = {}
 
     def sides(self, name: str, outs: int, ins: int, size: int, like: Tensor) -> Sides:
-        """Signs [k, outs] and [k, ins], None for a side that stays whole; `add` scales them, in float32."""
+        """Return signs [k, outs] and [k, ins], None for a side that stays whole.
+
+        They are not divided by √k: in half precision the signs are exact, and `add` divides what
+        comes of them, in float32.
+        """
         if name not in self._sides:
-            widths = shrunk(self.rank, outs, ins, size, name in self.strong)
-            pairs = list(zip(widths, (outs, ins), strict=True))
-            self._scales[name] = math.prod(k**-0.5 for k, width in pairs if k < width)
-            out, into = (
-                self._signs(name, side, k * width).to(like).view(k, width) if k < width else None
-                for side, (k, width) in zip(("out", "in"), pairs, strict=True)
+            out_width, in_width = shrunk(self.rank, outs, ins, size, name in self.high_rank)
+            self._scales[name] = _scale(out_width, outs) * _scale(in_width, ins)
+            self._sides[name] = Sides(
+                self._side(name, "out", out_width, outs, like),
+                self._side(name, "in", in_width, ins, like),
             )
-            self._sides[name] = out, into
         return self._sides[name]
+
+    def _side(self, name: str, side: str, width: int, whole: int, like: Tensor) -> Tensor | None:
+        """Signs [width, whole], or None where that shrinks nothing."""
+        if width == whole:
+            return None
+        return self._signs(name, side, width * whole).to(like).view(width, whole)
 
     def add(self, rows: Tensor, name: str, block: Tensor) -> None:
         """Add the sketch of `block` [n, m] into `rows` [n, D]."""
@@ -113,10 +235,13 @@ class CountSketch:
             part = block if width == block.shape[1] else block.narrow(1, begin, width)
             rows.narrow(1, start, width).addcmul_(part, signs.float(), value=scale)
 
-    def _fold(self, name: str, size: int, device: torch.device) -> Iterator[tuple[int, int, Tensor]]:
-        """Which numbers of a block go where, D at a time: (from, to, signs)."""
+    def _fold(
+        self, name: str, size: int, device: torch.device
+    ) -> Iterator[tuple[int, int, Tensor]]:
+        """Which numbers of a block go where, D at a time: (from in block, to in row, signs)."""
         start = random_offset(self.seed, name, below=max(1, self.dim - size + 1))
-        signs = self._signs(name, "fold", size).to(device, torch.float32 if size < WIDE else torch.int8)
+        dtype = torch.float32 if size < INT8_SIGNS_FROM else torch.int8
+        signs = self._signs(name, "fold", size).to(device, dtype)
         for number, part in enumerate(signs.split(self.dim)):
             yield number * self.dim, start, part
 
@@ -124,35 +249,85 @@ class CountSketch:
         return torch.from_numpy(random_signs(self.seed, name, purpose, size=size))
 
 
-Projection = Exact | CountSketch | Rademacher
+def shrunk(rank: int | None, outs: int, ins: int, size: int, high_rank: bool) -> tuple[int, int]:
+    """Return to how many outputs and inputs a weight's gradient is shrunk.
 
+    To `rank` of each, or `HIGH_RANK_FACTOR` times as many for a weight of high rank. A side of at
+    most twice that stays whole, and so does a weight of at most 16 times rank² numbers: they are
+    not worth the work.
 
-def shrunk(rank: int | None, outs: int, ins: int, size: int, strong: bool) -> tuple[int, int]:
-    """To how many outputs and inputs a weight gradient of `size` numbers is shrunk.
+    Args:
+        rank: None shrinks nothing.
+        outs: width of the output gradient, of one group.
+        ins: width of the input, of one group.
+        size: numbers in the weight.
+        high_rank: whether the weight is of high rank.
 
-    `rank` of each, or four times as many if it is strong; a side of at most twice that stays whole, and so does a
-    weight that is not worth the work.
+    >>> shrunk(16, 512, 256, 512 * 256, high_rank=False)
+    (16, 16)
+    >>> shrunk(16, 512, 20, 512 * 20, high_rank=True)
+    (64, 20)
     """
     if rank is None or size <= 16 * rank**2:
         return outs, ins
-    rank *= STRONG if strong else 1
-    return (rank if outs > 2 * rank else outs), (rank if ins > 2 * rank else ins)
+    width = rank * HIGH_RANK_FACTOR if high_rank else rank
+    out_width = width if outs > 2 * width else outs
+    in_width = width if ins > 2 * width else ins
+    return out_width, in_width
 
 
 def variance(widths: tuple[int, int], outs: int, ins: int) -> float:
-    """The relative variance that shrinking adds, at most, to an inner product of two gradients of this weight."""
-    kept = [1 + 2 / k for k, width in zip(widths, (outs, ins), strict=True) if k < width]
-    return math.prod(kept) - 1
+    """Return the relative variance that shrinking adds, at most, to an inner product.
+
+    Signs [k, m] give ⟨Px, Py⟩ a variance of at most `(2/k) ‖x‖² ‖y‖²`. The two sides are
+    independent, so that of two gradients of one weight it is `(1 + 2/k_o)(1 + 2/k_i) − 1`, times
+    their squared norms; a side that stays whole counts 1.
+
+    Args:
+        widths: k_o and k_i, from `shrunk`.
+        outs: width of the output gradient before.
+        ins: width of the input before.
+
+    >>> variance((4, 20), 100, 20)
+    0.5
+    """
+    second_moment = 1.0
+    for width, whole in zip(widths, (outs, ins), strict=True):
+        if width < whole:
+            second_moment *= 1 + 2 / width
+    return second_moment - 1
+
+
+def _scale(width: int, whole: int) -> float:
+    """What signs [width, whole] are multiplied with so that E[PᵀP] = I."""
+    return width**-0.5 if width < whole else 1.0
 
 
 def make_projection(
-    name: str, dim: int, seed: int, rank: int | None, strong: Collection[str], sizes: Mapping[str, int]
+    name: str,
+    dim: int,
+    seed: int,
+    rank: int | None,
+    high_rank: Collection[str],
+    sizes: Mapping[str, int],
 ) -> Projection:
-    """The projection of a recipe for the parameters `sizes` {name: how many numbers}."""
+    """Return the projection of a recipe.
+
+    Args:
+        name: "two-sided", "sketch", "rademacher" or "none".
+        dim: D; "none" has as many as the parameters.
+        seed: of its random numbers.
+        rank: of a two-sided projection, else None.
+        high_rank: weights that it shrinks less.
+        sizes: {parameter: how many numbers it has}.
+
+    Raises:
+        CallError: there is no projection of that name.
+    """
     if name == "none":
         return Exact(sizes)
     if name == "rademacher":
         return Rademacher(dim, seed)
     if name in ("sketch", TWO_SIDED):
-        return CountSketch(dim, seed, rank, strong)
-    raise CallError(f"projection = {name!r}: allowed are {', '.join(NAMES)}")
+        return CountSketch(dim, seed, rank, high_rank)
+    raise CallError(f"projection = {name!r}: allowed are {', '.join(PROJECTIONS)}")

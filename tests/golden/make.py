@@ -1,4 +1,6 @@
-"""Write the golden store of format version 1. Run once per format version; never again for an old one.
+"""Write the golden store of format version 1.
+
+Run once per format version; never again for an old one.
 
 python tests/golden/make.py tests/golden/v1
 """
@@ -8,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from gradindex.index import build_index
 from gradindex.recipe import Recipe
-from gradindex.search_index import METHODS
-from gradindex.store import Store
+from gradindex.search.ann_builder import build_ann_index
+from gradindex.search.scoring import METHODS
+from gradindex.store.store import Store
 
 RECIPE = Recipe(
     model="UNet2DModel",
@@ -31,7 +33,7 @@ RECIPE = Recipe(
     loss="mse",
     projection="two-sided",
     rank=16,
-    strong=("conv_out.weight",),
+    high_rank=("conv_out.weight",),
     dim=4,
     noise_version=1,
     projection_version=2,
@@ -40,7 +42,10 @@ IDS = ["a.png", "b/ü.png", "b/c.png"]
 
 
 def rows(checkpoint: int) -> np.ndarray:
-    """Numbers that need no generator: row i at timestep t is (i + 1) · [1, t, −c, 0.5]; picture 2 was skipped."""
+    """Numbers that need no generator: row i at timestep t is (i + 1) · [1, t, −c, 0.5].
+
+    Picture 2 was skipped.
+    """
     block = np.array([[[1, t, -checkpoint, 0.5] for t in range(2)] for _ in range(3)], np.float32)
     return block * np.float32([1, 2, 0])[:, None, None]
 
@@ -58,8 +63,12 @@ if __name__ == "__main__":
     )
     for shard in store.shards():
         store.write(
-            shard, rows(shard.checkpoint), np.tile(np.float32([250, 750]), (3, 1)), [2], "aaaaaaaabbbbbbbbcccccccc"
+            shard,
+            rows(shard.checkpoint),
+            np.tile(np.float32([250, 750]), (3, 1)),
+            [2],
+            "aaaaaaaabbbbbbbbcccccccc",
         )
     store.finish()
     for method in METHODS:
-        build_index(store, method)
+        build_ann_index(store, method)

@@ -3,8 +3,8 @@
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,158 +13,231 @@ from unittest import mock
 import numpy as np
 import record
 import torch
-import ways
 from diffusers import DDIMPipeline, DDIMScheduler
-from PIL import Image
-from subjects import subject
+from gradient_methods import (
+    backward_to_input,
+    make_batch,
+    median_ratio,
+    time_in_turns,
+    training_step,
+)
+from picture_sets import write_pictures
+from replaced_functions import replaced
+from trained_models import model_and_pictures, parameter_names
 
 import gradindex
-from gradindex import builder, plan
-from gradindex.denoiser import load_denoiser
-from gradindex.gradients import layers, rows
+from gradindex.builder.plan import DIM, RANK, find_high_rank
+from gradindex.builder.shards import fill
+from gradindex.gradients import layers
+from gradindex.gradients.batch_size import fitting_batch
 from gradindex.gradients.capture import Capture
 from gradindex.gradients.layers import Copies, Factors
-from gradindex.gradients.noise import noise
+from gradindex.gradients.parameters import capture_for
 from gradindex.gradients.projection import CountSketch
+from gradindex.gradients.self_check import check_capture
+from gradindex.models.denoiser import Denoiser
+from gradindex.models.loading import load_denoiser
+from gradindex.random_numbers import noise
+from gradindex.recipe import Recipe
 
-COUNT = {"small": 512, "cifar10": 64}  # pictures that are indexed
+PICTURES = {"small": 512, "cifar10": 64}  # that are indexed
 ROUNDS = {"small": 12, "cifar10": 3}  # batches of the bare capture, and of the profile
 QUERIES = 5
+STEPS = 50  # of DDIM, to generate a picture
+TITLES = {
+    "small": "UNet (32, 64, 128), 2.7 M parameters",
+    "cifar10": "DDPM CIFAR-10, 35.7 M parameters",
+}
+BUILD_STEPS: dict[str, Callable[..., Any]] = {  # {step as published: function}
+    "check against autograd": check_capture,
+    "find strong weights": find_high_rank,
+    "gradients": fill,
+}
+FACTOR_STEPS = {  # {part of a rule for weights that are matrices: what the part is, as published}
+    "inputs": "inputs projected",
+    "outputs": "output gradients projected",
+    "weight": "weight gradients",
+    "bias": "biases",
+}
+
+Seconds = defaultdict[str, float]  # {step: seconds spent in it so far}
 
 
 def run(work: Path, device: str, only: list[str]) -> None:
-    """Measure, print, and write docs/benchmarks/build.json and .md."""
+    """Measure, print, and write docs/benchmarks/build.json and .md.
+
+    Args:
+        only: some of the models "small" and "cifar10".
+    """
     part = record.resumable(work / f"build-{device}")
-    results = {name: part(name, partial(measure, name, work, device)) for name in only or COUNT}
+    names = only or PICTURES
+    results = {name: part(name, partial(measure, name, work, device)) for name in names}
     text = page(results)
     print(text)
     if not only:
         record.save("build", device, "tools/bench build", results, text)
 
 
-def write_pictures(folder: Path, pictures: np.ndarray) -> Path:
-    """The pictures as PNG files."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    for number, picture in enumerate(((pictures + 1) * 127.5).round().astype(np.uint8)):
-        Image.fromarray(picture.transpose(1, 2, 0).squeeze()).save(folder / f"{number:05d}.png")
-    return folder
-
-
 def measure(name: str, work: Path, device: str) -> dict[str, Any]:
-    """Build, query and profile, all of one model."""
-    model, pictures = subject(name, work)
-    data = write_pictures(work / f"{name}-pictures", pictures[: COUNT[name]])
-    found = throughput(model, data, work / "index", device, ROUNDS[name])
-    found["query"] = query(model, work / "index", pictures[-QUERIES:], device)
-    found["profile"] = profile(name, found["batch"], found["strong"], device)
-    return {"pictures": COUNT[name], **found}
+    """Build, query and profile with one model."""
+    model, pictures = model_and_pictures(name, work)
+    data = write_pictures(work / f"{name}-pictures", pictures[: PICTURES[name]])
+    index = work / "index"
+    results = throughput(model, data, index, device, ROUNDS[name])
+    results["query"] = query_costs(model, index, pictures[-QUERIES:], device)
+    results["profile"] = profile(name, results["batch"], results["strong"], device)
+    return {"pictures": PICTURES[name], **results}
 
 
-def throughput(model: Path, data: Path, place: Path, device: str, rounds: int) -> dict[str, Any]:
-    """A build from nothing beside the bare capture of its batches; what its steps took."""
-    shutil.rmtree(place, ignore_errors=True)
-    spent: dict[str, float] = defaultdict(float)
+def throughput(model: Path, data: Path, folder: Path, device: str, rounds: int) -> dict[str, Any]:
+    """Return a build's throughput beside that of the bare capture, and what its steps took.
+
+    Args:
+        folder: of the index, which is made from nothing, twice.
+        rounds: batches of the bare capture.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    seconds: Seconds = defaultdict(float)
+    build = partial(gradindex.build, folder, model=model, data=data, device=device)
     began = time.perf_counter()
-    with timed(plan, "check_capture", spent), timed(builder, "find_strong", spent), timed(builder, "fill", spent):
-        index = gradindex.build(place, model=model, data=data, device=device)
-    whole = time.perf_counter() - began
-    recipe, denoiser = index.store.recipe, load_denoiser(model, device=device)
-    batch = rows.fitting_batch(denoiser, recipe)
+    with ExitStack() as stack:
+        for step, function in BUILD_STEPS.items():
+            timed_function = timed(function, step, seconds)
+            stack.enter_context(replaced(function, timed_function))
+        index = build()
+    first_build = time.perf_counter() - began
+    recipe = index.store.recipe
+    denoiser = load_denoiser(model, device=device)
+    batch = fitting_batch(denoiser, recipe)
     events = index.store.shape[1] * len(recipe.timesteps)
     bare = bare_capture(denoiser, recipe, batch, rounds) * events / batch
-    # Once more, all rows over again, beside the bare capture: the machine is shared, and its speed varies.
-    shutil.rmtree(place / "manifest")
+    # Once more, all rows over again, after the bare capture: the machine is shared, and its speed
+    # varies.
+    shutil.rmtree(folder / "manifest")
     began = time.perf_counter()
-    gradindex.build(place, model=model, data=data, device=device)
-    again = time.perf_counter() - began
+    build()
+    second_build = time.perf_counter() - began
+    shares = {step: seconds[step] / first_build for step in BUILD_STEPS}
+    shares["loading, FAISS and the rest"] = 1 - sum(seconds.values()) / first_build
     return {
         "batch": batch,
         "gradients": events,
-        "strong": recipe.strong,
-        "throughput": 2 * bare / (whole + again),
-        "throughput of the gradients alone": bare / spent["fill"],
-        "share of the first build": {
-            "check against autograd": spent["check_capture"] / whole,
-            "find strong weights": spent["find_strong"] / whole,
-            "gradients": spent["fill"] / whole,
-            "loading, FAISS and the rest": 1 - sum(spent.values()) / whole,
-        },
+        "strong": recipe.high_rank,
+        "throughput": 2 * bare / (first_build + second_build),
+        "throughput of the gradients alone": bare / seconds["gradients"],
+        "share of the first build": shares,
     }
 
 
-def bare_capture(denoiser: Any, recipe: Any, batch: int, rounds: int) -> float:
-    """Seconds of one batch of nothing but captured gradients."""
-    x = torch.from_numpy(noise(0, "bare", 0, 0, (batch, *recipe.image))).clamp(-1, 1).to(denoiser.device)
+def bare_capture(denoiser: Denoiser, recipe: Recipe, batch: int, rounds: int) -> float:
+    """Return the seconds of one batch of nothing but captured gradients."""
+    pictures = torch.from_numpy(noise(0, "bare", 0, 0, (batch, *recipe.image)))
+    x = pictures.clamp(-1, 1).to(denoiser.device)
     t = torch.tensor((recipe.timesteps * batch)[:batch], device=denoiser.device)
     epsilon = torch.randn_like(x)
-    with rows.capture_for(denoiser, recipe) as capture:
-        run = partial(capture.gradients, partial(denoiser.losses, x, t, epsilon, None, recipe.loss))
-        return float(np.mean(ways.seconds({"bare": run}, rounds, denoiser.device.type)["bare"]))
+    losses = partial(denoiser.losses, x, t, epsilon, None, recipe.loss)
+    with capture_for(denoiser, recipe) as capture:
+        methods = {"bare": partial(capture.gradients, losses)}
+        seconds = time_in_turns(methods, rounds, denoiser.device.type)
+    return float(np.mean(seconds["bare"]))
 
 
-def query(model: Path, index: Path, pictures: np.ndarray, device: str) -> dict[str, float]:
-    """A query in units of generating its picture with 50 DDIM steps, model loading aside."""
-    opened = gradindex.open(index, device=device)
+def query_costs(model: Path, folder: Path, pictures: np.ndarray, device: str) -> dict[str, float]:
+    """Return what the parts of a query take, in units of generating its picture.
+
+    A picture takes 50 DDIM steps; loading the model is not counted.
+
+    Args:
+        folder: of the index.
+        pictures: [Q, channels, height, width], asked about one by one.
+    """
+    index = gradindex.open(folder, device=device)
     pipeline = DDIMPipeline.from_pretrained(model).to(device)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
-    spent: dict[str, list[float]] = defaultdict(list)
-    opened.query([torch.from_numpy(pictures[0])])  # loads the model
+    index.query([torch.from_numpy(pictures[0])])  # loads the model
+    generation = []
+    seconds: dict[str, list[float]] = defaultdict(list)
     for picture in pictures:
         began = time.perf_counter()
-        pipeline(num_inference_steps=50)
-        spent["generation"].append(time.perf_counter() - began)
-        opened.query([torch.from_numpy(picture)])
-        for part, seconds in opened.seconds.items():
-            spent[part].append(seconds)
-    generation = np.array(spent.pop("generation"))
-    return {part: float(np.median(np.array(seconds) / generation)) for part, seconds in spent.items()}
+        pipeline(num_inference_steps=STEPS)
+        generation.append(time.perf_counter() - began)
+        index.query([torch.from_numpy(picture)])
+        for part, duration in index.seconds.items():
+            seconds[part].append(duration)
+    costs = {}
+    for part, durations in seconds.items():
+        costs[part] = float(np.median(np.array(durations) / np.array(generation)))
+    return costs
 
 
-def profile(name: str, size: int, strong: tuple[str, ...], device: str) -> dict[str, float]:
-    """Where a batch's time goes, in training steps: the floor, then what each part of the hooks takes above it."""
-    batch = ways.make_batch(name, size, device)
-    spent: dict[str, float] = defaultdict(float)
-    capture = Capture(batch.model, ways.names(batch.model), CountSketch(plan.DIM, 0, plan.RANK, strong))
+def profile(name: str, size: int, high_rank: Sequence[str], device: str) -> dict[str, float]:
+    """Return where a batch's time goes, in training steps.
 
-    def ours() -> None:
+    The floor (forward and backward pass to the input), then what each part of the hooks takes above
+    it, and all of it.
+
+    Args:
+        name: of the model. size: pictures of a batch.
+        high_rank: weights that the projection shrinks less.
+    """
+    batch = make_batch(name, size, device)
+    projection = CountSketch(DIM, 0, RANK, high_rank)
+    capture = Capture(batch.model, parameter_names(batch.model), projection)
+
+    def take_gradients() -> None:
         with capture:
             capture.gradients(batch.losses)
 
-    parts = {"training step": partial(ways.training_step, batch), "floor": partial(ways.floor, batch), "ours": ours}
-    times = ways.seconds(parts, ROUNDS[name], device)
+    methods: dict[str, Callable[[], object]] = {
+        "training step": partial(training_step, batch),
+        "floor": partial(backward_to_input, batch),
+        "ours": take_gradients,
+    }
+    times = time_in_turns(methods, ROUNDS[name], device)
     step = float(np.median(times["training step"]))
-    watched = {kind: _watched(rule, spent, device) for kind, rule in layers.RULES.items()}
-    with mock.patch.object(layers, "RULES", watched), timed(CountSketch, "add", spent, device):
-        capture = Capture(batch.model, ways.names(batch.model), capture.projection)
-        ours()
-        spent.clear()
+    # The same once more with a clock in every rule and in the projection.
+    seconds: Seconds = defaultdict(float)
+    rules = {cls: _timed_rule(rule, seconds, device) for cls, rule in layers.RULES.items()}
+    add = timed(CountSketch.add, "sums into the row", seconds, device)
+    with mock.patch.object(layers, "RULES", rules), mock.patch.object(CountSketch, "add", add):
+        capture = Capture(batch.model, parameter_names(batch.model), capture.projection)
+        take_gradients()
+        seconds.clear()
         for _ in range(ROUNDS[name]):
-            ours()
-    shares = {part: seconds / ROUNDS[name] / step for part, seconds in spent.items()}
-    floor, whole = (ways.ratio(times, way, "training step") for way in ("floor", "ours"))
-    named = {"sums into the row": shares.pop("add"), **shares}
-    return {"floor": floor, **named, "the rest: hooks, norms, colder caches": whole - floor - sum(named.values()),
-            "ours": whole}  # fmt: skip
+            take_gradients()
+    parts = {part: spent / ROUNDS[name] / step for part, spent in seconds.items()}
+    parts = {"sums into the row": parts.pop("sums into the row"), **parts}
+    floor = median_ratio(times, "floor", "training step")
+    whole = median_ratio(times, "ours", "training step")
+    return {
+        "floor": floor,
+        **parts,
+        "the rest: hooks, norms, colder caches": whole - floor - sum(parts.values()),
+        "ours": whole,
+    }
 
 
-def _watched(rule: Any, spent: dict[str, float], device: str) -> Any:
-    if isinstance(rule, Factors):
-        names = {"inputs": "inputs projected", "outputs": "output gradients projected", "weight": "weight gradients",
-                 "bias": "biases"}  # fmt: skip
-        return rule._replace(**{f: _timed(getattr(rule, f), title, spent, device) for f, title in names.items()})
-    return rule if isinstance(rule, Copies) else _timed(rule, "other layers", spent, device)
+def _timed_rule(rule: Any, seconds: Seconds, device: str) -> Any:
+    """A layer's rule whose parts add up the seconds that they take.
+
+    Copies of parameters cannot be told from the forward pass, and stay as they are.
+    """
+    if isinstance(rule, Copies):
+        return rule
+    if not isinstance(rule, Factors):
+        return timed(rule, "other layers", seconds, device)
+    parts = {}
+    for field, title in FACTOR_STEPS.items():
+        parts[field] = timed(getattr(rule, field), title, seconds, device)
+    return rule._replace(**parts)
 
 
-@contextmanager
-def timed(owner: Any, name: str, spent: dict[str, float], device: str = "cpu") -> Iterator[None]:
-    """Add up the seconds that `owner.name` takes."""
-    with mock.patch.object(owner, name, _timed(getattr(owner, name), name, spent, device)):
-        yield
+def timed(
+    function: Callable[..., Any], step: str, seconds: Seconds, device: str = "cpu"
+) -> Callable[..., Any]:
+    """Return a function that adds up the seconds that it takes in seconds[step]."""
 
-
-def _timed(function: Callable[..., Any], title: str, spent: dict[str, float], device: str) -> Callable[..., Any]:
     def call(*arguments: Any, **options: Any) -> Any:
         if device == "cuda":
             torch.cuda.synchronize()
@@ -172,44 +245,33 @@ def _timed(function: Callable[..., Any], title: str, spent: dict[str, float], de
         result = function(*arguments, **options)
         if device == "cuda":
             torch.cuda.synchronize()
-        spent[title] += time.perf_counter() - began
+        seconds[step] += time.perf_counter() - began
         return result
 
     return call
 
 
-LEFT = """What is left above the floor (forward and backward to the input, which any hooks must pay): the *weight
-gradients* of each picture, from projected inputs and output gradients. A layer of 32 channels is too narrow to shrink,
-so a small model pays for them in full and a large one hardly. Then projecting both sides, and the hooks' Python with
-group norms that run with a copy of their weights per picture. *Find strong weights* is eight pictures at ten timesteps,
-80 gradients at twice the usual price, once a build, whatever its size.
-"""
-
-
 def page(results: Mapping[str, Any]) -> str:
-    """The results as Markdown."""
-    parts = [
-        "# Where the time of a build and of a query goes\n\n"
-        "`gradindex build` with its defaults (10 timesteps, `auto`, D = 4096, batch size auto), from a folder of PNG"
-        " files to the open index, in one process beside what it is compared with.\n",
-        LEFT,
+    """Return the results as Markdown."""
+    sections = [record.fill_page("build")]
+    sections += [_model_section(name, model) for name, model in results.items()]
+    return "\n\n".join(sections)
+
+
+def _model_section(name: str, model: Mapping[str, Any]) -> str:
+    """The section of one model."""
+    shares = [
+        {"part of the build": step, "share": f"{share:.1%}"}
+        for step, share in model["share of the first build"].items()
     ]
-    titles = {"small": "UNet (32, 64, 128), 2.7 M parameters", "cifar10": "DDPM CIFAR-10, 35.7 M parameters"}
-    for name, found in results.items():
-        parts.append(f"## {titles[name]}\n")
-        parts.append(
-            f"{found['pictures']:,} pictures, {found['gradients']:,} gradients, batch {found['batch']}. The whole build"
-            f" has {found['throughput']:.0%} of the bare capture's throughput; its gradients alone, reading and writing"
-            f" overlapped, {found['throughput of the gradients alone']:.0%}.\n"
-        )
-        parts.append(record.table([{"part of the build": part, "share": f"{share:.1%}"}
-                                   for part, share in found["share of the first build"].items()]))  # fmt: skip
-        parts.append("\nOne batch, in units of a training step on it:\n")
-        parts.append(record.table([{"part of a batch": part, "cost": f"{cost:.3f}"}
-                                   for part, cost in found["profile"].items()]))  # fmt: skip
-        query = found["query"]
-        parts.append(
-            f"\nA query (one picture, 10 gradients) takes {query['gradients']:.2f} of the time of generating a"
-            f" picture with 50 DDIM steps; the search takes {query['search']:.3f}.\n"
-        )
-    return "\n".join(parts).rstrip()
+    costs = [
+        {"part of a batch": part, "cost": f"{cost:.3f}"} for part, cost in model["profile"].items()
+    ]
+    return record.fill_page(
+        "build-model",
+        title=TITLES[name],
+        model=model,
+        gradients_alone=model["throughput of the gradients alone"],
+        shares=record.table(shares),
+        costs=record.table(costs),
+    )

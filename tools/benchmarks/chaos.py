@@ -1,6 +1,5 @@
-"""Kills, damaged files and failing disks, at random, and what an index makes of them: `tools/bench chaos`."""
+"""What an index makes of kills, damaged files and failing disks, at random: `tools/bench chaos`."""
 
-import shutil
 import subprocess
 import time
 from collections import Counter
@@ -12,48 +11,57 @@ from typing import Any
 
 import numpy as np
 import record
-from trials import (
-    PICTURES,
+from command_processes import (
     SHARD_ROWS,
     Command,
-    Setting,
-    committed,
-    differences,
-    drafts_in,
-    duration,
-    files_of,
+    exit_status,
     kill_at_random,
+    measure_duration,
     start,
-    status,
-    unlike,
 )
+from digit_indexes import PICTURES, SEED, Setting
+from file_damages import damage
+from index_files import committed_shards, count_drafts, file_names, finish_and_compare
 
-from gradindex.errors import CallError, StoreError
-from gradindex.search_index import METHODS
-from gradindex.store import Store
-from gradindex.verify import damages
+from gradindex.errors import CallError
+from gradindex.store.store import Store
 
-SEED = 0
 KILLS = {"build": 60, "build, more pictures": 60, "index": 40, "remove": 40}
 DAMAGES, DISKS = 400, 5  # files damaged; times that each disk fails each command
+PAGE_BYTES = 4096  # of a small disk
+POLL_SECONDS = 0.001
 
 COUNTED = {"kills": "kills", "damages": "damages", "disks": "failed commands"}
-FACTS = ("kills", "in the middle of a file", "shards found committed", "indexes compared")
+KILL_COUNTS = (
+    "kills",
+    "in the middle of a file",
+    "shards found committed",
+    "indexes compared",
+)
 Random = np.random.Generator
+Rows = list[dict[str, Any]]
 
 
 def run(work: Path, device: str, only: list[str]) -> None:
-    """Try, print, and write docs/benchmarks/chaos.json and .md; `only` names parts: kills, damages, disks."""
+    """Try, print, and write docs/benchmarks/chaos.json and .md.
+
+    Args:
+        only: some of the parts "kills", "damages" and "disks".
+    """
     folder = work / "chaos"
-    parts: dict[str, Callable[[], Any]] = {
-        "damages": partial(tried, folder / "damages", damage, DAMAGES),
-        **{f"kills {name}": partial(tried, folder / name, kill, name, count) for name, count in KILLS.items()},
-        "disks": partial(tried, folder / "disks", fail, tuple(FAILURES), tuple(KILLS), DISKS),
+    parts: dict[str, Callable[[], Rows]] = {
+        "damages": partial(_in_new_setting, folder / "damages", damage, DAMAGES)
     }
-    chosen = {name: part for name, part in parts.items() if not only or name.split()[0] in only}
-    found = record.measure(folder / "done", chosen, device)
+    for name, count in KILLS.items():
+        parts[f"kills {name}"] = partial(_in_new_setting, folder / name, kill, name, count)
+    parts["disks"] = partial(
+        _in_new_setting, folder / "disks", fail, tuple(FAILURES), tuple(KILLS), DISKS
+    )
+    if only:
+        parts = {name: part for name, part in parts.items() if name.split()[0] in only}
+    rows_of_parts = record.measure(folder / "done", parts, device)
     results: dict[str, Any] = {"seed": SEED, "kills": [], "damages": [], "disks": []}
-    for name, rows in found.items():
+    for name, rows in rows_of_parts.items():
         results[name.split()[0]].extend(rows)
     text = page(results)
     print(text)
@@ -61,119 +69,48 @@ def run(work: Path, device: str, only: list[str]) -> None:
         record.save("chaos", device, "tools/bench chaos", results, text)
 
 
-def tried(folder: Path, trial: Callable[..., list[dict[str, Any]]], *arguments: Any) -> list[dict[str, Any]]:
-    """What a trial finds in a setting of its own."""
+def _in_new_setting(folder: Path, trial: Callable[..., Rows], *arguments: Any) -> Rows:
+    """What a trial gives in a setting of its own."""
     return trial(Setting(folder), *arguments)
 
 
-def kill(setting: Setting, name: str, count: int) -> list[dict[str, Any]]:
-    """Kill a command so often, each time at a random instant; every other index is killed again before it is whole."""
-    random, place, stderr = np.random.default_rng(SEED), setting.folder / "place", setting.folder / "stderr"
-    command, facts = setting.commands[name], Counter[str](dict.fromkeys(FACTS, 0))
+def kill(setting: Setting, name: str, count: int) -> Rows:
+    """Kill a command so often, each time at a random instant.
+
+    Every other index is killed again before it is whole.
+
+    Returns:
+        One row that counts, and says what was wrong.
+    """
+    random = np.random.default_rng(SEED)
+    command = setting.commands[name]
+    folder, stderr = setting.folder / "place", setting.folder / "stderr"
+    counts = Counter[str](dict.fromkeys(KILL_COUNTS, 0))
     wrong: list[str] = []
-    seconds = duration(command, place, stderr)
-    while facts["kills"] < count:
-        command.begin(place)
-        while facts["kills"] < count:
-            drafts = drafts_in(place)
-            if not kill_at_random(command, place, seconds, random, stderr):
+    seconds = measure_duration(command, folder, stderr)
+    while counts["kills"] < count:
+        command.lay_out(folder)
+        while counts["kills"] < count:
+            drafts = count_drafts(folder)
+            if not kill_at_random(command, folder, seconds, random, stderr):
                 break
-            facts["kills"] += 1
-            facts["in the middle of a file"] += drafts_in(place) > drafts
-            facts["shards found committed"] += len(committed(place))
-            wrong += setting.wrong(place, command)
+            counts["kills"] += 1
+            counts["in the middle of a file"] += count_drafts(folder) > drafts
+            counts["shards found committed"] += len(committed_shards(folder))
+            wrong += setting.check_stopped(folder, command)
             if random.random() < 0.5:
                 break
-        facts["indexes compared"] += 1
-        wrong += unlike(command, place, stderr)
-    return [{"command": name, **facts, "failures": len(wrong), "what": wrong}]
-
-
-def flip(file: Path, random: Random) -> None:
-    content = bytearray(file.read_bytes())
-    content[random.integers(len(content))] ^= 1 << random.integers(8)
-    file.write_bytes(content)
-
-
-def cut(file: Path, random: Random) -> None:
-    content = file.read_bytes()
-    file.write_bytes(content[: random.integers(1, len(content))])
-
-
-def empty(file: Path, random: Random) -> None:
-    file.write_bytes(b"")
-
-
-def delete(file: Path, random: Random) -> None:
-    file.unlink()
-
-
-HARMS: dict[str, Callable[[Path, Random], None]] = {"flip a bit": flip, "cut": cut, "empty": empty, "delete": delete}
-EXCHANGE, COPY_OVER = "exchange with a sibling", "copy a sibling over it"
-
-
-def harm(place: Path, name: str, kind: str, random: Random) -> list[str]:
-    """Damage a file of an index; which files are no longer as they were."""
-    if kind in HARMS:
-        HARMS[kind](place / name, random)
-        return [name]
-    other = sibling(place, name, random)
-    mine, theirs = ((place / each).read_bytes() for each in (name, other))
-    (place / name).write_bytes(theirs)
-    if kind == COPY_OVER:
-        return [name]
-    (place / other).write_bytes(mine)
-    return sorted([name, other])
-
-
-def sibling(place: Path, name: str, random: Random) -> str:
-    """A file of the same kind with other content: of the same folder where there is one, else of the same ending."""
-    content, suffix = (place / name).read_bytes(), Path(name).suffix
-    others = [other for other in files_of(place) if Path(other).suffix == suffix]
-    others = [other for other in others if (place / other).read_bytes() != content]
-    near = [other for other in others if other.partition("/")[0] == name.partition("/")[0]]
-    return str(random.choice(near or others))
-
-
-def damage(setting: Setting, count: int) -> list[dict[str, Any]]:
-    """Damage so many files, one after the other, each of a fresh copy: it is named, never believed, and mended."""
-    random, folder, place = np.random.default_rng(SEED), setting.folder, setting.folder / "place"
-    kinds = (*HARMS, COPY_OVER, EXCHANGE)
-    rows = {kind: Counter(dict.fromkeys(("damages", "true answers", "refusals"), 0)) for kind in kinds}
-    wrong: dict[str, list[str]] = {kind: [] for kind in kinds}
-    names, files = files_of(setting.whole), list[str]()
-    for _ in range(count):
-        files = files or random.permutation(names).tolist()
-        name, kind = files.pop(), str(random.choice(kinds))
-        shutil.rmtree(place, ignore_errors=True)
-        shutil.copytree(setting.whole, place)
-        harmed = harm(place, name, kind, random)
-        rows[kind]["damages"] += 1
-        found = []
-        if (named := sorted(line.split()[0] for line in damages(place))) != harmed:
-            found.append(f"verify names {named}")
-        for method in METHODS:
-            shutil.rmtree(folder / "copy", ignore_errors=True)
-            shutil.copytree(place, folder / "copy")  # a query may mend search files
-            try:
-                right = setting.answer(folder / "copy", method) == setting.truth[setting.whole][method]
-                rows[kind]["true answers"] += right
-                found += [] if right else [f"another answer of {method}"]
-            except StoreError:
-                rows[kind]["refusals"] += 1
-        if status(setting.again.words(place), folder / "stderr"):
-            found.append(f"the build fails: {(folder / 'stderr').read_text()}")
-        found += [*damages(place), *differences(place, setting.whole)]
-        wrong[kind] += [f"{' and '.join(harmed)}: {what}" for what in found]
-    return [{"damage": kind, **facts, "failures": len(wrong[kind]), "what": wrong[kind]}
-            for kind, facts in rows.items()]  # fmt: skip
+        counts["indexes compared"] += 1
+        wrong += finish_and_compare(command, folder, stderr)
+    return [{"command": name, **counts, "failures": len(wrong), "what": wrong}]
 
 
 @contextmanager
-def disk(folder: Path, options: str) -> Iterator[Path]:
-    """A small disk of its own; only root may have one."""
+def small_disk(folder: Path, options: str) -> Iterator[Path]:
+    """A disk in memory, mounted on a folder meanwhile; only root may have one."""
     folder.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], check=True, capture_output=True)
+    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    subprocess.run(mount, check=True, capture_output=True)
     try:
         yield folder
     finally:
@@ -181,15 +118,16 @@ def disk(folder: Path, options: str) -> Iterator[Path]:
 
 
 def may_mount(folder: Path) -> bool:
-    """Whether this process may have small disks."""
+    """Return whether this process may have small disks."""
     try:
-        with disk(folder, "size=64k"):
+        with small_disk(folder, "size=64k"):
             return True
     except (OSError, subprocess.CalledProcessError):
         return False
 
 
 def remount(folder: Path, options: str) -> None:
+    """Change the options of a small disk."""
     subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True)
 
 
@@ -197,71 +135,82 @@ Failed = tuple[int, list[str]]  # exit status, what is wrong with the index afte
 
 
 def full_disk(setting: Setting, command: Command, random: Random) -> Failed:
-    """It has not the room for what the command adds."""
-    with disk(setting.folder / "disk", "size=64m") as root:
-        command.begin(root / "place")
-        used, growth = size(root), size(command.after) - size(command.before)
-        remount(root, f"size={used + int(random.uniform(0, max(growth, 4096))) // 4096 * 4096}")
-        failed = status(command.words(root / "place"), setting.folder / "failed")
-        wrong = setting.wrong(root / "place", command)
-        remount(root, "size=64m")
-        return failed, wrong + unlike(command, root / "place", setting.folder / "stderr")
+    """Run a command on a disk that has no space for all that it adds."""
+    with small_disk(setting.folder / "disk", "size=64m") as disk:
+        folder = disk / "place"
+        command.lay_out(folder)
+        used = bytes_on_disk(disk)
+        growth = bytes_on_disk(command.after)
+        if command.before:
+            growth -= bytes_on_disk(command.before)
+        space = int(random.uniform(0, max(growth, PAGE_BYTES))) // PAGE_BYTES * PAGE_BYTES
+        remount(disk, f"size={used + space}")
+        status = exit_status(command.words(folder), setting.folder / "failed")
+        wrong = setting.check_stopped(folder, command)
+        remount(disk, "size=64m")
+        return status, wrong + finish_and_compare(command, folder, setting.folder / "stderr")
 
 
 def read_only_disk(setting: Setting, command: Command, random: Random) -> Failed:
-    """The command was killed on it, and is run again."""
-    with disk(setting.folder / "disk", "size=64m") as root:
-        seconds = duration(command, root / "place", setting.folder / "stderr")
-        command.begin(root / "place")
-        kill_at_random(command, root / "place", seconds, random, setting.folder / "stderr")
-        remount(root, "ro")
-        failed = status(command.words(root / "place"), setting.folder / "failed")
-        wrong = setting.wrong(root / "place", command)
-        remount(root, "rw")
-        return failed, wrong + unlike(command, root / "place", setting.folder / "stderr")
+    """Run a command on a read-only disk, after it was killed there."""
+    stderr = setting.folder / "stderr"
+    with small_disk(setting.folder / "disk", "size=64m") as disk:
+        folder = disk / "place"
+        seconds = measure_duration(command, folder, stderr)
+        command.lay_out(folder)
+        kill_at_random(command, folder, seconds, random, stderr)
+        remount(disk, "ro")
+        status = exit_status(command.words(folder), setting.folder / "failed")
+        wrong = setting.check_stopped(folder, command)
+        remount(disk, "rw")
+        return status, wrong + finish_and_compare(command, folder, stderr)
 
 
 def small_files(setting: Setting, command: Command, random: Random) -> Failed:
-    """No file may be larger than a random limit, as with a quota."""
-    place = setting.folder / "place"
-    command.begin(place)
-    largest = max((command.after / name).stat().st_size for name in files_of(command.after))
-    failed = status(command.words(place), setting.folder / "failed", int(random.integers(1024, largest)))
-    wrong = setting.wrong(place, command)
-    return failed, wrong + unlike(command, place, setting.folder / "stderr")
+    """Run a command that may write no file larger than a random limit, as with a quota."""
+    folder = setting.folder / "place"
+    command.lay_out(folder)
+    sizes = [(command.after / name).stat().st_size for name in file_names(command.after)]
+    limit = int(random.integers(1024, max(sizes)))
+    status = exit_status(command.words(folder), setting.folder / "failed", limit)
+    wrong = setting.check_stopped(folder, command)
+    return status, wrong + finish_and_compare(command, folder, setting.folder / "stderr")
 
 
 def vanished_picture(setting: Setting, command: Command, random: Random) -> Failed:
-    """A picture of the last shard is gone when its turn comes."""
-    place, data = setting.folder / "place", Path(command.options[command.options.index("--data") + 1])
-    command.begin(place)
+    """Run a build; a picture of the last shard is gone when its turn comes."""
+    folder, away = setting.folder / "place", setting.folder / "away"
+    data = Path(command.options[command.options.index("--data") + 1])
+    command.lay_out(folder)
     ids = Store(command.after).sample_ids
-    file = data / ids[len(ids) - 2]
-    process = start(command.words(place), setting.folder / "failed")
-    while process.is_alive() and pictures_in(place) < len(ids):
-        time.sleep(0.001)
-    file.rename(setting.folder / "away")
+    picture = data / ids[len(ids) - 2]
+    process = start(command.words(folder), setting.folder / "failed")
+    while process.is_alive() and _pictures_in(folder) < len(ids):
+        time.sleep(POLL_SECONDS)
+    picture.rename(away)
     process.join()
-    wrong = setting.wrong(place, command)
-    (setting.folder / "away").rename(file)
-    return process.exitcode or 0, wrong + unlike(command, place, setting.folder / "stderr")
+    wrong = setting.check_stopped(folder, command)
+    away.rename(picture)
+    wrong += finish_and_compare(command, folder, setting.folder / "stderr")
+    return process.exitcode or 0, wrong
 
 
-def pictures_in(place: Path) -> int:
+def _pictures_in(folder: Path) -> int:
+    """How many pictures an index has or is getting; 0 where none is."""
     try:
-        return Store(place).shape[1]
+        return Store(folder).shape[1]
     except CallError:
         return 0
 
 
-def size(place: Path | None) -> int:
-    """Bytes of the pages that its files take on a small disk."""
-    if place is None:
-        return 0
-    return sum(-(-file.stat().st_size // 4096) * 4096 for file in place.rglob("*") if file.is_file())
+def bytes_on_disk(folder: Path) -> int:
+    """Return the bytes of the pages that a folder's files take on a small disk."""
+    sizes = [file.stat().st_size for file in folder.rglob("*") if file.is_file()]
+    return sum(-(-size // PAGE_BYTES) * PAGE_BYTES for size in sizes)
 
 
 VANISHED = "a picture vanishes"
+# {kind of disk: (function that runs a command so that it fails, reason in its message)}
 FAILURES: dict[str, tuple[Callable[[Setting, Command, Random], Failed], str]] = {
     "limited file size": (small_files, "File too large"),
     VANISHED: (vanished_picture, "No such file or directory"),
@@ -271,69 +220,88 @@ FAILURES: dict[str, tuple[Callable[[Setting, Command, Random], Failed], str]] = 
 MOUNTED = ("full disk", "read-only disk")
 
 
-def fail(setting: Setting, kinds: Sequence[str], names: Sequence[str], count: int) -> list[dict[str, Any]]:
-    """Let each kind of disk fail each of these commands so often: one line that says why, and nothing is lost."""
-    random, rows = np.random.default_rng(SEED), []
-    for kind in kinds:
-        function, reason = FAILURES[kind]
-        failures, wrong = 0, list[str]()
+def fail(setting: Setting, disks: Sequence[str], names: Sequence[str], count: int) -> Rows:
+    """Let each kind of disk fail each of some commands so often.
+
+    A failed command says why in one line, and nothing is lost.
+
+    Args:
+        disks: keys of FAILURES. names: of commands.
+
+    Returns:
+        A row for each kind of disk, which counts, and says what was wrong.
+    """
+    random = np.random.default_rng(SEED)
+    rows = []
+    for disk in disks:
+        failures = 0
+        wrong: list[str] = []
         for name in names:
             command = setting.commands[name]
-            if kind == VANISHED and command.verb != "build":
+            # Only a build reads pictures.
+            if disk == VANISHED and command.verb != "build":
                 continue
-            done = 0
-            while done < count:
-                failed, found = function(setting, command, random)
-                if failed:  # else there was enough room, or it was done before the kill
-                    done += 1
-                    lines = (setting.folder / "failed").read_text().splitlines()
-                    if failed != 1 or len(lines) != 1 or not lines[0].startswith("Error: ") or reason not in lines[0]:
-                        found.append(f"status {failed}: {lines}")
-                wrong += [f"{name}: {what}" for what in found]
-            failures += done
-        rows.append({"disk": kind, "failed commands": failures, "failures": len(wrong), "what": wrong})
+            lines = _fail_often(setting, disk, command, count, random)
+            wrong += [f"{name}: {line}" for line in lines]
+            failures += count
+        rows.append(
+            {"disk": disk, "failed commands": failures, "failures": len(wrong), "what": wrong}
+        )
     return rows
 
 
-INTRODUCTION = """# What kills, damaged files and failing disks do to an index
+def _fail_often(
+    setting: Setting, disk: str, command: Command, count: int, random: Random
+) -> list[str]:
+    """Run a command until it has failed so often; what was wrong."""
+    function, reason = FAILURES[disk]
+    wrong = []
+    failures = 0
+    while failures < count:
+        status, lines = function(setting, command, random)
+        wrong += lines
+        if status:  # else there was enough space, or it was done before the kill
+            failures += 1
+            message = (setting.folder / "failed").read_text().splitlines()
+            if not _tells_reason(status, message, reason):
+                wrong.append(f"status {status}: {message}")
+    return wrong
 
-{pictures} of scikit-learn's digits, a small `UNet2DModel`, shards of {shard} pictures; seed {seed}. All is counted,
-nothing is timed.
 
-{kills} kills (SIGKILL), {damages} damaged files, {disks} failed disks: **{failures} failures**.
-"""
-KILLED = """## Kills
-
-Each command runs in a process of its own that is killed at a random instant. After every kill the rows committed so far
-read back as those of an undisturbed run, and an index that had been finished answers as before the command or as after
-it; half of the indexes are killed again before they are whole. Then the command is run to its end. Every file of the
-index is byte for byte that of an undisturbed run (but for the measured time of a search), no committed shard was made
-twice, and `verify` calls the index whole.
-
-*In the middle of a file*: a draft without its name was left over, which nothing reads.
-"""
-DAMAGED = """## Damages
-
-Each time one file, or the two that are exchanged, of a finished index that has grown and lost pictures; every file in
-turn. `verify` names it and nothing else; a query of each method gives the true answer or refuses; the same build mends
-the index, again byte for byte.
-"""
-FAILED = """## Disks
-
-Each of `build`, a build over more pictures, `index` and `remove` (a vanishing picture: the builds). A failed command
-says why in one line, with status 1. What was committed stays, the index answers as before, and the command goes on when
-the disk does.
-"""
+def _tells_reason(status: int, message: Sequence[str], reason: str) -> bool:
+    """Whether a command failed with status 1 and one line that says why."""
+    if status != 1 or len(message) != 1:
+        return False
+    return message[0].startswith("Error: ") and reason in message[0]
 
 
 def page(results: Mapping[str, Any]) -> str:
-    """The results as Markdown."""
-    counts = {part: sum(row[what] for row in results[part]) for part, what in COUNTED.items()}
+    """Return the results as Markdown."""
     rows = [row for part in COUNTED for row in results[part]]
-    facts = {"pictures": PICTURES, "shard": SHARD_ROWS, "seed": results["seed"], **counts}
-    parts = [INTRODUCTION.format(**facts, failures=sum(row["failures"] for row in rows))]
-    for part, text in zip(COUNTED, (KILLED, DAMAGED, FAILED), strict=True):
+    counts = {}
+    for part, column in COUNTED.items():
+        counts[part] = sum(row[column] for row in results[part])
+    introduction = record.fill_page(
+        "chaos",
+        pictures=PICTURES,
+        shard_rows=SHARD_ROWS,
+        seed=results["seed"],
+        failures=sum(row["failures"] for row in rows),
+        **counts,
+    )
+    sections = [introduction]
+    for part in COUNTED:
         if results[part]:
-            shown = [{name: value for name, value in row.items() if name != "what"} for row in results[part]]
-            parts += [text, record.table(shown) + "\n"]
-    return "\n".join(parts + [f"- {what}" for row in rows for what in row["what"]]).rstrip()
+            sections.append(record.fill_page(f"chaos-{part}", rows=_table(results[part])))
+    wrong = [f"- {line}" for row in rows for line in row["what"]]
+    if wrong:
+        sections.append("\n".join(wrong))
+    return "\n\n".join(sections).rstrip()
+
+
+def _table(rows: Rows) -> str:
+    """Rows without what was wrong."""
+    counts = []
+    for row in rows:
+        counts.append({name: value for name, value in row.items() if name != "what"})
+    return record.table(counts)

@@ -1,147 +1,139 @@
-"""How well projected gradients rank 500 training pictures for 24 queries, against exact full gradients."""
+"""How well projected gradients rank training pictures, against exact full gradients."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from gradient_costs import DIM, RANK, RANKS
+from gradient_methods import DENSE_DIM, dattri_projector, trak_projector
+from measured_model import GRID, QUERIES, TRAINING, MeasuredModel, Scores, scores_of
 from torch import Tensor
-from tqdm import tqdm
 
-from gradindex.denoiser import Checkpoints, Denoiser
-from gradindex.gradients.noise import noise
-from gradindex.gradients.projection import TWO_SIDED, CountSketch
-from gradindex.gradients.rows import capture_for, choose_strong, grid_events, sample_gradients
-from gradindex.ranking import overlap, spearman
-from gradindex.recipe import Recipe, grid
+from gradindex.gradients.projection import Rademacher
+from gradindex.report.ranking import overlap, spearman
+from gradindex.search.scoring import METHODS
 
-TRAINING, QUERIES = 500, 24
-GRID = grid(10, 1000)
-BLOCK = 8  # training gradients in memory at once, beside those of all queries
-
-Scores = dict[str, np.ndarray]  # {method: [T, Q, N]}
+WIDTHS = (256, 1024, 4096, 8192)
+SEEDS = {"small": (0, 1), "cifar10": (0,)}
+ONE = 250  # the single timestep at which every method is compared
+HALF_STRIDE = 3  # of the grid's timesteps that weights in bfloat16 are tried at
 
 
-class Several:
-    """Sketches of several widths of the same gradients, side by side: one pass serves them all."""
-
-    def __init__(self, sketches: Sequence[CountSketch]) -> None:
-        self.sketches, self.dim = sketches, sum(sketch.dim for sketch in sketches)
-
-    def sides(self, *arguments: object) -> tuple[Tensor | None, Tensor | None]:
-        first, *_ = [sketch.sides(*arguments) for sketch in self.sketches]  # type: ignore[arg-type]
-        return first
-
-    def add(self, rows: Tensor, name: str, block: Tensor) -> None:
-        for sketch, part in zip(self.sketches, rows.split([sketch.dim for sketch in self.sketches], 1), strict=True):
-            sketch.add(part, name, block)
-
-
-class Subject:
-    """A trained model with training pictures that it saw and query pictures that it did not."""
-
-    def __init__(
-        self, folder: Path, pictures: np.ndarray, device: str, dtype: str = "float32", *, training: int = TRAINING
-    ) -> None:
-        checkpoints = Checkpoints([folder], folder, None, device, dtype)
-        self.denoiser: Denoiser = checkpoints[0]
-        self.training = training
-        self.pictures = np.concatenate([pictures[:training], pictures[-QUERIES:]])
-        self.ids = [f"picture {number}" for number in range(len(self.pictures))]
-        count = sum(self.denoiser.model.get_parameter(name).numel() for name in self.denoiser.trainable)
-        self.recipe = Recipe(
-            **checkpoints.facts(), params=None, parameter_count=count, timesteps=GRID, draws=1, noise="shared", seed=0,
-            loss="mse", projection=TWO_SIDED, rank=16, strong=(), dim=1024,
-        )  # fmt: skip
-
-    def strong(self, rank: int, batch: int = 16) -> tuple[str, ...]:
-        """The weights that `build` would find to hold much of the gradient."""
-        some = np.linspace(0, self.training - 1, 8).astype(int)
-        recipe = replace(self.recipe, rank=rank)
-        return choose_strong(self.denoiser, recipe, self.pictures[some], [self.ids[i] for i in some], None, batch)
-
-    def scores(
-        self, timesteps: Sequence[int], widths: Sequence[int], seed: int, rank: int | None, strong: Sequence[str]
-    ) -> dict[int, Scores]:
-        """The scores of every width, timestep by timestep, from projected gradients."""
-        projection = TWO_SIDED if rank else "sketch"
-        recipe = replace(
-            self.recipe, projection=projection, rank=rank, strong=tuple(strong), timesteps=tuple(timesteps)
-        )
-        with capture_for(self.denoiser, recipe) as capture, tqdm(
-            total=len(self.pictures) * len(timesteps), desc=f"{projection} {rank}, seed {seed}", mininterval=10
-        ) as bar:  # fmt: skip
-            capture.projection = Several([CountSketch(width, seed, rank, strong) for width in widths])  # type: ignore[assignment]
-            rows = sample_gradients(
-                self.denoiser,
-                capture,
-                recipe,
-                self.pictures,
-                grid_events(recipe, self.ids),
-                None,
-                batch_size=16,
-                progress=bar.update,
-            )
-        parts = np.split(rows.transpose(1, 0, 2), np.cumsum(widths)[:-1], axis=2)
-        return {width: scores_of(part) for width, part in zip(widths, parts, strict=True)}
-
-    def exact_gradients(self, t: int, rows: Sequence[int]) -> Tensor:
-        """Full gradients by plain autograd, one picture at a time, [rows, parameters] float32."""
-        model, device = self.denoiser.model, self.denoiser.device
-        model.requires_grad_(True)
-        parameters = list(model.parameters())
-        found = torch.empty(len(rows), sum(parameter.numel() for parameter in parameters), device=device)
-        epsilon = torch.from_numpy(noise(0, None, t, 0, self.recipe.image))[None].to(device)
-        with torch.enable_grad():
-            for row, out in zip(rows, found, strict=True):
-                x = torch.from_numpy(self.pictures[row])[None].to(device)
-                loss = self.denoiser.losses(x, torch.tensor([t], device=device), epsilon, None, "mse").sum()
-                torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)], out=out)
-        model.requires_grad_(False)
-        return found
-
-    def exact(self, timesteps: Sequence[int], cache: Path) -> Scores:
-        """The scores of full gradients, timestep by timestep; kept in the folder `cache`."""
-        cache.mkdir(parents=True, exist_ok=True)
-        scores = []
-        for t in tqdm(timesteps, desc="exact scores"):
-            file = cache / f"t{t:03d}.npz"
-            if not file.exists():
-                queries = self.exact_gradients(t, range(TRAINING, len(self.pictures)))
-                inner, norms = [], []
-                for start in range(0, TRAINING, BLOCK):
-                    block = self.exact_gradients(t, range(start, min(start + BLOCK, TRAINING)))
-                    inner.append((queries @ block.T).cpu().numpy())
-                    norms.append(block.norm(dim=1).cpu().numpy())
-                tracin = np.concatenate(inner, 1)
-                retrac = tracin / np.concatenate(norms) / queries.norm(dim=1).cpu().numpy()[:, None]
-                np.savez(file, tracin=tracin, retrac=retrac)
-            scores.append(dict(np.load(file)))
-        return {method: np.stack([each[method] for each in scores]) for method in ("tracin", "retrac")}
-
-
-def scores_of(rows: np.ndarray) -> Scores:
-    """TracIn and ReTrac of rows [T, training + queries, D], [T, Q, N] each."""
-    unit = rows / np.linalg.norm(rows, axis=2, keepdims=True)
-    return {
-        method: np.einsum("tqd,tnd->tqn", part[:, TRAINING:], part[:, :TRAINING])
-        for method, part in (("tracin", rows), ("retrac", unit))
-    }
-
-
-def agreement(found: Scores, truth: Scores, *, over: Sequence[int] | None = None) -> dict[str, float]:
-    """Spearman and recall@10 with the exact scores, means over queries.
+def agreement(
+    scores: Scores, exact: Scores, *, over: Sequence[int] | None = None
+) -> dict[str, float]:
+    """Return Spearman's ρ and recall@10 with the exact scores, means over queries.
 
     Args:
-        over: positions of timesteps whose scores are averaged first, as `build`'s grid does; each by itself for None,
-            and then the agreement is averaged.
+        scores, exact: {method: [T, Q, N]}.
+        over: positions of timesteps whose scores are averaged first, as `build`'s grid does. None:
+            each timestep by itself, and the agreement is averaged.
     """
-    result = {}
-    for method in ("tracin", "retrac"):
-        pairs = [found[method], truth[method]]
-        left, right = pairs if over is None else [scores[list(over)].mean(0, keepdims=True) for scores in pairs]
-        left, right = (scores.reshape(-1, scores.shape[-1]) for scores in (left, right))
-        result[f"{method} spearman"] = spearman(left, right)
-        result[f"{method} recall@10"] = overlap(left, right, 10)
-    return result
+    figures = {}
+    for method in METHODS:
+        tables = [scores[method], exact[method]]
+        if over is not None:
+            tables = [table[list(over)].mean(0, keepdims=True) for table in tables]
+        flat, flat_exact = (table.reshape(-1, table.shape[-1]) for table in tables)
+        figures[f"{method} spearman"] = spearman(flat, flat_exact)
+        figures[f"{method} recall@10"] = overlap(flat, flat_exact, 10)
+    return figures
+
+
+def fidelities(
+    name: str, model: MeasuredModel, cache: Path, high_rank: Mapping[int, Sequence[str]]
+) -> list[dict[str, Any]]:
+    """Return the agreement with exact scores of every rank and width, one row each.
+
+    Args:
+        name: of the model, a key of SEEDS.
+        cache: the folder with its exact scores.
+        high_rank: {rank: weights that a projection of that rank shrinks less}.
+    """
+    exact = model.exact_scores(GRID, cache)
+    rows = []
+    for rank in (*RANKS, None):
+        # The large model has time for the whole grid at the default's rank only.
+        grid = GRID if name == "small" or rank == RANK else (ONE,)
+        positions = [GRID.index(t) for t in grid]
+        exact_there = {method: table[positions] for method, table in exact.items()}
+        weights = high_rank[rank] if rank else ()
+        runs = [model.scores(grid, WIDTHS, seed, rank, weights) for seed in SEEDS[name]]
+        for width in WIDTHS:
+            agreements = _agreements(grid, [run[width] for run in runs], exact_there)
+            rows.append({"rank": rank, "dim": width, "seeds": len(runs), **agreements})
+    return rows
+
+
+def _agreements(grid: Sequence[int], seeds: Sequence[Scores], exact: Scores) -> dict[str, Any]:
+    """The agreement at one timestep, at each of a grid, and of the grid's mean.
+
+    All are means over seeds.
+    """
+
+    def mean_agreement(over: Sequence[int] | None) -> dict[str, float]:
+        return _mean([agreement(scores, exact, over=over) for scores in seeds])
+
+    figures: dict[str, Any] = {"one timestep": mean_agreement([grid.index(ONE)])}
+    if len(grid) > 1:
+        figures["each timestep"] = mean_agreement(None)
+        figures["by timestep"] = {str(t): mean_agreement([j]) for j, t in enumerate(grid)}
+        figures["grid"] = mean_agreement(range(len(grid)))
+    return figures
+
+
+def dense_fidelity(model: MeasuredModel) -> dict[str, dict[str, float]]:
+    """Return the agreement of dense projections of exact gradients, at one timestep.
+
+    They are to as many numbers as the peers', {method: agreement}.
+    """
+    gradients = model.exact_gradients(ONE, range(TRAINING + QUERIES))
+    exact = scores_of(gradients[None].cpu().numpy())
+    device = str(gradients.device.type)
+    projectors = {
+        "TRAK": trak_projector(gradients.shape[1], DENSE_DIM, device),
+        "dattri": dattri_projector(gradients.shape[1], DENSE_DIM, device),
+        "rademacher": _rademacher,
+    }
+    figures = {}
+    for method, project in projectors.items():
+        rows = project(gradients)
+        figures[method] = agreement(scores_of(rows[None].cpu().numpy()), exact)
+    return figures
+
+
+def half_precision(
+    half: MeasuredModel, full: MeasuredModel, high_rank: Sequence[str]
+) -> dict[str, float]:
+    """Return the agreement of the default's scores from two precisions of the same weights.
+
+    Args:
+        half: with weights in bfloat16. full: in float32.
+    """
+    timesteps = GRID[::HALF_STRIDE]
+    scores_with = partial(_default_scores, timesteps=timesteps, high_rank=high_rank)
+    return agreement(scores_with(half), scores_with(full), over=range(len(timesteps)))
+
+
+def _default_scores(
+    model: MeasuredModel, timesteps: Sequence[int], high_rank: Sequence[str]
+) -> Scores:
+    return model.scores(timesteps, [DIM], 0, RANK, high_rank)[DIM]
+
+
+def _mean(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of figures with the same keys, key by key."""
+    means = {}
+    for key in figures[0]:
+        means[key] = float(np.mean([figure[key] for figure in figures]))
+    return means
+
+
+def _rademacher(gradients: Tensor) -> Tensor:
+    """gradindex's dense projection of gradients [n, parameters] to [n, DENSE_DIM]."""
+    rows = torch.zeros(len(gradients), DENSE_DIM, device=gradients.device)
+    Rademacher(DENSE_DIM, 0).add(rows, "all parameters", gradients)
+    return rows

@@ -1,103 +1,122 @@
 """What folding a picture's rows into one vector costs: `tools/bench folded`."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import record
-from build import write_pictures
-from subjects import subject
+from picture_sets import write_pictures
+from trained_models import model_and_pictures
 
 import gradindex
-from gradindex.factors import WHITENED
-from gradindex.index import build_index
-from gradindex.ranking import overlap, spearman
-from gradindex.search import Index
-from gradindex.search_index import METHODS, SearchIndex
+from gradindex.gradients.fold import search_vectors
+from gradindex.report.ranking import overlap, spearman
+from gradindex.search.ann_builder import build_ann_index
+from gradindex.search.ann_index import open_whitening
+from gradindex.search.factors import WHITENED
+from gradindex.search.index import Index
+from gradindex.search.scoring import METHODS
 
-COUNT, ASKED = 8000, 100
+PICTURES, QUERIES = 8000, 100
 TIMESTEPS, DIM = 10, 1024
 K = 10
+LISTS = (1, K, 100)  # lengths of the lists that are compared
 FACTORIES = ("flat", "PCA64,SQfp16", "PCA256,SQfp16", "HR,RaBitQ", "HR,RaBitQ4", "HR,RaBitQfs")
 
 
 def run(work: Path, device: str, only: list[str]) -> None:
-    """Measure, print, and write docs/benchmarks/folded.json and .md."""
-    model, pictures = subject("tiny", work)
+    """Measure, print, and write docs/benchmarks/folded.json and .md; with `only` write nothing."""
+    model, pictures = model_and_pictures("tiny", work)
     data = work / "folded-pictures"
     if not data.exists():
-        write_pictures(data, pictures[:COUNT])
-    place = work / "folded-rows"
-    store = gradindex.build(place, model=model, data=data, timesteps=TIMESTEPS, dim=DIM, device=device).store
-    index, asked, results = Index(store, None, device), list(pictures[COUNT : COUNT + ASKED]), {}
+        write_pictures(data, pictures[:PICTURES])
+    index = gradindex.build(
+        work / "folded-rows",
+        model=model,
+        data=data,
+        timesteps=TIMESTEPS,
+        dim=DIM,
+        device=device,
+    )
+    queries = list(pictures[PICTURES : PICTURES + QUERIES])
+    results = {}
     for whiten in (False, True):
-        blocks = index.query_blocks(index.question(asked, whiten=whiten), *METHODS)
+        query = index.to_query(queries, whiten=whiten)
+        blocks = index.query_blocks(query, *METHODS)
         for method, block in zip(METHODS, blocks, strict=True):
-            results[method + WHITENED * whiten] = measure(index, block, method, whiten)
+            name = method + WHITENED if whiten else method
+            results[name] = measure(index, block, method, name)
     text = page(results)
     print(text)
     if not only:
         record.save("folded", device, "tools/bench folded", results, text)
 
 
-def measure(opened: Index, block: np.ndarray, method: str, whiten: bool) -> dict[str, Any]:
-    """Scores by the fold against the exact ones, and how many of the exact ten each kind of index proposes."""
-    exact, store = opened.block_scores(method, block), opened.store
-    rows = store.read("unnormalized" if method == "tracin" else "normalized", 0, slice(None)).astype(np.float32)
-    name = method + WHITENED * whiten
-    made = SearchIndex(store, name, {})
-    vectors = made.query_vectors(block)
-    folded = vectors @ made.row_vectors(rows[:, None]).T
-    found: dict[str, Any] = {"spearman": spearman(exact, folded)}
-    found |= {f"overlap_{k}": overlap(exact, folded, k) for k in (1, K, 100)}
-    true = np.argsort(-exact, axis=1)[:, :K]
+def measure(index: Index, block: np.ndarray, method: str, name: str) -> dict[str, Any]:
+    """Return how near scores by the fold are, and how many of the exact ten indexes propose.
+
+    Args:
+        block: query blocks [Q, C, T, D] of the method.
+        name: of its search indexes, of plain or of half-whitened rows.
+    """
+    store = index.store
+    exact = index.ranker.scores(method, block)
+    array = "unnormalized" if method == "tracin" else "normalized"
+    rows = store.read(array, 0, slice(None)).astype(np.float32)
+    # The search vectors of queries [Q, W] and rows [N, W], as the search files have them.
+    whitening = open_whitening(store, name)
+    queries, rows = block, rows[:, None]
+    if whitening:
+        queries, rows = whitening.half_queries(block), whitening.half_rows(rows)
+    query_vectors = search_vectors(queries, store.recipe)
+    folded = query_vectors @ search_vectors(rows, store.recipe).T
+    results: dict[str, Any] = {"spearman": spearman(exact, folded)}
+    for k in LISTS:
+        results[f"overlap_{k}"] = overlap(exact, folded, k)
+    best = np.argsort(-exact, axis=1)[:, :K]
     for factory in FACTORIES:
-        index = build_index(store, name, factory, made.whitening)
-        lists = zip(true, index.candidates(vectors, K) or (), strict=True)
-        right = float(np.mean([np.isin(best, mine).mean() for best, mine in lists]))
-        size = sum(part["bytes"] for part in index.facts["files"]) / store.shape[1]
-        by_itself = index.facts["recall_at_10"]
-        facts = {"recall_at_10": right, "measured_by_itself": by_itself, "bytes_each": size}
-        found[factory] = {**facts, "candidates": index.facts["candidates"]}
-    return found
-
-
-def page(results: dict[str, Any]) -> str:
-    """The tables and what they are of."""
-    scores = [
-        {
-            "method": method,
-            "Spearman": found["spearman"],
-            **{f"overlap of the best {k}": found[f"overlap_{k}"] for k in (1, K, 100)},
+        ann_index = build_ann_index(store, name, factory, whitening)
+        ann_record = ann_index.record
+        candidates = ann_index.candidates(query_vectors, K)
+        shares = [
+            np.isin(true_rows, proposed).mean()
+            for true_rows, proposed in zip(best, candidates, strict=True)
+        ]
+        results[factory] = {
+            "recall_at_10": float(np.mean(shares)),
+            "measured_by_itself": ann_record.recall_at_10,
+            "bytes_each": sum(file.bytes for file in ann_record.files) / store.shape[1],
+            "candidates": ann_record.candidates,
         }
-        for method, found in results.items()
-    ]
-    indexes = [
-        {
-            "method": method,
-            "factory": factory,
-            "bytes a picture": found[factory]["bytes_each"],
-            "candidates": found[factory]["candidates"],
-            "recall@10": found[factory]["recall_at_10"],
-            "as measured by itself": found[factory]["measured_by_itself"],
-        }
-        for method, found in results.items()
-        for factory in FACTORIES
-    ]
-    return f"""# What folding costs
+    return results
 
-{COUNT:,} pictures of Fashion-MNIST, gradients of a small DDPM (0.7 M parameters) at {TIMESTEPS} timesteps × {DIM:,}
-numbers, folded into 4,096; {ASKED} queries that are not among them, matched.
 
-With `--rows folded` the fold is all that is kept, and its scores are what a query shows. Against the exact ones (where
-whitened, of half-whitened rows that are folded, as search files have them):
-
-{record.table(scores)}
-
-With all rows in the store the fold only proposes candidates, which are then scored exactly. How often the true ten are
-among as many as the index found to need, when it measured itself with sums of two rows as queries:
-
-{record.table(indexes)}
-
-FAISS's fast scan of RaBitQ codes (`fs`) fails at 4,096 numbers, where the plain one does not, so *auto* takes the plain
-one; an index that finds too little recall says so, and *auto* goes on to an exact scan."""
+def page(results: Mapping[str, Any]) -> str:
+    """Return the tables and what they are of."""
+    scores, indexes = [], []
+    for method, figures in results.items():
+        row = {"method": method, "Spearman": figures["spearman"]}
+        for k in LISTS:
+            row[f"overlap of the best {k}"] = figures[f"overlap_{k}"]
+        scores.append(row)
+        for factory in FACTORIES:
+            indexes.append(
+                {
+                    "method": method,
+                    "factory": factory,
+                    "bytes a picture": figures[factory]["bytes_each"],
+                    "candidates": figures[factory]["candidates"],
+                    "recall@10": figures[factory]["recall_at_10"],
+                    "as measured by itself": figures[factory]["measured_by_itself"],
+                }
+            )
+    return record.fill_page(
+        "folded",
+        pictures=PICTURES,
+        timesteps=TIMESTEPS,
+        dim=DIM,
+        queries=QUERIES,
+        scores=record.table(scores),
+        indexes=record.table(indexes),
+    )

@@ -1,61 +1,95 @@
-"""How far a score can be trusted: `tools/bench lds`. Scores of every kind against models trained on random halves."""
+"""How far a score can be trusted: `tools/bench lds`.
 
-from collections.abc import Mapping, Sequence
+Scores of many settings against models trained on random halves of the pictures.
+"""
+
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import record
+from baselines import baseline_scores
+from counterfactuals import REMOVED_FOR, TAKEN_OUT, counterfactuals
 from diffusers import UNet2DModel
-from halves import (
-    ASKED,
+from lds_page import page
+from lds_plots import draw, draw_costs
+from row_products import RowProducts, make_products
+from row_settings import (
+    DAMPED,
+    DEFAULT_ROWS,
+    DEFAULT_SCORING,
+    PEER_ROWS,
+    PEERS,
+    SEEDED,
+    SETTINGS,
+    RowSetting,
+    Scoring,
+)
+from subset_models import (
     BATCH,
     PICTURES,
+    QUERIES,
+    QUERY_SETS,
     SEEDS,
     STEPS,
     SUBSETS,
-    asked_pictures,
-    in_processes,
-    losses_without,
+    all_subset_losses,
+    map_in_processes,
     picture_folder,
-    pictures,
     subsets,
-    train_all,
     training_log,
     whole_model,
 )
-from kinds import OURS, PEERS, PLACES, SEEDED, SETTINGS, Rows, Setting, make_rows
-from lds_page import draw, draw_costs, page
 
-from gradindex.evaluate import LDS, interval, lds
-from gradindex.ranking import spearman
-from gradindex.scoring import unit
-from gradindex.search_index import METHODS
+from gradindex.report.evaluate import LDS, lds
+from gradindex.report.ranking import spearman
+from gradindex.search.scoring import METHODS
 
 DAMPINGS = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 1e-1, 1.0)
+TREATMENTS = ("plain", "centred", "whitened")
 GOAL = 1.5  # times the score of others
+
+Rows = list[dict[str, Any]]
+ProductsOfSettings = Mapping[RowSetting, RowProducts]
 
 
 def run(work: Path, device: str, only: list[str]) -> None:
-    """Train, measure, print, and write docs/benchmarks/lds.json, .md and two .svg; `train` only trains."""
-    work = work / "lds"
-    work.mkdir(parents=True, exist_ok=True)
-    picture_folder(work), training_log(work)  # which the processes below share
-    losses = train_all(work)
+    """Train, measure, print, and write docs/benchmarks/lds.json, .md and two .svg.
+
+    Args:
+        only: "train" does nothing but train the models.
+    """
+    folder = work / "lds"
+    folder.mkdir(parents=True, exist_ok=True)
+    # What the processes below share.
+    picture_folder(folder)
+    training_log(folder)
+    losses = all_subset_losses(folder)
     if only == ["train"]:
         return
-    in_processes(make_rows, work, [*SETTINGS, *(replace(setting, seed=1) for setting in SEEDED)])
-    every = {setting: Rows.of(work, setting) for setting in SETTINGS}
-    other = {setting: Rows.of(work, replace(setting, seed=1)) for setting in SEEDED}
+    seeded = {setting: replace(setting, seed=1) for setting in SEEDED}
+    map_in_processes(make_products, folder, [*SETTINGS, *seeded.values()])
+    products = {setting: RowProducts.of(folder, setting) for setting in SETTINGS}
+    reseeded = {setting: RowProducts.of(folder, other) for setting, other in seeded.items()}
+    retrained = RetrainedModels(losses.mean(1), subsets())
     results = {
-        "models": {"subsets": SUBSETS, "seeds": SEEDS, "steps": STEPS, "batch": BATCH, "parameters": parameters(work)},
-        "asked": {"training": PICTURES, "each kind": ASKED, "goal": GOAL, "taken out": TAKEN_OUT,
-                  "taken out for each kind": len(REMOVED_FOR) // 2},
-        "seeds_agree": {kind: spearman(*losses[:, :, part].transpose(1, 2, 0)) for kind, part in KINDS.items()},
-        **measured(Truth(losses.mean(1), subsets()), every, other, baselines(work)),
-        "counterfactuals": counterfactuals(work),
-    }  # fmt: skip
+        "models": _describe_models(folder),
+        "asked": {
+            "training": PICTURES,
+            "each kind": QUERIES,
+            "goal": GOAL,
+            "taken out": TAKEN_OUT,
+            "taken out for each kind": len(REMOVED_FOR) // 2,
+        },
+        "seeds_agree": _seed_agreement(losses),
+        "compared": comparison(retrained, products, baseline_scores(folder)),
+        "rows": all_rows(retrained, products, reseeded),
+        "damping": damping_rows(retrained, products),
+        "ideas": ideas(retrained, products[DEFAULT_ROWS], reseeded[DEFAULT_ROWS]),
+        "counterfactuals": counterfactuals(folder),
+    }
     text = page(results)
     print(text)
     if not only:
@@ -64,161 +98,196 @@ def run(work: Path, device: str, only: list[str]) -> None:
         draw_costs(results, record.FOLDER / "lds-costs.svg")
 
 
-KINDS = {"validation": slice(0, ASKED), "generated": slice(ASKED, None)}  # of pictures that are asked
+def _describe_models(folder: Path) -> dict[str, int]:
+    model = UNet2DModel.from_pretrained(whole_model(folder)[-1] / "unet")
+    return {
+        "subsets": SUBSETS,
+        "seeds": SEEDS,
+        "steps": STEPS,
+        "batch": BATCH,
+        "parameters": model.num_parameters(),
+    }
+
+
+def _seed_agreement(losses: np.ndarray) -> dict[str, float]:
+    """How far two seeds of training agree, {set of queries: mean over queries}.
+
+    It is Spearman's ρ between their losses over halves.
+
+    Args:
+        losses: [SUBSETS, SEEDS, 2 · QUERIES].
+    """
+    agreement = {}
+    for name, queries in QUERY_SETS.items():
+        first, second = losses[:, :, queries].transpose(1, 2, 0)
+        agreement[name] = spearman(first, second)
+    return agreement
 
 
 @dataclass(frozen=True)
-class Truth:
-    """What the retrained models say: losses [SUBSETS, 2 · ASKED] of models trained on subsets [SUBSETS, PICTURES]."""
+class RetrainedModels:
+    """What models that were trained again say of scores.
+
+    Attributes:
+        losses: of each model on each query, [SUBSETS, 2 · QUERIES].
+        subsets: which pictures each model was trained on, [SUBSETS, PICTURES] bool.
+    """
 
     losses: np.ndarray
     subsets: np.ndarray
 
-    def of(self, scores: np.ndarray) -> dict[str, list[float]]:
-        """The linear datamodeling score × 100 of scores [2 · ASKED, PICTURES]: mean, low, high, for each kind."""
-        return {kind: [100 * value for value in (one.mean, one.low, one.high)] for kind, one in self._each(scores)}
+    def score(self, scores: np.ndarray) -> dict[str, list[float]]:
+        """Return the linear datamodeling score × 100 of scores [2 · QUERIES, PICTURES].
 
-    def against(self, scores: np.ndarray, others: np.ndarray) -> dict[str, dict[str, Any]]:
-        """The score × 100 of some minus others': mean, low, high; how many times it is; how often GOAL times or more.
-
-        How often: the share of resamples of pictures and subsets, which are the same for both.
+        Returns:
+            {set of queries: mean, and the ends of its interval}.
         """
-        found = {}
-        for (kind, one), (_, other) in zip(self._each(scores), self._each(others), strict=True):
-            ends = np.quantile(one.resampled - other.resampled, [0.025, 0.975])
-            found[kind] = {
-                "difference": [100 * (one.mean - other.mean), *(100 * ends).tolist()],
-                "times": one.mean / other.mean,
-                "reached": float((one.resampled >= GOAL * other.resampled).mean()),
+        return {
+            name: [100 * result.mean, 100 * result.low, 100 * result.high]
+            for name, result in self._results(scores).items()
+        }
+
+    def compare(self, scores: np.ndarray, others: np.ndarray) -> dict[str, dict[str, Any]]:
+        """Compare the linear datamodeling scores of two tables of scores.
+
+        Returns:
+            {set of queries: figures}. "difference": mean, and the ends of its interval, × 100;
+            "times": how many times the second's score the first's is; "reached": in which share of
+            resamples of pictures and subsets, the same for both, it is GOAL times or more.
+        """
+        results, other_results = self._results(scores), self._results(others)
+        figures = {}
+        for name, result in results.items():
+            other = other_results[name]
+            ends = np.quantile(result.resampled - other.resampled, [0.025, 0.975])
+            reached = result.resampled >= GOAL * other.resampled
+            figures[name] = {
+                "difference": [100 * (result.mean - other.mean), *(100 * ends).tolist()],
+                "times": result.mean / other.mean,
+                "reached": float(reached.mean()),
             }
-        return found
+        return figures
 
-    def _each(self, scores: np.ndarray) -> list[tuple[str, LDS]]:
-        return [(kind, lds(scores[part], self.subsets, self.losses[:, part])) for kind, part in KINDS.items()]
-
-
-def measured(
-    truth: Truth, every: Mapping[Setting, Rows], other: Mapping[Setting, Rows], baselines: Mapping[str, np.ndarray]
-) -> dict[str, list[dict[str, Any]]]:
-    """The scores of everything: `other` are rows of another seed."""
-    costs = {rows.gradients for rows in PLACES.values()}
-    ours = {n: every[replace(OURS[0], timesteps=n)].scores(*OURS[1:]) for n in costs}
-    first = ours[OURS[0].gradients]
-    compared = [{"score": name, "gradients": 0, **truth.of(scores), "ours": truth.against(first, scores)}
-                for name, scores in baselines.items()]  # fmt: skip
-    for place, rows in PLACES.items():
-        for name, (output, *way) in PEERS.items():
-            setting = replace(rows, output=output)
-            facts, scores = at_best(truth, every[setting], way)
-            facts |= {"score": f"{name}, {place}", "gradients": setting.gradients}
-            facts |= {"ours": truth.against(first, scores), "equal": truth.against(ours[setting.gradients], scores)}
-            compared.append(facts)
-    return {
-        "compared": compared,
-        "rows": [
-            row for setting, rows in every.items() for row in every_way(truth, setting, rows, other.get(setting))
-        ],
-        "damping": [
-            {"dim": setting.dim, "timesteps": setting.timesteps, "method": method, "damping": damping,
-             **truth.of(every[setting].scores(method, "matched", "whitened", damping=damping))}
-            for setting in SWEPT for method in METHODS for damping in DAMPINGS
-        ],
-        "ideas": ideas(truth, every[Setting()], other[Setting()]),
-    }  # fmt: skip
+    def _results(self, scores: np.ndarray) -> dict[str, LDS]:
+        """The linear datamodeling score for each set of queries."""
+        return {
+            name: lds(scores[queries], self.subsets, self.losses[:, queries])
+            for name, queries in QUERY_SETS.items()
+        }
 
 
-def at_best(truth: Truth, rows: Rows, way: Sequence[str]) -> tuple[dict[str, Any], np.ndarray]:
-    """The facts and scores of a way, whitened with the damping that is best for it, for each kind of pictures."""
-    if "whitened" not in way:
-        scores = rows.scores(*way)
-        return truth.of(scores), scores
-    facts: dict[str, Any] = {"damping": {}}
-    parts = []
-    tried = {damping: rows.scores(*way, damping=damping) for damping in DAMPINGS}
-    worth = {damping: truth.of(scores) for damping, scores in tried.items()}
-    for kind, part in KINDS.items():
-        best = max(worth, key=lambda damping: worth[damping][kind][0])
-        facts[kind], facts["damping"][kind] = worth[best][kind], best
-        parts.append(tried[best][part])
-    return facts, np.concatenate(parts)
+def comparison(
+    retrained: RetrainedModels, products: ProductsOfSettings, baselines: Mapping[str, np.ndarray]
+) -> Rows:
+    """Return the scores of others beside ours, with as many gradients as they have, and with 10."""
+    ours = {}
+    for setting in PEER_ROWS.values():
+        count = setting.gradients
+        same_cost = products[replace(DEFAULT_ROWS, timesteps=count)]
+        ours[count] = same_cost.scores(DEFAULT_SCORING)
+    default = ours[DEFAULT_ROWS.gradients]
+    rows: Rows = []
+    for name, scores in baselines.items():
+        row = {"score": name, "gradients": 0, **retrained.score(scores)}
+        rows.append({**row, "ours": retrained.compare(default, scores)})
+    for title, peer_rows in PEER_ROWS.items():
+        for name, (output, scoring) in PEERS.items():
+            setting = replace(peer_rows, output=output)
+            row, scores = at_best_damping(retrained, products[setting], scoring)
+            row["score"] = f"{name}, {title}"
+            row["gradients"] = setting.gradients
+            row["ours"] = retrained.compare(default, scores)
+            row["equal"] = retrained.compare(ours[setting.gradients], scores)
+            rows.append(row)
+    return rows
 
 
-SWEPT = [Setting(), *(Setting(dim=n) for n in (256, 1024, 8192)), *(Setting(timesteps=n) for n in (1, 50))]
+def at_best_damping(
+    retrained: RetrainedModels, products: RowProducts, scoring: Scoring
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Return figures and scores, whitened ones with the damping that is best for each query set."""
+    if scoring.treatment != "whitened":
+        scores = products.scores(scoring)
+        return dict(retrained.score(scores)), scores
+    scores_at = {damping: products.scores(scoring, damping) for damping in DAMPINGS}
+    figures_at = {damping: retrained.score(scores) for damping, scores in scores_at.items()}
+    row: dict[str, Any] = {"damping": {}}
+    best_scores = []
+    for name, queries in QUERY_SETS.items():
+        means = [figures_at[damping][name][0] for damping in DAMPINGS]
+        best = DAMPINGS[int(np.argmax(means))]
+        row[name] = figures_at[best][name]
+        row["damping"][name] = best
+        best_scores.append(scores_at[best][queries])
+    return row, np.concatenate(best_scores)
 
 
-def every_way(truth: Truth, setting: Setting, rows: Rows, other: Rows | None) -> list[dict[str, Any]]:
-    """Every score that can be made of some rows."""
-    found = []
-    for method, pairing in sorted(rows.asked):
-        for treatment in ("plain", "centred", "whitened"):
-            if pairing == "mean-rows" and treatment != "whitened":  # as in the mean pairing
-                continue
-            scores = rows.scores(method, pairing, treatment)
-            facts = {**asdict(setting), "method": method, "pairing": pairing, "treatment": treatment}
-            facts |= {"gradients": setting.gradients, **truth.of(scores)}
-            if other:
-                facts["seeds_agree"] = spearman(scores, other.scores(method, pairing, treatment))
-            found.append(facts)
-    return found
+def all_rows(
+    retrained: RetrainedModels, products: ProductsOfSettings, reseeded: ProductsOfSettings
+) -> Rows:
+    """Return every score that can be made of every setting's rows.
+
+    Args:
+        reseeded: the products of another seed, of settings that have one.
+    """
+    rows: Rows = []
+    for setting, of_setting in products.items():
+        other = reseeded.get(setting)
+        for method, pairing in sorted(of_setting.products):
+            for treatment in TREATMENTS:
+                if pairing == "mean-rows" and treatment != "whitened":  # as in the mean pairing
+                    continue
+                scoring = Scoring(method, pairing, treatment)
+                scores = of_setting.scores(scoring)
+                row = {**asdict(setting), **scoring._asdict(), "gradients": setting.gradients}
+                row |= retrained.score(scores)
+                if other:
+                    row["seeds_agree"] = spearman(scores, other.scores(scoring))
+                rows.append(row)
+    return rows
 
 
-def ideas(truth: Truth, rows: Rows, other: Rows) -> list[dict[str, Any]]:
-    """Scores that sum up blocks in other ways: what might lift the default, and how far it does."""
-    found = []
+def damping_rows(retrained: RetrainedModels, products: ProductsOfSettings) -> Rows:
+    """Return the scores of whitened rows with every damping."""
+    rows: Rows = []
+    for setting in DAMPED:
+        for method in METHODS:
+            for damping in DAMPINGS:
+                scoring = Scoring(method, "matched", "whitened")
+                scores = products[setting].scores(scoring, damping)
+                rows.append(
+                    {
+                        "dim": setting.dim,
+                        "timesteps": setting.timesteps,
+                        "method": method,
+                        "damping": damping,
+                        **retrained.score(scores),
+                    }
+                )
+    return rows
+
+
+def ideas(retrained: RetrainedModels, products: RowProducts, reseeded: RowProducts) -> Rows:
+    """Return what other sums of blocks add to the default's score.
+
+    Args:
+        reseeded: the products of another seed.
+    """
+    rows: Rows = []
     for method in METHODS:
-        way = (method, "matched", "whitened")
-        blocks, second = rows.blocks(*way), other.blocks(*way)
-        ways = {
-            "two seeds pooled, 20 gradients": np.concatenate([blocks, second]),
-            "timesteps weighted to spread alike": blocks / blocks.std(2).mean(1)[:, None, None],
+        scoring = Scoring(method, "matched", "whitened")
+        blocks, other_blocks = products.blocks(scoring), reseeded.blocks(scoring)
+        spread = blocks.std(2).mean(1)[:, None, None]
+        ideas_of_method = {
+            "two seeds pooled, 20 gradients": np.concatenate([blocks, other_blocks]),
+            "timesteps weighted to spread alike": blocks / spread,
         }
         if method == "tracin":  # rows of the other have norm 1
-            norms = np.sqrt(np.trace(rows.among[method, "rows"], axis1=1, axis2=2))
-            ways["timesteps weighted by their rows' norm"] = blocks * norms[:, None, None]
-        for idea, some in ways.items():
-            lift = truth.against(some.mean(0), blocks.mean(0))
-            facts = {kind: lift[kind]["difference"] for kind in KINDS}
-            found.append({"method": method, "idea": idea, **facts})
-    return found
-
-
-BEST = {  # whose pictures are taken out, beside those of pixels and random ones
-    "retrac, whitened": ("retrac", "matched", "whitened"),
-    "tracin, whitened": ("tracin", "matched", "whitened"),
-    "tracin, plain": ("tracin", "matched", "plain"),
-}
-TAKEN_OUT, REMOVED_FOR, RANDOM = 50, (*range(6), *range(ASKED, ASKED + 6)), 8  # pictures; for which ones asked; models
-
-
-def counterfactuals(work: Path) -> dict[str, dict[str, list[float]]]:
-    """What taking out a picture's highest does to its loss, in per cent of the mean loss after random removals.
-
-    Mean and the ends of its 95 % bootstrap interval over pictures, for validation and generated ones.
-    """
-    rows = Rows.of(work, Setting())
-    ways = {name: rows.scores(*way) for name, way in BEST.items()}
-    ways["pixel cosine"] = baselines(work)["pixel cosine"]
-    jobs = {f"random-{number}": np.random.default_rng(number).permutation(PICTURES)[:TAKEN_OUT]
-            for number in range(RANDOM)}  # fmt: skip
-    jobs |= {f"{name}-{query}": np.argsort(-scores[query])[:TAKEN_OUT] for name, scores in ways.items()
-             for query in REMOVED_FOR}  # fmt: skip
-    losses = dict(zip(jobs, in_processes(losses_without, work, jobs.values()), strict=True))
-    base = np.mean([losses[f"random-{number}"] for number in range(RANDOM)], axis=0)
-    found: dict[str, dict[str, list[float]]] = {}
-    for name in ways:
-        rise = {query: 100 * (losses[f"{name}-{query}"][query] / base[query] - 1) for query in REMOVED_FOR}
-        kinds = {"validation": [value for query, value in rise.items() if query < ASKED],
-                 "generated": [value for query, value in rise.items() if query >= ASKED]}  # fmt: skip
-        found[name] = {kind: list(interval(np.array(values))) for kind, values in kinds.items()}
-    return found
-
-
-def baselines(work: Path) -> dict[str, np.ndarray]:
-    """Scores [2 · ASKED, PICTURES] that take no gradients."""
-    training, asked = (unit(some.reshape(len(some), -1)) for some in (pictures(work.parent)[0], asked_pictures(work)))
-    chance = np.random.default_rng(5).standard_normal((2 * ASKED, PICTURES))
-    return {"pixel cosine": asked @ training.T, "random": chance}
-
-
-def parameters(work: Path) -> int:
-    return UNet2DModel.from_pretrained(whole_model(work)[-1] / "unet").num_parameters()
+            squares = np.trace(products.grams[method, "rows"], axis1=1, axis2=2)
+            norms = np.sqrt(squares)[:, None, None]
+            ideas_of_method["timesteps weighted by their rows' norm"] = blocks * norms
+        for idea, changed_blocks in ideas_of_method.items():
+            lift = retrained.compare(changed_blocks.mean(0), blocks.mean(0))
+            differences = {name: lift[name]["difference"] for name in QUERY_SETS}
+            rows.append({"method": method, "idea": idea, **differences})
+    return rows

@@ -1,7 +1,7 @@
 """How far two noise seeds agree on a ranking: `tools/bench noise`.
 
-The same model, pictures, queries and projection; only the noise differs. Every figure is a mean over queries of
-Spearman's ρ, and of the overlap of the ten best.
+The same model, pictures, queries and projection; only the noise differs. Every figure is a mean
+over queries of Spearman's ρ, and of the overlap of the ten best.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,183 +12,282 @@ from typing import Any
 
 import numpy as np
 import record
-from fidelity import QUERIES, Subject
-from subjects import subject
+from measured_model import QUERIES, MeasuredModel
+from trained_models import model_and_pictures
 
-from gradindex.diagnose import METHODS
-from gradindex.gradients.noise import noise, random_timestep
-from gradindex.gradients.rows import Events, capture_for, grid_events, sample_gradients
-from gradindex.ranking import overlap, spearman
+from gradindex.gradients.events import Events, grid_events
+from gradindex.gradients.fold import unit
+from gradindex.gradients.parameters import capture_for
+from gradindex.gradients.sampling import sample_gradients
+from gradindex.random_numbers import noise, random_timestep
 from gradindex.recipe import grid
-from gradindex.scoring import unit
+from gradindex.report.ranking import overlap, spearman
+from gradindex.search.scoring import METHODS
 
-PICTURES = 1000
+PICTURES = 1000  # that the model was trained on
 GRIDS = (1, 2, 5, 10, 20, 50, 100)  # timesteps, one draw each
 DRAWN, DRAWS = 10, (1, 2, 4, 8, 16)  # timesteps, and draws there
-BUDGETS = (
-    (10, 1), (5, 2), (10, 2), (25, 1), (50, 1), (25, 2), (10, 5), (5, 10), (100, 1), (50, 2), (25, 4), (100, 2),
-    (100, 4), (100, 16),
-)  # of a query to recorded rows  # fmt: skip
+NOISES = ("shared", "own")
+BUDGETS = (  # timesteps and draws of a query to recorded rows
+    (10, 1),
+    (5, 2),
+    (10, 2),
+    (25, 1),
+    (50, 1),
+    (25, 2),
+    (10, 5),
+    (5, 10),
+    (100, 1),
+    (50, 2),
+    (25, 4),
+    (100, 2),
+    (100, 4),
+    (100, 16),
+)
 EVENTS = (1, 5, 10)  # recorded events of a picture
 SEEDS = (0, 1)
 BATCH = 64
+TITLES = {"tracin": "TracIn", "retrac": "ReTrac"}
+ORDER = ("noise", "pairing", "draws", "timesteps")  # of the rows for a grid
 
 Scores = dict[str, np.ndarray]  # {method: [Q, N]}
 
 
 def run(work: Path, device: str, only: list[str]) -> None:
-    """Measure, print, and write docs/benchmarks/noise.json and .md; `only` names parts: grid, recorded."""
-    subject("tiny", work)  # trained once, before the parts need it side by side
+    """Measure, print, and write docs/benchmarks/noise.json and .md.
+
+    Args:
+        only: some of the parts "grid" and "recorded".
+    """
+    model_and_pictures("tiny", work)  # trained once, before the parts need it side by side
     parts: dict[str, Callable[[], Any]] = {}
     if not only or "recorded" in only:
-        parts["recorded"] = partial(recorded, work, device)
+        parts["recorded"] = partial(recorded_timesteps, work, device)
     if not only or "grid" in only:
-        for kind in ("shared", "own"):
-            for count in reversed(GRIDS):
-                draws = DRAWS if count == DRAWN else (1,)
-                parts[f"grid {kind} {count:03d}"] = partial(on_a_grid, work, device, kind, count, draws)
-    found = record.measure(work / f"noise-{device}", parts, device)
-    results = {}
-    for name, rows in found.items():
+        parts |= _grid_parts(work, device)
+    rows_of_parts = record.measure(work / f"noise-{device}", parts, device)
+    results: dict[str, list[dict[str, Any]]] = {}
+    for name, rows in rows_of_parts.items():
         results.setdefault(name.split()[0], []).extend(rows)
     if "grid" in results:
-        results["grid"].sort(key=lambda row: (row["noise"], row["pairing"], row["draws"], row["timesteps"]))
+        results["grid"].sort(key=lambda row: tuple(row[column] for column in ORDER))
     text = page(results)
     print(text)
     if not only:
         record.save("noise", device, "tools/bench noise", results, text)
 
 
-class Setting:
-    """A trained model, training pictures, and queries that it never saw, with projected gradients of all of them."""
+def _grid_parts(work: Path, device: str) -> dict[str, Callable[[], Any]]:
+    """What is measured with the same timesteps for every picture, the longest grid first."""
+    parts: dict[str, Callable[[], Any]] = {}
+    for kind in NOISES:
+        for count in reversed(GRIDS):
+            draws = DRAWS if count == DRAWN else (1,)
+            part = partial(same_timesteps, work, device, kind, count, draws)
+            parts[f"grid {kind} {count:03d}"] = part
+    return parts
+
+
+class NoiseExperiment:
+    """Projected gradients of a model's training pictures, and of queries that it never saw.
+
+    Attributes:
+        ids: of training pictures, then of queries.
+        training, queries: their rows.
+    """
+
+    training = slice(PICTURES)
+    queries = slice(PICTURES, None)
 
     def __init__(self, work: Path, device: str) -> None:
-        self.subject = Subject(*subject("tiny", work), device, training=PICTURES)
-        self.recipe = replace(self.subject.recipe, dim=4096, strong=self.subject.strong(16, BATCH))
-        self.ids = self.subject.ids
+        model, pictures = model_and_pictures("tiny", work)
+        self._model = MeasuredModel(model, pictures, device, training=PICTURES)
+        high_rank = self._model.high_rank(16, BATCH)
+        self._recipe = replace(self._model.recipe, dim=4096, high_rank=high_rank)
+        self.ids = self._model.ids
 
     def gradients(self, events: Events, rows: slice) -> np.ndarray:
-        """[rows, T, D]."""
-        denoiser, pictures = self.subject.denoiser, self.subject.pictures[rows]
-        with capture_for(denoiser, self.recipe) as capture:
-            return sample_gradients(denoiser, capture, self.recipe, pictures, events, None, batch_size=BATCH)
+        """Return the gradients of some rows, [rows, T, D] float32, `events` being theirs."""
+        denoiser, pictures = self._model.denoiser, self._model.pictures[rows]
+        with capture_for(denoiser, self._recipe) as capture:
+            return sample_gradients(
+                denoiser, capture, self._recipe, pictures, events, None, batch_size=BATCH
+            )
 
-    def on_grid(self, count: int, seed: int, kind: str, draw: int, rows: slice) -> np.ndarray:
-        """[rows, T, D] at the same timesteps for all, with one draw of the noise of a seed."""
-        events = grid_events(replace(self.recipe, seed=seed, noise=kind), self.ids[rows], grid(count, 1000), draws=1)
-        return self.gradients(replace(events, noise=lambda i, j, _: events.noise(i, j, draw)), rows)
+    def gradients_on_grid(
+        self, count: int, seed: int, kind: str, draw: int, rows: slice
+    ) -> np.ndarray:
+        """Return the gradients at `count` timesteps, the same for all rows, [rows, T, D] float32.
+
+        Args:
+            seed: of the noise. kind: "shared" or "own".
+            draw: which draw of the noise is taken.
+        """
+        recipe = replace(self._recipe, seed=seed, noise=kind)
+        events = grid_events(recipe, self.ids[rows], grid(count, 1000), draws=1)
+
+        def noise_of_draw(i: int, j: int, _: int) -> np.ndarray:
+            return events.noise(i, j, draw)
+
+        return self.gradients(replace(events, noise=noise_of_draw), rows)
 
 
-ALL, ASKED, TRAINING = slice(None), slice(PICTURES, None), slice(PICTURES)
+def same_timesteps(
+    work: Path, device: str, kind: str, count: int, draws: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Return the agreement of two seeds on one grid, for growing numbers of draws.
 
-
-def on_a_grid(work: Path, device: str, kind: str, count: int, draws: Sequence[int]) -> list[dict[str, Any]]:
-    """Agreement of two seeds at one grid, for growing numbers of draws."""
-    setting = Setting(work, device)
+    Args:
+        kind: of noise, "shared" or "own". count: timesteps of the grid.
+        draws: how many draws gradients are means over.
+    """
+    experiment = NoiseExperiment(work, device)
+    all_rows = slice(None)
+    # {draws: for each seed {pairing: scores}}
     scores: dict[int, list[dict[str, Scores]]] = {number: [] for number in draws}
     for seed in SEEDS:
         total = np.zeros(())
         for draw in range(max(draws)):
-            total = total + setting.on_grid(count, seed, kind, draw, ALL)
+            total = total + experiment.gradients_on_grid(count, seed, kind, draw, all_rows)
             if draw + 1 in scores:
-                asked, rows = total[ASKED], total[TRAINING]
-                scores[draw + 1].append({name: of(asked, rows) for name, of in PAIRINGS.items()})
-    return [
-        {"noise": kind, "pairing": pairing, "timesteps": count, "draws": number, "gradients": count * number,
-         **compared(first[pairing], second[pairing])}
-        for pairing in PAIRINGS
-        for number, (first, second) in scores.items()
-    ]  # fmt: skip
+                queries, training = total[experiment.queries], total[experiment.training]
+                of_pairings = {name: pair(queries, training) for name, pair in PAIRINGS.items()}
+                scores[draw + 1].append(of_pairings)
+    rows = []
+    for pairing in PAIRINGS:
+        for number, (first, second) in scores.items():
+            row = {
+                "noise": kind,
+                "pairing": pairing,
+                "timesteps": count,
+                "draws": number,
+                "gradients": count * number,
+            }
+            rows.append({**row, **compare(first[pairing], second[pairing])})
+    return rows
 
 
-ROWS = {"tracin": np.asarray, "retrac": unit}  # what each method makes of gradients
+METHOD_ROWS = {"tracin": np.asarray, "retrac": unit}  # what each method makes of gradients
 
 
-def matched(asked: np.ndarray, rows: np.ndarray) -> Scores:
-    """Timestep by timestep, from rows [·, T, D]."""
-    return {method: of(asked).reshape(len(asked), -1) @ of(rows).reshape(len(rows), -1).T
-            for method, of in ROWS.items()}  # fmt: skip
+def matched(queries: np.ndarray, training: np.ndarray) -> Scores:
+    """Return the scores timestep by timestep, from gradients [Q, T, D] and [N, T, D]."""
+    scores = {}
+    for method, rows_of in METHOD_ROWS.items():
+        flat_queries = rows_of(queries).reshape(len(queries), -1)
+        flat_training = rows_of(training).reshape(len(training), -1)
+        scores[method] = flat_queries @ flat_training.T
+    return scores
 
 
-def mean(asked: np.ndarray, rows: np.ndarray) -> Scores:
-    """Means over timesteps, of which the two sides may have different ones."""
-    return {method: of(asked).mean(1) @ of(rows).mean(1).T for method, of in ROWS.items()}
+def mean(queries: np.ndarray, training: np.ndarray) -> Scores:
+    """Return the scores of means over timesteps, of which the two sides may have different ones."""
+    scores = {}
+    for method, rows_of in METHOD_ROWS.items():
+        scores[method] = rows_of(queries).mean(1) @ rows_of(training).mean(1).T
+    return scores
+
+
+def nearest(timesteps: np.ndarray, queries: np.ndarray, training: np.ndarray) -> Scores:
+    """Return the scores of rows, each with the query at the nearest timestep of its grid.
+
+    Args:
+        timesteps: of training rows, [N, E].
+        queries: gradients on a grid, [Q, T, D]. training: gradients [N, E, D].
+    """
+    distances = np.abs(timesteps[:, :, None] - np.array(grid(queries.shape[1], 1000)))
+    positions = distances.argmin(2)
+    scores = {}
+    for method, rows_of in METHOD_ROWS.items():
+        rows = rows_of(training)
+        tables = [np.einsum("ned,ned->n", rows, query[positions]) for query in rows_of(queries)]
+        scores[method] = np.stack(tables)
+    return scores
 
 
 PAIRINGS = {"matched": matched, "mean": mean}
 
 
-def recorded(work: Path, device: str) -> list[dict[str, Any]]:
-    """Agreement of two noise seeds of the queries, and of two trainings' draws, for rows at random timesteps.
+def recorded_timesteps(work: Path, device: str) -> list[dict[str, Any]]:
+    """Return the agreement for rows at random timesteps.
 
-    The rows' timesteps and noise are drawn as `TrainingRecorder` draws them.
+    Of two noise seeds of the queries, and of two trainings' draws. The rows' timesteps and noise
+    are drawn as `TrainingRecorder` draws them.
     """
-    setting = Setting(work, device)
-    events = {(seed, count): random_events(setting.ids[TRAINING], seed, count) for seed in SEEDS for count in EVENTS}
-    rows = {key: setting.gradients(some, TRAINING) for key, some in events.items()}
-    found = []
+    experiment = NoiseExperiment(work, device)
+    training_ids = experiment.ids[experiment.training]
+    events, training = {}, {}
+    for seed in SEEDS:
+        for number in EVENTS:
+            drawn = random_events(training_ids, seed, number)
+            events[seed, number] = drawn
+            training[seed, number] = experiment.gradients(drawn, experiment.training)
+    rows = []
     for count, draws in BUDGETS:
-        queries = [
-            np.mean([setting.on_grid(count, seed, "own", draw, ASKED) for draw in range(draws)], axis=0)
-            for seed in SEEDS
-        ]
+        queries = [_mean_over_draws(experiment, count, draws, seed) for seed in SEEDS]
         budget = {"timesteps": count, "draws": draws, "gradients": count * draws}
         for number in EVENTS:
-            stored, nearest = rows[0, number], partial(to_nearest, events[0, number].timesteps)
-            for pairing, score in (("mean", mean), ("nearest", nearest)):
-                agreed = compared(*(score(query, stored) for query in queries))
-                found.append({"differs": "query noise", "events": number, "pairing": pairing, **budget, **agreed})
-    for number in EVENTS:  # with the last budget's queries
-        agreed = compared(*(mean(queries[0], rows[seed, number]) for seed in SEEDS))
-        found.append({"differs": "training's draws", "events": number, "pairing": "mean", **budget, **agreed})
-    return found
+            to_nearest = partial(nearest, events[0, number].timesteps)
+            for pairing, score in (("mean", mean), ("nearest", to_nearest)):
+                first, second = (score(query, training[0, number]) for query in queries)
+                row = {"differs": "query noise", "events": number, "pairing": pairing}
+                rows.append({**row, **budget, **compare(first, second)})
+    # Another training, with the last budget's queries.
+    for number in EVENTS:
+        first, second = (mean(queries[0], training[seed, number]) for seed in SEEDS)
+        row = {"differs": "training's draws", "events": number, "pairing": "mean"}
+        rows.append({**row, **budget, **compare(first, second)})
+    return rows
+
+
+def _mean_over_draws(experiment: NoiseExperiment, count: int, draws: int, seed: int) -> np.ndarray:
+    """The queries' gradients on a grid with noise of their own, [Q, T, D]."""
+    gradients = [
+        experiment.gradients_on_grid(count, seed, "own", draw, experiment.queries)
+        for draw in range(draws)
+    ]
+    return np.mean(gradients, axis=0)
 
 
 def random_events(ids: Sequence[str], seed: int, count: int) -> Events:
-    """The last `count` of a training run's events; those of a smaller count are among them."""
-    timesteps = np.array([[random_timestep(seed, name, j, below=1000) for j in range(count)] for name in ids])
+    """Return the last `count` events of a training run; those of fewer are among them."""
 
-    def noise_of(i: int, j: int, m: int) -> np.ndarray:
+    def timesteps_of(name: str) -> list[int]:
+        return [random_timestep(seed, name, j, below=1000) for j in range(count)]
+
+    timesteps = np.array([timesteps_of(name) for name in ids])
+
+    def event_noise(i: int, j: int, _: int) -> np.ndarray:
         return noise(seed, ids[i], int(timesteps[i, j]), j, (1, 16, 16))
 
-    return Events(ids, timesteps, 1, noise_of)
+    return Events(ids, timesteps, 1, event_noise)
 
 
-def to_nearest(times: np.ndarray, asked: np.ndarray, rows: np.ndarray) -> Scores:
-    """Every row, of its own timesteps [N, T], with the query at the nearest of a grid."""
-    nearest = np.abs(times[:, :, None] - np.array(grid(asked.shape[1], 1000))).argmin(2)
-    return {
-        method: np.stack([np.einsum("ned,ned->n", of(rows), query[nearest]) for query in of(asked)])
-        for method, of in ROWS.items()
-    }
-
-
-def compared(first: Scores, second: Scores) -> dict[str, float]:
-    figures: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-        "spearman": spearman, "overlap@10": partial(overlap, k=10)
-    }  # fmt: skip
-    return {f"{method} {name}": figure(first[method], second[method]) for method in METHODS
-            for name, figure in figures.items()}  # fmt: skip
+def compare(first: Scores, second: Scores) -> dict[str, float]:
+    """Return Spearman's ρ and the overlap of the ten best, of each method."""
+    figures = {}
+    for method in METHODS:
+        tables = first[method], second[method]
+        figures[f"{method} spearman"] = spearman(*tables)
+        figures[f"{method} overlap@10"] = overlap(*tables, k=10)
+    return figures
 
 
 def page(results: Mapping[str, list[dict[str, Any]]]) -> str:
-    """The results as Markdown."""
-    parts = [f"# How much of a ranking is noise\n\nTwo indexes and queries that differ in nothing but the seed of their"
-             f" noise: how far do their rankings agree? A DDPM of 0.7 M parameters on Fashion-MNIST at 16×16,"
-             f" {PICTURES:,} training pictures, {QUERIES} queries that it never saw, projection `auto`, D = 4096."
-             " Spearman's ρ / overlap of the ten best, means over queries. *Gradients*: of one query."]  # fmt: skip
-    for kind, rows in results.items():
-        parts.append("\n## The same timesteps for every picture\n" if kind == "grid" else "\n## Recorded timesteps\n")
-        parts.append(
-            record.table(
-                [{**{name: value for name, value in row.items() if not name.startswith(METHODS)},
-                  **{title: f"{row[f'{method} spearman']:.2f} / {row[f'{method} overlap@10']:.2f}"
-                     for method, title in zip(METHODS, ("TracIn", "ReTrac"), strict=True)}} for row in rows]
-            )
-        )  # fmt: skip
+    """Return the results as Markdown."""
+    sections = [record.fill_page("noise", pictures=PICTURES, queries=QUERIES)]
+    for part, rows in results.items():
+        table = record.table([_page_row(row) for row in rows])
+        sections.append(record.fill_page(f"noise-{part}", table=table))
     if "recorded" in results:
-        parts.append("\nRows at one event of training are what they are; here the queries' noise differs, own for each."
-                     " *nearest*: a row is paired with the query at the nearest timestep of its grid. *training's"
-                     " draws*: the queries are the same, and the rows those of another run of the recorder over the"
-                     " same weights: so much of a ranking is the chance of training.")  # fmt: skip
-    return "\n".join(parts)
+        sections.append(record.fill_page("noise-terms"))
+    return "\n\n".join(sections)
+
+
+def _page_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with both figures of a method in one cell."""
+    cells = {name: value for name, value in row.items() if not name.startswith(METHODS)}
+    for method, title in TITLES.items():
+        agreement, common = row[f"{method} spearman"], row[f"{method} overlap@10"]
+        cells[title] = f"{agreement:.2f} / {common:.2f}"
+    return cells

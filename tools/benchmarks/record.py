@@ -1,11 +1,14 @@
-"""A published figure is a JSON with the machine, the versions and the commit that it was measured with."""
+"""Publish a figure: a JSON with the machine, versions and commit it was measured with, and a page.
+
+The words of the pages are in the folder pages, as Markdown with {placeholders}.
+"""
 
 import json
 import multiprocessing
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
@@ -15,98 +18,165 @@ from typing import Any
 
 import torch
 
-from gradindex.memory import keep_freed_memory
+from gradindex.store.memory import keep_freed_memory
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs" / "benchmarks"
+PAGES = Path(__file__).parent / "pages"
+PACKAGES = ("gradindex", "torch", "diffusers", "numpy")  # whose versions a figure tells
 
 
-def save(name: str, device: str, command: str, results: dict[str, Any], page: str, place: Path | None = None) -> None:
-    """Write docs/benchmarks/NAME.json, and the page made of it to `place` or beside it; a GPU's have "cuda" in NAME."""
-    name = name if device == "cpu" else f"{name}-{device}"
-    facts = {"command": command, "date": datetime.now(UTC).date().isoformat(), **_commit(), "machine": _machine(device)}
-    versions = {package: version(package) for package in ("gradindex", "torch", "diffusers", "numpy")}
-    whole = {**facts, "versions": versions, **results}
+def save(
+    name: str,
+    device: str,
+    command: str,
+    results: Mapping[str, Any],
+    page: str,
+    page_file: Path | None = None,
+) -> None:
+    """Write docs/benchmarks/NAME.json and the page made of it.
+
+    Figures of a GPU have the device in their name: NAME-cuda.
+
+    Args:
+        device: "cpu" or "cuda".
+        command: what makes the figure again, such as "tools/bench noise".
+        results: the figure, JSON values.
+        page: Markdown; a line that tells where the figure comes from is added.
+        page_file: where the page goes; beside the JSON for None.
+    """
+    if device != "cpu":
+        name = f"{name}-{device}"
+    header = {
+        "command": command,
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": _git("rev-parse", "--short=12", "HEAD"),
+        "uncommitted": bool(_git("status", "--porcelain", "-uno")),
+        "machine": _machine(device),
+        "versions": {package: version(package) for package in PACKAGES},
+    }
     FOLDER.mkdir(exist_ok=True)
-    (FOLDER / f"{name}.json").write_text(json.dumps(whole, indent=1) + "\n")
-    machine = ", ".join(str(value) for value in whole["machine"].values())
-    source = f"`{command}`, {facts['date']}, commit {facts['commit']}; {machine}; torch {versions['torch']}."
-    place = place or FOLDER / f"{name}.md"
-    link = (FOLDER / f"{name}.json").relative_to(place.parent)
-    place.write_text(f"{page}\n\nMade by {source} Data: [{name}.json]({link}).\n")
-    print(f"wrote {FOLDER / name}.json and {place}")
+    json_file = FOLDER / f"{name}.json"
+    json_file.write_text(json.dumps({**header, **results}, indent=1) + "\n")
+    page_file = page_file or FOLDER / f"{name}.md"
+    page_file.write_text(f"{page}\n\n{_source(header, json_file, page_file)}\n")
+    print(f"wrote {json_file} and {page_file}")
+
+
+def _source(header: Mapping[str, Any], json_file: Path, page_file: Path) -> str:
+    """The line at the end of a page: command, date, commit, machine and a link to the JSON."""
+    machine = ", ".join(str(value) for value in header["machine"].values())
+    link = json_file.relative_to(page_file.parent)
+    return (
+        f"Made by `{header['command']}`, {header['date']}, commit {header['commit']}; {machine};"
+        f" torch {header['versions']['torch']}. Data: [{json_file.name}]({link})."
+    )
 
 
 def resumable(folder: Path) -> Callable[[str, Callable[[], Any]], Any]:
-    """A function that measures a part, or takes what an earlier run of the same package left in `folder`."""
+    """Return a function (name of a part, how to measure it) → its JSON values.
+
+    What an earlier run of the same package left in `folder` is taken as it is.
+    """
     return partial(_part, folder, _git("rev-parse", "HEAD:gradindex")[:12])
 
 
 def measure(folder: Path, parts: Mapping[str, Callable[[], Any]], device: str) -> dict[str, Any]:
-    """As `resumable`, several parts side by side, each with one of torch's threads; no figure may be a bare time."""
+    """Measure several parts side by side, each as `resumable` does and with one of torch's threads.
+
+    They slow each other down: no figure may be a bare time.
+
+    Returns:
+        {name of a part: its JSON values}.
+    """
     part = resumable(folder)
-    with processes(torch.get_num_threads() if device == "cpu" else 1) as pool:
+    count = torch.get_num_threads() if device == "cpu" else 1
+    with processes(count) as pool:
         running = {name: pool.submit(part, name, measured) for name, measured in parts.items()}
         return {name: future.result() for name, future in running.items()}
 
 
 def processes(count: int) -> ProcessPoolExecutor:
-    """New processes, each with one of torch's threads."""
-    return ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"), initializer=_one_thread)
+    """Return a pool of new processes, each with one of torch's threads."""
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(count, mp_context=context, initializer=_start_process)
 
 
-def _one_thread() -> None:
+def _start_process() -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
 
 
 def _part(folder: Path, tree: str, name: str, measured: Callable[[], Any]) -> Any:
+    """A part's JSON values, from its file or measured now; `tree` is the package's in git."""
     file = folder / f"{tree} {name}.json"
     if not file.exists():
         print(f"{name} …", flush=True)
-        result = json.dumps(measured())
+        content = json.dumps(measured())
         folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(result)
+        file.write_text(content)
     return json.loads(file.read_text())
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Rows with the same keys as a Markdown table."""
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *[[_text(value) for value in row.values()] for row in rows]]
+def fill_page(page: str, **values: Any) -> str:
+    """Return the text of pages/PAGE.md, its placeholders filled in with values."""
+    text = (PAGES / f"{page}.md").read_text()
+    return text.removesuffix("\n").format(**values)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows with the same keys as a Markdown table.
+
+    >>> print(table([{"pictures": 1000, "share": 0.25}]))
+    | pictures | share |
+    | --- | --- |
+    | 1,000 | 0.25 |
+    """
+    lines = [list(rows[0]), ["---"] * len(rows[0])]
+    for row in rows:
+        lines.append([_cell(value) for value in row.values()])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _text(value: Any) -> str:
+def _cell(value: Any) -> str:
+    """A value as text: floats with the digits that matter, whole numbers with commas."""
     if value is None:
         return "–"
-    if isinstance(value, float):
-        small = f"{value:.4f}".rstrip("0").rstrip(".")
-        return f"{value:.0f}" if value >= 100 else f"{value:.2f}" if value >= 1 else small
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    if not isinstance(value, float):
+        return str(value)
+    if value >= 100:
+        return f"{value:.0f}"
+    if value >= 1:
+        return f"{value:.2f}"
+    return f"{value:.4f}".rstrip("0").rstrip(".")
 
 
-def _commit() -> dict[str, Any]:
-    return {
-        "commit": _git("rev-parse", "--short=12", "HEAD"),
-        "uncommitted": bool(_git("status", "--porcelain", "-uno")),
-    }
-
-
-def _git(*words: str) -> str:
-    return subprocess.run(["git", *words], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+def _git(*arguments: str) -> str:
+    """What a git command prints."""
+    command = ["git", *arguments]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
 
 
 def _machine(device: str) -> dict[str, Any]:
+    """What tells the machine: its GPU, or processor, threads and memory."""
     if device == "cuda":
         return {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
-    names = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
-        "processor": names[0] if names else platform.machine(),
+        "processor": _processor(),
         "threads": f"{torch.get_num_threads()} threads",
         "memory": f"{memory:.0f} GiB",
     }
 
 
-def _lines(file: str) -> list[str]:
-    return Path(file).read_text().splitlines() if Path(file).exists() else []
+def _processor() -> str:
+    """The processor's name; its architecture where the system does not tell."""
+    file = Path("/proc/cpuinfo")
+    if file.exists():
+        for line in file.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()

@@ -1,0 +1,240 @@
+"""Build an index: data set × checkpoints → gradient store → search files.
+
+Stopped and run again, a build goes on where it was.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from gradindex.builder.continuation import check_target, continue_or_create, in_store_order
+from gradindex.builder.job import BuildJob
+from gradindex.builder.options import BuildOptions
+from gradindex.builder.plan import DIM, make_plan
+from gradindex.builder.shards import fill, missing_shards, progress
+from gradindex.builder.workers import FillShards, fill_on_cluster
+from gradindex.data.dataset import Columns
+from gradindex.errors import CallError, DataError
+from gradindex.models.devices import resolve_device
+from gradindex.ray_connection import require_ray
+from gradindex.recipe import FULL
+from gradindex.search.ann_builder import build_ann_index, open_ann_index
+from gradindex.search.ann_index import (
+    INDEX_NAMES,
+    default_index_names,
+    index_record_file,
+    require_faiss,
+)
+from gradindex.search.index import Index
+from gradindex.search.scoring import METHODS
+from gradindex.search.whitening import mend_whitening, whitening_of_index
+from gradindex.store.location import locate
+from gradindex.store.manifest import Shard
+from gradindex.store.store import Store
+
+
+def build(
+    index: str | Path,
+    *,
+    model: str | Path,
+    data: str | Path,
+    checkpoints: Mapping[str, float | None] | Sequence[str | Path] | None = None,
+    scheduler: str | Path | None = None,
+    columns: Columns | None = None,
+    timesteps: int | Sequence[int] | str = 10,
+    log: str | Path | None = None,
+    events: int = 1,
+    missing: str = "error",
+    draws: int = 1,
+    noise: str | None = None,
+    loss: str = "mse",
+    output: str = "loss",
+    projection: str = "auto",
+    dim: int = DIM,
+    rows: str = FULL,
+    params: str | None = None,
+    seed: int = 0,
+    dtype: str = "float32",
+    device: str = "auto",
+    batch_size: int | str = "auto",
+    skip_bad: bool = False,
+    overwrite: bool = False,
+    part: tuple[int, int] = (0, 1),
+    ray: str | None = None,
+) -> Index:
+    """Build an index over a training set, or go on with one that was stopped.
+
+    Args:
+        index: the folder to write, or a URL such as s3://bucket/index.
+        model: a diffusers pipeline folder, a model folder, or a training checkpoint.
+        data: a folder of pictures, or anything that `datasets` opens.
+        checkpoints: where the weights are, {path: weight}, when there are several; a weight of
+            None, or a plain sequence of paths, means 1 / C each. A weight is the learning rate
+            times the share of training that the checkpoint stands for; with a log that is the
+            default, and so are all checkpoints that it knows.
+        scheduler: the scheduler's folder or JSON file, when it does not lie beside the model.
+        columns: picture, id and label columns of a `datasets` table.
+        timesteps: how many, evenly spaced; or which; or "recorded": those that each picture was
+            last trained on before a checkpoint (weaker than a grid).
+        log: what a training run drew: a `TrainingRecorder`'s folder, or a CSV or Parquet table (see
+            `open_log`).
+        events: how many of a picture's last recorded events.
+        missing: what a picture gets that has fewer: "error", "skip" (it is left out), or "grid"
+            (evenly spaced timesteps in place of those it lacks).
+        draws: noise draws averaged per picture and timestep.
+        noise: "shared" by all pictures and queries (the default of a grid); each picture its "own"
+            (weak, see docs/trust.md); or "recorded", the very noise of training (the default of
+            recorded timesteps).
+        loss: "mse" or "l1".
+        output: what gradients are taken of: "loss", or "mean-square" of what the model gives
+            (D-TRAK).
+        projection: "auto" (two-sided, then sketched), "sketch" (exact per-sample weight gradients,
+            sketched), "rademacher" (dense, slow: a baseline) or "none" (exact, small models).
+        dim: width D of a projected row.
+        rows: "full", or "folded": in place of a picture's C · T rows only the vector that they are
+            searched by, of at most 4,096 numbers. Scores are then as exact as that fold, and there
+            are no answers by timestep.
+        params: regular expression; only parameters in whose name it is found count.
+        seed: of noise and projection.
+        dtype: "float32", "bfloat16" or "float16", of the weights while gradients are taken; rows
+            are float32.
+        batch_size: how many (picture, timestep, draw) at once, as many as fit for "auto"; changes
+            no result beyond float rounding, and is halved when the device has not the memory.
+        skip_bad: leave out pictures that cannot be read, instead of stopping at them.
+        overwrite: replace an index of another recipe or data set, which stays as INDEX.replaced
+            until the new one is whole.
+        part: (I, N) makes the I-th of N parts, I from 0 to N − 1, so that N processes anywhere
+            share the work; whoever finishes last makes the search index.
+        ray: "local" shares the work among this machine's GPUs, or its CPUs where there are none; an
+            address ("auto", "host:port", "ray://…") among those of the whole Ray cluster there,
+            whose nodes have gradindex installed and see index, model and data under the same paths.
+            What a killed worker or node was making is made anew.
+
+    Returns:
+        The open index; it answers when all parts are made.
+
+    Raises:
+        CallError, RecipeMismatch, DataError, ModelError, StoreError: see `gradindex.errors`.
+
+    Example:
+        >>> index = gradindex.build(
+        ...     "idx", model="ckpt/", data="pictures/", timesteps=10
+        ... )  # doctest: +SKIP
+    """
+    if not 0 <= part[0] < part[1]:
+        raise CallError(f"part = {part}: give (I, N), I from 0 to N - 1")
+    if ray is not None and part[1] > 1:
+        raise CallError(
+            f"ray = {ray!r} and part = {part}: give one of them; Ray shares the work itself"
+        )
+    location = locate(index)
+    # With Ray `device` is the workers', and so are the GPUs: the driver plans on its CPU.
+    driver_device = resolve_device(device if ray is None else "auto")
+    check_target(location)
+    require_faiss()
+    if ray is not None:
+        require_ray()
+    options = BuildOptions(
+        model=model,
+        data=data,
+        checkpoints=checkpoints,
+        scheduler=scheduler,
+        columns=columns,
+        timesteps=timesteps,
+        log=log,
+        events=events,
+        missing=missing,
+        draws=draws,
+        noise=noise,
+        loss=loss,
+        output=output,
+        projection=projection,
+        dim=dim,
+        rows=rows,
+        params=params,
+        seed=seed,
+        dtype=dtype,
+        batch_size=batch_size,
+        skip_bad=skip_bad,
+    )
+    plan = make_plan(options, driver_device if ray is None else "cpu")
+    store, job = continue_or_create(location, plan, overwrite)
+    store.update_header(**plan.origin)
+    shards = missing_shards(store, job, part)
+    if ray is None:
+        fill(store, job, plan.denoisers, plan.batch_size, shards)
+    else:
+        _fill_with_ray(ray, index, options, device, job, shards)
+    # Shards of other parts may still be missing: whoever makes the last one finishes the index.
+    if not store.missing():
+        _finish(store, data, driver_device)
+    return Index(store, None, driver_device)
+
+
+def _fill_with_ray(
+    address: str,
+    index: str | Path,
+    options: BuildOptions,
+    device: str,
+    job: BuildJob,
+    shards: Mapping[Shard, bool],
+) -> None:
+    """Have the workers of a Ray cluster make shards; see `fill_on_cluster`."""
+    with progress(job.count_gradients(shards)) as bar:
+
+        def on_made(shard: Shard) -> None:
+            bar.update(job.count_gradients([shard]))
+
+        prepare_worker = partial(_prepare_worker, index, options)
+        fill_on_cluster(address, prepare_worker, shards, device, on_made)
+
+
+def _prepare_worker(index: str | Path, options: BuildOptions, device: str) -> FillShards:
+    """Return what makes a Ray worker's shards: `fill` for the same build, planned anew.
+
+    Raises:
+        DataError: the worker sees other pictures than the driver.
+        RecipeMismatch: it sees another model, or has another version of gradindex.
+    """
+    workers_per_device = (os.cpu_count() or 1) if device == "cpu" else 1
+    plan = make_plan(options, device, workers_per_device)
+    store = Store(index)
+    dataset, new_ids = in_store_order(store, plan.dataset)
+    if new_ids:
+        raise DataError(
+            f"data {dataset.source}: a Ray worker finds other pictures there than the driver"
+        )
+    job = plan.job_on(dataset)
+    recipe = replace(job.recipe, high_rank=store.recipe.high_rank)
+    store.require_recipe(recipe, "a Ray worker makes another recipe of it")
+    job = replace(job, recipe=store.recipe)
+    return partial(fill, store, job, plan.denoisers, plan.batch_size)
+
+
+def _finish(store: Store, data: str | Path, device: str) -> None:
+    """Publish a store whose shards are all made, and make the search files that it lacks.
+
+    Raises:
+        DataError: not one picture could be read.
+    """
+    store.finish()
+    if len(store.excluded) == len(store.sample_ids):
+        raise DataError(f"data {data}: not one of {len(store.sample_ids)} pictures can be read")
+    for method in METHODS:
+        mend_whitening(store, method, device)
+    for name in INDEX_NAMES:
+        if not _needs_index(store, name):
+            continue
+        whitening = whitening_of_index(store, name, device)
+        if open_ann_index(store, name, whitening=whitening).damages():
+            build_ann_index(store, name, whitening=whitening)
+    store.location.drop_aside()
+
+
+def _needs_index(store: Store, name: str) -> bool:
+    """Whether a build makes the search index of a name, or mends it since it was asked for once."""
+    if name in default_index_names(store):
+        return True
+    return bool(store.location.sizes([index_record_file(name)]))

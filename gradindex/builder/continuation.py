@@ -1,0 +1,140 @@
+"""The store that a build fills: a new one, or one that an earlier build has begun."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from gradindex.builder.job import BuildJob
+from gradindex.builder.plan import Plan, find_high_rank
+from gradindex.builder.upkeep import grow, id_key
+from gradindex.data.dataset import FINGERPRINT_DIGITS, GONE, Dataset
+from gradindex.errors import CallError, GradindexError, RecipeMismatch
+from gradindex.gradients.projection import TWO_SIDED
+from gradindex.store.arrays import IDS, ROW_ARRAYS
+from gradindex.store.location import Location
+from gradindex.store.manifest import Shard, is_store
+from gradindex.store.records import ShardEntry
+from gradindex.store.store import Store
+
+# What lies in a folder when a build was killed before the store's header was there.
+LEFT_BY_A_CRASH = {*ROW_ARRAYS, IDS, "manifest"}
+
+
+def check_target(location: Location) -> None:
+    """Raise CallError when something else than an index lies where one is to be built."""
+    if not is_store(location) and location.names() - LEFT_BY_A_CRASH:
+        raise CallError(f"{location}: exists and is not a gradindex index; choose another place")
+
+
+def continue_or_create(location: Location, plan: Plan, overwrite: bool) -> tuple[Store, BuildJob]:
+    """Return the store to fill, one that is there or a new one, and the job of its rows.
+
+    Args:
+        overwrite: set a store aside that is another build's, and make a new one.
+
+    Raises:
+        GradindexError: see `_continue_store`, unless `overwrite`.
+    """
+    if is_store(location):
+        try:
+            return _continue_store(location, plan)
+        except GradindexError:
+            if not overwrite:
+                raise
+        location.set_aside()
+    return _create_store(location, plan)
+
+
+def _continue_store(location: Location, plan: Plan) -> tuple[Store, BuildJob]:
+    """Return the store there, with the data set's new pictures at its end, and its job.
+
+    Raises:
+        RecipeMismatch: it is another build's; a picture is gone and was not removed, or is another
+            one now.
+        StoreError: it is damaged, and so are its copies.
+    """
+    store = Store.mended(location)
+    dataset, new_ids = in_store_order(store, plan.dataset)
+    job = plan.job_on(dataset)
+    # The build that made the store has found these weights; another machine may find others.
+    recipe = replace(job.recipe, high_rank=store.recipe.high_rank)
+    store.require_recipe(recipe, "built with another recipe (overwrite replaces it)")
+    _check_unchanged(store, dataset)
+    if new_ids:
+        store = grow(store, new_ids)
+    return store, replace(job, recipe=recipe)
+
+
+def _check_unchanged(store: Store, dataset: Dataset) -> None:
+    """Raise RecipeMismatch when committed rows were made of another picture than is there now."""
+    for shard, entry in store.committed():
+        for row in changed_pictures(shard, entry, dataset):
+            raise _other_data(store, f"{dataset.sample_ids[row]!r} is another picture now")
+
+
+def changed_pictures(shard: Shard, entry: ShardEntry, dataset: Dataset) -> Iterator[int]:
+    """Yield the rows of a committed shard that were made of another picture than is there now.
+
+    A picture that was skipped may have been repaired since, and does not count.
+    """
+    start, stop = entry.rows
+    for row in range(start, min(stop, len(dataset))):
+        digit = (row - shard.start) * FINGERPRINT_DIGITS
+        before = entry.pictures[digit : digit + FINGERPRINT_DIGITS]
+        if row not in entry.skipped and dataset.fingerprint(row) not in (before, GONE):
+            yield row
+
+
+def _create_store(location: Location, plan: Plan) -> tuple[Store, BuildJob]:
+    """Return a new, empty store and its job.
+
+    Raises:
+        RecipeMismatch: meanwhile a build with another recipe has made a store there.
+    """
+    job = plan.job_on(plan.dataset)
+    recipe = job.recipe
+    if recipe.projection == TWO_SIDED:
+        high_rank = find_high_rank(plan.denoisers[0], job, plan.batch_size)
+        recipe = replace(recipe, high_rank=high_rank)
+    store = Store.create(location, recipe, plan.dataset.sample_ids, **plan.origin)
+    recipe = replace(recipe, high_rank=store.recipe.high_rank)
+    store.require_recipe(recipe, "another build was started there")
+    return store, replace(job, recipe=store.recipe)
+
+
+def in_store_order(store: Store, dataset: Dataset) -> tuple[Dataset, list[str]]:
+    """Return a data set in the order of a store's rows, then its new pictures; and their ids.
+
+    A picture that was removed from the store is not new, and need not be there: `Dataset.in_order`
+    leaves its row without a picture.
+
+    Raises:
+        RecipeMismatch: a picture of the store is gone and was not removed.
+    """
+    stored_ids = store.sample_ids
+    positions = dataset.positions(stored_ids)
+    absent_ids = [stored_ids[row] for row in np.flatnonzero(positions < 0).tolist()]
+    gone = [name for name in absent_ids if not _is_removed(store, name)]
+    if gone:
+        raise _other_data(
+            store,
+            f"{len(gone)} of {len(stored_ids)} pictures are gone, such as {gone[0]!r};"
+            " `remove` them first",
+        )
+    not_stored = np.setdiff1d(np.arange(len(dataset)), positions).tolist()
+    new = [row for row in not_stored if not _is_removed(store, dataset.sample_ids[row])]
+    new_ids = [dataset.sample_ids[row] for row in new]
+    order = np.concatenate([positions, np.array(new, np.int64)])
+    return dataset.in_order([*stored_ids, *new_ids], order), new_ids
+
+
+def _is_removed(store: Store, sample_id: str) -> bool:
+    removed = store.header.removed
+    return bool(removed) and id_key(sample_id) in removed
+
+
+def _other_data(store: Store, difference: str) -> RecipeMismatch:
+    """Return the error that a store's pictures are not those of the data set."""
+    message = f"{store.location}: built over another data set (overwrite replaces it)"
+    return RecipeMismatch(message, [f"data: {difference}"])

@@ -1,0 +1,277 @@
+"""The plan of a build: which pictures, checkpoints and timesteps, and the recipe of the rows."""
+
+import math
+import resource
+import sys
+import time
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TypedDict
+
+import numpy as np
+
+from gradindex.builder.checkpoint_weights import WeightedCheckpoint, choose_checkpoints
+from gradindex.builder.job import BuildJob, EventChoice
+from gradindex.builder.options import BuildOptions
+from gradindex.data.dataset import Dataset
+from gradindex.data.opening import open_dataset
+from gradindex.data.training_log import open_log
+from gradindex.errors import DataError
+from gradindex.gradients.batch_size import fitting_batch
+from gradindex.gradients.high_rank import choose_high_rank
+from gradindex.gradients.parameters import capture_for, choose_parameters
+from gradindex.gradients.projection import TWO_SIDED
+from gradindex.gradients.sampling import sample_gradients
+from gradindex.gradients.self_check import check_capture
+from gradindex.models.checkpoints import Checkpoints
+from gradindex.models.denoiser import Denoiser
+from gradindex.recipe import FOLDED, LOSS, Recipe, grid
+from gradindex.store.records import CheckpointPath, DataSource
+from gradindex.store.store import SHARD_ROWS
+
+DIM = 4096
+RANK = 16  # of the two-sided projection
+HIGH_RANK_PICTURES = 8  # whose gradients tell which weights have a high rank
+MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024  # the unit of getrusage's ru_maxrss
+
+
+class Origin(TypedDict):
+    """Where a build's model and pictures are, and what its checkpoints count.
+
+    These are fields of the store's `Header`. They are no part of the recipe: a later build may
+    change them and keep the rows.
+    """
+
+    model: str
+    scheduler: str | None
+    checkpoints: list[CheckpointPath]
+    weights: list[float]
+    data: DataSource
+    log: str | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a build makes, and with what.
+
+    Attributes:
+        dataset: the pictures in the order in which they were opened.
+        denoisers: the models of the checkpoints.
+        recipe: of the rows; without the digest of recorded events, which depends on the pictures.
+        event_choice: which events of a training log; None for a grid of timesteps.
+        skip_bad: whether a picture that cannot be read is left out, instead of stopping the build.
+        batch_size: how many (picture, timestep, draw) go through the model at once.
+        origin: fields of the store's header.
+    """
+
+    dataset: Dataset
+    denoisers: Checkpoints
+    recipe: Recipe
+    event_choice: EventChoice | None
+    skip_bad: bool
+    batch_size: int
+    origin: Origin
+
+    def job_on(self, dataset: Dataset) -> BuildJob:
+        """Return the job of a data set: the plan's, or one with its pictures in another order.
+
+        Raises:
+            CallError: see `BuildJob.of`.
+        """
+        return BuildJob.of(dataset, self.recipe, self.event_choice, self.skip_bad)
+
+
+def make_plan(options: BuildOptions, device: str, processes: int = 1) -> Plan:
+    """Return the plan of a build; nothing is written.
+
+    Pictures are listed, every checkpoint is loaded once, and the first one's captured gradient is
+    compared with autograd's.
+
+    Args:
+        device: "cpu" or "cuda".
+        processes: how many such processes share the device's memory.
+
+    Raises:
+        CallError, DataError, ModelError: see `build`.
+    """
+    dataset = open_dataset(options.data, options.columns)
+    log = None if options.log is None else open_log(options.log)
+    checkpoints = choose_checkpoints(options.checkpoints, options.model, log)
+    paths = [Path(checkpoint.path) for checkpoint in checkpoints]
+    denoisers = Checkpoints(paths, options.model, options.scheduler, device, options.dtype)
+    recipe = _make_recipe(options, denoisers)
+    if recipe.classes is None:
+        dataset = replace(dataset, labels=None)
+    first = denoisers[0]
+    event_choice = None
+    if log is not None:
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        event_choice = EventChoice(
+            log, steps, options.events, options.missing, first.num_train_timesteps
+        )
+    # What does not fit is an error before anything is written: pictures, a log, a layer without a
+    # rule.
+    job = BuildJob.of(dataset, recipe, event_choice, options.skip_bad)
+    check_capture(first, job.recipe)
+    if options.batch_size == "auto":
+        batch_size = fitting_batch(first, job.recipe, processes)
+    else:
+        batch_size = int(options.batch_size)
+    return Plan(
+        dataset=dataset,
+        denoisers=denoisers,
+        recipe=recipe,
+        event_choice=event_choice,
+        skip_bad=options.skip_bad,
+        batch_size=batch_size,
+        origin=_make_origin(options, checkpoints, dataset),
+    )
+
+
+def _make_recipe(options: BuildOptions, denoisers: Checkpoints) -> Recipe:
+    """Return the recipe of a build's rows, without the digest of recorded events.
+
+    Raises:
+        CallError: no parameter is chosen, or a timestep is not the scheduler's.
+        ModelError: a checkpoint cannot be loaded, or is of another model than the first.
+    """
+    model_fields = denoisers.recipe_fields()
+    first = denoisers[0]
+    names = choose_parameters(first.trainable, options.params)
+    parameter_count = sum(first.model.get_parameter(name).numel() for name in names)
+    recorded = options.log is not None
+    timesteps = () if recorded else grid(options.timesteps, first.num_train_timesteps)  # type: ignore[arg-type]
+    two_sided = options.projection == "auto"
+    return Recipe(
+        **model_fields,
+        params=options.params,
+        parameter_count=parameter_count,
+        timesteps=timesteps,
+        draws=options.draws,
+        noise=options.noise_or_default,
+        seed=options.seed,
+        loss=options.loss,
+        projection=TWO_SIDED if two_sided else options.projection,
+        rank=RANK if two_sided else None,
+        high_rank=(),
+        dim=parameter_count if options.projection == "none" else options.dim,
+        events=options.events if recorded else None,
+        rows=FOLDED if options.rows == FOLDED else None,
+        output=None if options.output == LOSS else options.output,
+    )
+
+
+def _make_origin(
+    options: BuildOptions, checkpoints: list[WeightedCheckpoint], dataset: Dataset
+) -> Origin:
+    """Return the header fields of a build, with absolute paths."""
+    return Origin(
+        model=_absolute(options.model),
+        scheduler=None if options.scheduler is None else _absolute(options.scheduler),
+        checkpoints=[CheckpointPath(path=_absolute(c.path)) for c in checkpoints],
+        weights=[checkpoint.weight for checkpoint in checkpoints],
+        data=DataSource(**dataset.to_json()),
+        log=None if options.log is None else _absolute(options.log),
+    )
+
+
+def _absolute(path: str | Path) -> str:
+    return str(Path(path).resolve())
+
+
+def find_high_rank(denoiser: Denoiser, job: BuildJob, batch_size: int) -> tuple[str, ...]:
+    """Return the names of the weights that a two-sided projection must shrink less.
+
+    They are chosen by the gradients of a few pictures, evenly spaced over the data set; see
+    `choose_high_rank`.
+
+    Raises:
+        DataError: none of these pictures can be read.
+    """
+    spaced = np.linspace(0, len(job.dataset) - 1, HIGH_RANK_PICTURES)
+    tried = sorted({int(row) for row in spaced})
+    rows, pictures = job.read_pictures(tried)
+    if not rows:
+        raise DataError(
+            f"data {job.dataset.source}: not one of {len(tried)} pictures tried can be read"
+        )
+    return choose_high_rank(
+        denoiser, job.recipe, pictures, job.ids(rows), job.labels(rows), batch_size
+    )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a build would make, and what it would take.
+
+    Attributes:
+        pictures: N.
+        rows: [C, N, T, D] of the arrays.
+        shards: units of work.
+        bytes: of each array on disk, {name: bytes}.
+        gradients: how many (checkpoint, picture, timestep, draw) go through the model.
+        batch_size: how many of them at once.
+        seconds: for all gradients, at the pace of one batch on this device.
+        memory: the most bytes that this process has had so far.
+    """
+
+    pictures: int
+    rows: tuple[int, int, int, int]
+    shards: int
+    bytes: dict[str, int]
+    gradients: int
+    batch_size: int
+    seconds: float
+    memory: int
+
+
+def estimate(plan: Plan) -> Estimate:
+    """Return what a build would make and take, by its plan and a batch of gradients that is timed.
+
+    Raises:
+        DataError: none of the pictures that the batch would be made of can be read.
+    """
+    job = plan.job_on(plan.dataset)
+    shape = job.recipe.shape(len(job.dataset))
+    checkpoints, pictures, _, dim = shape
+    numbers = math.prod(shape)
+    wide = {"normalized": 2 * numbers, "unnormalized": 4 * numbers}
+    narrow = dict.fromkeys(("norm", "timestep"), 4 * numbers // dim)
+    gradients = pictures * job.gradients_per_picture * len(job.recipe.checkpoints)
+    return Estimate(
+        pictures=pictures,
+        rows=shape,
+        shards=checkpoints * -(-pictures // SHARD_ROWS),
+        bytes=wide | narrow,
+        gradients=gradients,
+        batch_size=plan.batch_size,
+        seconds=_seconds_per_gradient(plan, job) * gradients,
+        memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MAXRSS_BYTES,
+    )
+
+
+def _seconds_per_gradient(plan: Plan, job: BuildJob) -> float:
+    """Time the gradients of the first pictures at the first checkpoint, a batch of them or more."""
+    denoiser = plan.denoisers[0]
+    rows = (row for row in range(len(job.dataset)) if not job.is_excluded(0, row))
+    tried = list(islice(rows, -(-plan.batch_size // job.gradients_per_picture)))
+    readable, pictures = replace(job, skip_bad=True).read_pictures(tried)
+    if not readable:
+        raise DataError(
+            f"data {job.dataset.source}: not one of {len(tried)} pictures tried can be read"
+        )
+    with capture_for(denoiser, job.recipe) as capture:
+        for _ in range(2):  # the first time pays for what is made once
+            began = time.perf_counter()
+            sample_gradients(
+                denoiser,
+                capture,
+                job.recipe,
+                pictures,
+                job.events(0, readable),
+                job.labels(readable),
+                batch_size=plan.batch_size,
+            )
+            seconds = time.perf_counter() - began
+    return seconds / (len(readable) * job.gradients_per_picture)

@@ -1,0 +1,286 @@
+"""The shards of a build: which are missing, and pictures → gradients → folded → written."""
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Self
+
+import numpy as np
+from tqdm import tqdm
+
+from gradindex.builder.job import BuildJob
+from gradindex.gradients.capture import Capture
+from gradindex.gradients.fold import search_vectors, unit
+from gradindex.gradients.parameters import capture_for
+from gradindex.gradients.sampling import sample_gradients
+from gradindex.models.checkpoints import Checkpoints
+from gradindex.recipe import FOLDED
+from gradindex.store.prefetch import prefetch
+from gradindex.store.records import ShardEntry
+from gradindex.store.store import Shard, Store
+
+
+def missing_shards(
+    store: Store, job: BuildJob, part: tuple[int, int] = (0, 1)
+) -> dict[Shard, bool]:
+    """Return the shards of a part that are to be made.
+
+    Args:
+        part: see `shards_of`.
+
+    Returns:
+        True for a shard that is there and is to be made again: its files are damaged, or it lacks
+        pictures that the job does not skip.
+    """
+    missing = dict.fromkeys(shards_of(store, part), False)
+    committed = store.committed(list(missing))
+    for shard, entry in tqdm(
+        committed, "checking", len(missing), unit="shard", delay=2, disable=None
+    ):
+        if store.damaged(entry) or _lacks_pictures(shard, entry, job):
+            missing[shard] = True
+        else:
+            del missing[shard]
+    return missing
+
+
+def shards_of(store: Store, part: tuple[int, int]) -> list[Shard]:
+    """Return the shards of part (I, N), the I-th of N parts, I from 0 to N − 1."""
+    number, parts = part
+    shards = store.shards()
+    first = len(shards) * number // parts
+    stop = len(shards) * (number + 1) // parts
+    return shards[first:stop]
+
+
+def _lacks_pictures(shard: Shard, entry: ShardEntry, job: BuildJob) -> bool:
+    """Whether an earlier build skipped pictures of a shard that this one has to read."""
+    if job.skip_bad:
+        return False
+    return any(not job.is_excluded(shard.checkpoint, row) for row in entry.skipped)
+
+
+def fill(
+    store: Store,
+    job: BuildJob,
+    denoisers: Checkpoints,
+    batch_size: int,
+    missing: Mapping[Shard, bool],
+) -> None:
+    """Make the rows of shards and commit them, checkpoint by checkpoint.
+
+    While the gradients of one shard are taken, a thread reads the next one's pictures, and another
+    writes the shard before.
+
+    Args:
+        batch_size: how many (picture, timestep, draw) go through the model at once.
+        missing: {shard: whether it is made again}; one that is not is left alone where another
+            builder has finished it meanwhile.
+
+    Raises:
+        DataError: a picture cannot be read, and the job does not skip such pictures.
+        ModelError: a gradient is not finite.
+        StoreError: see `Store.write`.
+    """
+    written: Future[None] | None = None
+    with (
+        progress(job.count_gradients(missing)) as bar,
+        ThreadPoolExecutor(1) as writer,
+        ShardGradients(job, denoisers, batch_size, bar.update) as gradients,
+    ):
+        read = partial(read_shard, store, job, missing)
+        for shard_pictures in prefetch(read, missing):
+            if shard_pictures is None:
+                continue
+            rows = gradients.rows(shard_pictures)
+            # At most one shard waits to be written, and its error ends the build here.
+            if written:
+                written.result()
+            written = writer.submit(write_shard, store, job, rows)
+        if written:
+            written.result()
+
+
+def progress(gradients: int) -> tqdm:
+    """Return the progress bar of a build that takes so many gradients."""
+    return tqdm(total=gradients, unit="gradient", desc="gradients", delay=2, disable=None)
+
+
+@dataclass(frozen=True)
+class ShardPictures:
+    """A shard whose pictures have been read.
+
+    Attributes:
+        shard: the pictures `start` … `stop` − 1 of one checkpoint, or of all where rows are folded.
+        readable: row numbers of the B pictures whose gradients are to be taken.
+        pictures: these pictures, [B, channels, height, width] float32 in [−1, 1].
+        skipped: row numbers without a picture.
+        reused: the shard's rows [stop − start, T, D] float32 with those that an earlier build made;
+            the others are zero.
+    """
+
+    shard: Shard
+    readable: list[int]
+    pictures: np.ndarray
+    skipped: list[int]
+    reused: np.ndarray
+
+
+@dataclass(frozen=True)
+class ShardRows:
+    """A shard that is ready to be written.
+
+    Attributes:
+        rows: unnormalized gradients, [stop − start, T, D] float32; zero for skipped pictures.
+        units: the normalized rows where they are folded; None: `rows` divided by their norms.
+        skipped: row numbers without a picture.
+    """
+
+    shard: Shard
+    rows: np.ndarray
+    units: np.ndarray | None
+    skipped: list[int]
+
+
+def read_shard(
+    store: Store, job: BuildJob, missing: Mapping[Shard, bool], shard: Shard
+) -> ShardPictures | None:
+    """Read the pictures of a shard whose gradients are to be taken.
+
+    Returns:
+        None where another builder has committed the shard and it is not made again.
+
+    Raises:
+        DataError: see `BuildJob.read_pictures`.
+    """
+    if not missing[shard] and any(store.committed([shard])):
+        return None
+    reused, first = _reusable_rows(store, shard)
+    rows = range(first, shard.stop)
+    readable, pictures = job.read_pictures(
+        row for row in rows if not job.is_excluded(shard.checkpoint, row)
+    )
+    skipped = sorted(set(rows).difference(readable))
+    return ShardPictures(shard, readable, pictures, skipped, reused)
+
+
+def _reusable_rows(store: Store, shard: Shard) -> tuple[np.ndarray, int]:
+    """Return the rows of a shard that were committed before pictures were added to it.
+
+    There are none where pictures were skipped, files are damaged, or rows are folded.
+
+    Returns:
+        [stop − start, T, D] float32, zero where there are none, and the first picture without one.
+    """
+    rows = np.zeros((shard.stop - shard.start, *store.shape[2:]), np.float32)
+    # An entry with fewer pictures than the shard has now counts as none. It does count for the
+    # shard of one picture that begins where this one does.
+    for _, entry in store.committed([replace(shard, stop=shard.start + 1)]):
+        stop = entry.rows[1]
+        reusable = not entry.skipped and store.recipe.rows != FOLDED
+        if stop < shard.stop and reusable and not store.damaged(entry):
+            numbers = slice(shard.start, stop)
+            rows[: stop - shard.start] = store.read("unnormalized", shard.checkpoint, numbers)
+            return rows, stop
+    return rows, shard.start
+
+
+class ShardGradients:
+    """Takes the gradients of shards.
+
+    The capture on a checkpoint's model stays open from shard to shard, until a shard of another
+    checkpoint comes or the `with` block ends.
+
+    Args:
+        denoisers: the models of the checkpoints.
+        batch_size: how many (picture, timestep, draw) go through the model at once.
+        progress: called with the number of gradients that were just taken.
+    """
+
+    def __init__(
+        self,
+        job: BuildJob,
+        denoisers: Checkpoints,
+        batch_size: int,
+        progress: Callable[[int], object],
+    ) -> None:
+        self._job = job
+        self._denoisers = denoisers
+        self._batch_size = batch_size
+        self._progress = progress
+        self._captures = ExitStack()
+        self._captured: tuple[int, Capture] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._captures.close()
+
+    def rows(self, shard_pictures: ShardPictures) -> ShardRows:
+        """Return the rows of a shard; `reused` of the argument becomes them.
+
+        Raises:
+            ModelError: a gradient is not finite.
+        """
+        job, shard = self._job, shard_pictures.shard
+        rows = shard_pictures.reused
+        folded = job.recipe.rows == FOLDED
+        units = np.zeros_like(rows) if folded else None
+        if shard_pictures.readable:
+            positions = [row - shard.start for row in shard_pictures.readable]
+            gradients = [
+                self._take(checkpoint, shard_pictures)
+                for checkpoint in job.checkpoints_of(shard.checkpoint)
+            ]
+            if units is None:
+                (rows[positions],) = gradients
+            else:
+                by_checkpoint = np.stack(gradients, axis=1)  # [B, C, T, D]
+                rows[positions, 0] = search_vectors(by_checkpoint, job.recipe)
+                units[positions, 0] = search_vectors(unit(by_checkpoint), job.recipe)
+        return ShardRows(shard, rows, units, shard_pictures.skipped)
+
+    def _take(self, checkpoint: int, shard_pictures: ShardPictures) -> np.ndarray:
+        """Return the gradients of a shard's readable pictures at a checkpoint, [B, T, D]."""
+        job, readable = self._job, shard_pictures.readable
+        capture = self._capture(checkpoint)
+        return sample_gradients(
+            self._denoisers[checkpoint],
+            capture,
+            job.recipe,
+            shard_pictures.pictures,
+            job.events(checkpoint, readable),
+            job.labels(readable),
+            batch_size=self._batch_size,
+            progress=self._progress,
+        )
+
+    def _capture(self, checkpoint: int) -> Capture:
+        """Return the capture on a checkpoint's model; the one on another model is closed first."""
+        if self._captured is None or self._captured[0] != checkpoint:
+            # Let go of the model before the next one is loaded: there may be room for one only.
+            self._captures.close()
+            self._captured = None
+            capture = capture_for(self._denoisers[checkpoint], self._job.recipe)
+            self._captured = checkpoint, self._captures.enter_context(capture)
+        return self._captured[1]
+
+
+def write_shard(store: Store, job: BuildJob, shard_rows: ShardRows) -> None:
+    """Write the rows of a shard and commit them.
+
+    Raises:
+        StoreError: see `Store.write`.
+    """
+    shard = shard_rows.shard
+    store.write(
+        shard,
+        shard_rows.rows,
+        job.row_timesteps(shard),
+        shard_rows.skipped,
+        job.fingerprints(shard),
+        shard_rows.units,
+    )

@@ -1,0 +1,109 @@
+"""Every byte of an index against its checksums.
+
+Files are found that were changed, are missing, or do not belong where they are.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+from gradindex.search.ann_index import AnnIndex, AnnRecord, index_record_file
+from gradindex.search.factors import (
+    WHITENED,
+    factor_damages,
+    factors_file,
+    factors_fit,
+    saved_factors,
+)
+from gradindex.search.scoring import METHODS
+from gradindex.store.location import Location, locate
+from gradindex.store.manifest import SUMMARY, Shard, header_damages, read_record
+from gradindex.store.records import Summary
+from gradindex.store.store import Store
+
+
+def damages(path: str | Path | Location) -> Iterator[str]:
+    """Yield what is wrong with an index, one line for each file; nothing when it is whole.
+
+    Raises:
+        CallError: no index is there. StoreError: neither the header nor its copy is whole.
+    """
+    location = locate(path)
+    yield from header_damages(location)
+    store = Store(location)
+    shards = store.shards()
+    contents = location.read_many(shard.entry for shard in shards)
+    pairs = zip(shards, contents, strict=True)
+    rows_are_whole = True
+    for shard, content in tqdm(pairs, "verify", len(shards), unit="shard", delay=2, disable=None):
+        lines = _shard_damages(store, shard, content)
+        rows_are_whole = rows_are_whole and not lines
+        yield from lines
+    # What was made from rows is compared with them, where these are as they were made.
+    yield from _summary_damages(store, rows_are_whole)
+    for method in METHODS:
+        yield from _search_damages(store, method, rows_are_whole)
+        factor_lines = list(_factor_damages(store, method, rows_are_whole))
+        yield from factor_lines
+        factors_are_whole = rows_are_whole and not factor_lines
+        yield from _search_damages(store, method + WHITENED, factors_are_whole)
+
+
+def _shard_damages(store: Store, shard: Shard, content: bytes | None) -> list[str]:
+    """Return what is wrong with a shard's files, from the content of its manifest entry."""
+    try:
+        entry = store.entry(shard, content)
+    except ValueError as error:
+        pictures = f"pictures {shard.start} to {shard.stop - 1} do not count"
+        return [f"{shard.entry} {error}: {pictures}"]
+    return store.damaged(entry)
+
+
+def _summary_damages(store: Store, rows_are_whole: bool) -> Iterator[str]:
+    """Yield what is wrong with the summary; a store that no build has finished has none."""
+    (content,) = store.location.read_many([SUMMARY])
+    try:
+        summary = read_record(content, Summary)
+    except ValueError as error:
+        if content or rows_are_whole:
+            yield f"{SUMMARY} {error}"
+        return
+    if rows_are_whole and summary != store.summarize():
+        yield f"{SUMMARY} was made from other rows"
+
+
+def _factor_damages(store: Store, method: str, rows_are_whole: bool) -> Iterator[str]:
+    """Yield what is wrong with a method's whitening factors; there are none until asked for."""
+    name = factors_file(method)
+    record_files = [name, index_record_file(method + WHITENED)]
+    content, whitened_index = store.location.read_many(record_files)
+    factors = saved_factors(store, method)
+    if factors and rows_are_whole and not factors_fit(store, method, factors):
+        yield f"{name} was made from other rows, or for another method"
+    elif factors:
+        yield from factor_damages(store, factors)
+    elif content is not None:
+        yield f"{name} was changed"
+    elif whitened_index:  # it needs them
+        yield f"{name} is missing"
+
+
+def _search_damages(store: Store, name: str, origin_is_whole: bool) -> Iterator[str]:
+    """Yield what is wrong with a search index; there is none until built or asked for.
+
+    Args:
+        origin_is_whole: whether the rows are as they were made, and the factors of whitened ones.
+    """
+    file = index_record_file(name)
+    (content,) = store.location.read_many([file])
+    try:
+        index = AnnIndex(store, name, read_record(content, AnnRecord))
+    except ValueError as error:
+        if content is not None or (origin_is_whole and name in METHODS):
+            yield f"{file} {error}"
+        return
+    lines = index.damages()
+    yield from lines
+    if origin_is_whole and not lines and not index.fits():
+        yield f"{file} was made from other rows, or for another method"

@@ -1,0 +1,159 @@
+"""The command that builds an index."""
+
+from typing import Any
+
+import click
+
+from gradindex.cli.messages import say
+from gradindex.cli.options import DEVICE, to_batch_size, to_checkpoints, to_part, to_timesteps
+from gradindex.store.memory import keep_freed_memory
+
+
+@click.command()
+@click.argument("index")
+@click.option(
+    "--model",
+    required=True,
+    help="Diffusers pipeline folder, model folder, or training checkpoint.",
+)
+@click.option(
+    "--data", required=True, help="Folder of pictures, or anything that `datasets` opens."
+)
+@click.option(
+    "--checkpoint",
+    "checkpoints",
+    multiple=True,
+    callback=to_checkpoints,
+    metavar="PATH[=WEIGHT]",
+    help="Where the weights are, for several checkpoints; weight 1/C when not given, or the"
+    " training log's.",
+)
+@click.option(
+    "--scheduler", help="Scheduler folder or JSON file, when it does not lie beside the model."
+)
+@click.option("--image-column", help="Column of a table that holds the pictures.")
+@click.option("--id-column", help="Column that holds their ids.")
+@click.option("--label-column", help="Column that holds their class labels.")
+@click.option(
+    "--timesteps",
+    default="10",
+    show_default=True,
+    callback=to_timesteps,
+    metavar="N|T,T,…|recorded",
+    help="How many timesteps, evenly spaced, or which (a single one: `500,`), or those of the"
+    " training log (weaker than a grid).",
+)
+@click.option("--log", help="Training log: a TrainingRecorder's folder, a CSV or a Parquet file.")
+@click.option(
+    "--events",
+    default=1,
+    show_default=True,
+    help="How many of a picture's last recorded timesteps.",
+)
+@click.option(
+    "--missing",
+    type=click.Choice(["error", "skip", "grid"]),
+    default="error",
+    show_default=True,
+    help="What to do with pictures that the log has too few events of.",
+)
+@click.option(
+    "--draws", default=1, show_default=True, help="Noise draws averaged per picture and timestep."
+)
+@click.option(
+    "--noise",
+    type=click.Choice(["shared", "own", "recorded"]),
+    help="One for all pictures and queries, each picture its own (weak, see docs/trust.md), or"
+    " training's.  [default: shared; recorded with recorded timesteps]",
+)
+@click.option("--loss", type=click.Choice(["mse", "l1"]), default="mse", show_default=True)
+@click.option(
+    "--output",
+    type=click.Choice(["loss", "mean-square"]),
+    default="loss",
+    show_default=True,
+    help="What gradients are taken of: the loss, or the mean square of what the model gives.",
+)
+@click.option(
+    "--projection",
+    type=click.Choice(["auto", "rademacher", "sketch", "none"]),
+    default="auto",
+    show_default=True,
+    help="Two-sided and sketched, dense, sketched only, or no projection at all.",
+)
+@click.option("--dim", default=4096, show_default=True, help="Width of a projected gradient.")
+@click.option(
+    "--rows",
+    type=click.Choice(["full", "folded"]),
+    default="full",
+    show_default=True,
+    help="One for each timestep and checkpoint, or all of a picture's folded into one: small,"
+    " without timesteps.",
+)
+@click.option("--params", metavar="REGEX", help="Only parameters in whose name this is found.")
+@click.option("--seed", default=0, show_default=True, help="Of noise and projection.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Of the weights while gradients are taken.",
+)
+@DEVICE
+@click.option(
+    "--batch-size",
+    default="auto",
+    show_default=True,
+    callback=to_batch_size,
+    metavar="auto|B",
+)
+@click.option("--skip-bad", is_flag=True, help="Leave out pictures that cannot be read.")
+@click.option("--overwrite", is_flag=True, help="Replace an index of another recipe or data set.")
+@click.option(
+    "--part",
+    callback=to_part,
+    metavar="I/N",
+    help="Make one of N parts, I from 0 or from 1; /N in a Kubernetes indexed job; Slurm array"
+    " tasks need no option.",
+)
+@click.option(
+    "--ray",
+    metavar="local|ADDRESS",
+    help="Share the work among all GPUs, or CPUs where there are none, of this machine or of a Ray"
+    " cluster.",
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Write nothing; say what it would make and take, from a timed batch.",
+)
+def build(
+    index: str,
+    image_column: str | None,
+    id_column: str | None,
+    label_column: str | None,
+    dry_run: bool,
+    **options: Any,
+) -> None:
+    """Build INDEX over a training set; stopped and run again, it goes on where it was."""
+    from gradindex.builder.build import build as build_index
+    from gradindex.data.dataset import Columns
+    from gradindex.report.info import describe
+
+    keep_freed_memory()
+    options["columns"] = Columns(image_column, id_column, label_column)
+    if dry_run:
+        click.echo(_estimate(**options))
+    else:
+        say(describe(build_index(index, **options).store))
+
+
+def _estimate(device: str, part: object, ray: object, overwrite: bool, **options: Any) -> str:
+    """What the whole build would make and take, whichever part of it, and where, is asked for."""
+    from gradindex.builder.options import BuildOptions
+    from gradindex.builder.plan import estimate, make_plan
+    from gradindex.models.devices import resolve_device
+    from gradindex.report.info import describe_plan
+
+    plan = make_plan(BuildOptions(**options), resolve_device(device))
+    return describe_plan(estimate(plan))

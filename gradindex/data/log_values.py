@@ -1,0 +1,57 @@
+"""Check what a training loop logs, and turn it into Python values: ids, steps and seeds."""
+
+import operator
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from gradindex.errors import CallError
+
+
+def checked_ids(sample_ids: Sequence[Any]) -> list[str]:
+    """Return ids as text: of texts, paths and whole numbers, in a list, tensor or array.
+
+    Raises:
+        CallError: one is of another type.
+
+    >>> from pathlib import Path
+    >>> checked_ids(["a.png", Path("b/c.png"), 4])
+    ['a.png', 'b/c.png', '4']
+    """
+    if isinstance(sample_ids, str):
+        raise CallError(f"sample_ids = {sample_ids!r}: give a sequence of ids, not text")
+    ids = []
+    for item in to_python(sample_ids):
+        name = to_python(item)
+        if not isinstance(name, str | int | os.PathLike):
+            raise CallError(f"sample_ids: {name!r} is not an id; give text, paths or whole numbers")
+        ids.append(os.fspath(name) if isinstance(name, os.PathLike) else str(name))
+    return ids
+
+
+def whole_number(step: Any) -> int:
+    """Return a step, a whole number of any type such as NumPy's or a tensor, as an int.
+
+    Raises:
+        CallError: it is no whole number.
+    """
+    try:
+        return operator.index(step)
+    except TypeError as error:
+        raise CallError(f"step = {step!r}: give a whole number") from error
+
+
+def checked_seed(seed: int) -> int:
+    """Return a seed as an int that eight bytes hold and that is not negative.
+
+    Raises:
+        CallError: it is negative or too large.
+    """
+    if not 0 <= seed < 2**63:
+        raise CallError(f"seed {seed}: give 0 to 2⁶³ − 1")
+    return int(seed)
+
+
+def to_python(values: Any) -> Any:
+    """Return the Python numbers of a tensor or array, and anything else as it is."""
+    return values.tolist() if hasattr(values, "tolist") else values

@@ -1,0 +1,62 @@
+"""Open the data set at a path or of a name: a folder of pictures, or a table."""
+
+from collections import Counter
+from pathlib import Path
+
+from gradindex.data.dataset import Columns, Dataset
+from gradindex.data.folder import SUFFIXES, open_folder
+from gradindex.data.table import is_table, open_table
+from gradindex.errors import CallError, DataError
+
+
+def open_dataset(source: str | Path, columns: Columns | None = None) -> Dataset:
+    """Return the data set at a path, or of a name on the hub.
+
+    Args:
+        source: a folder of pictures, a `datasets` image folder, a `save_to_disk` folder, a parquet
+            file or a folder of them, or a name on the hub.
+        columns: picture, id and label columns of a table.
+
+    Raises:
+        CallError: nothing is there, it holds no pictures, or a column does not exist.
+        DataError: two pictures have the same id, or an id is not UTF-8.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from PIL import Image
+    >>> with TemporaryDirectory() as folder:
+    ...     Image.new("L", (8, 8)).save(f"{folder}/a.png")
+    ...     open_dataset(folder).sample_ids
+    ['a.png']
+    """
+    columns = columns or Columns()
+    path = Path(source)
+    if path.is_dir() and not is_table(path):
+        dataset = open_folder(path, columns)
+    else:
+        dataset = open_table(str(source), path, columns)
+    if not len(dataset):
+        raise CallError(f"data {source}: no pictures there ({', '.join(sorted(SUFFIXES))})")
+    _check_ids(source, dataset)
+    return dataset
+
+
+def _check_ids(source: str | Path, dataset: Dataset) -> None:
+    """Raise DataError when an id is not UTF-8, or stands for several pictures."""
+    for name in dataset.sample_ids:
+        if not _is_utf8(name):
+            raise DataError(f"data {source}: the name {name!r} is not UTF-8; rename the file")
+    if len(set(dataset.sample_ids)) < len(dataset):
+        counts = Counter(dataset.sample_ids)
+        repeated = sorted(name for name, count in counts.items() if count > 1)
+        raise DataError(
+            f"data {source}: {len(repeated)} ids stand for several pictures,"
+            f" such as {repeated[0]!r}"
+        )
+
+
+def _is_utf8(name: str) -> bool:
+    """Whether a name has bytes in UTF-8: it is not empty, and no part of it was not decoded."""
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:  # Python reads undecodable bytes of a file name as surrogates
+        return False

@@ -1,0 +1,85 @@
+"""The checkpoints of one training run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Size
+
+from gradindex.errors import ModelError
+from gradindex.models.denoiser import Denoiser, DenoiserDescription
+from gradindex.models.loading import load_denoiser
+
+
+class Checkpoints:
+    """The checkpoints of one run, loaded when asked for, one of them in memory at a time.
+
+    Args:
+        paths: where the weights of each checkpoint are; see `load_denoiser`, also for the rest.
+        model: the run's model, for checkpoints that are bare weights files.
+        scheduler: a scheduler folder or its JSON file; found beside the model when None.
+        device: "cpu" or "cuda".
+        dtype: of the weights while gradients are taken.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str | Path],
+        model: str | Path,
+        scheduler: str | Path | None,
+        device: str,
+        dtype: str,
+    ) -> None:
+        self._paths = list(paths)
+        self._model = model
+        self._scheduler = scheduler
+        self._device = device
+        self._dtype = dtype
+        self._loaded: tuple[int, Denoiser] | None = None
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, number: int) -> Denoiser:
+        if self._loaded is None or self._loaded[0] != number:
+            # Let the one in memory go before the next comes: there may be room for one only.
+            self._loaded = None
+            denoiser = load_denoiser(
+                self._paths[number],
+                model=self._model,
+                scheduler=self._scheduler,
+                device=self._device,
+                dtype=self._dtype,
+            )
+            self._loaded = number, denoiser
+        return self._loaded[1]
+
+    def recipe_fields(self) -> dict[str, Any]:
+        """Return the fields of a `Recipe` that models and scheduler decide, as keyword arguments.
+
+        Every checkpoint is loaded for it, one after the other.
+
+        Raises:
+            ModelError: a checkpoint cannot be loaded, or differs from the first in more than the
+                values of its weights.
+        """
+        first_identity = None
+        digests = []
+        for number, path in enumerate(self._paths):
+            identity, digest = self._identify(number)
+            first_identity = first_identity or identity
+            if identity != first_identity:
+                raise ModelError(
+                    f"checkpoint {path} is of another model or scheduler than {self._paths[0]}"
+                )
+            digests.append(digest)
+        assert first_identity is not None, "a run has one checkpoint or more"
+        description, _ = first_identity
+        return {**description.recipe_fields(), "checkpoints": tuple(digests)}
+
+    def _identify(self, number: int) -> tuple[tuple[DenoiserDescription, dict[str, Size]], str]:
+        """What all checkpoints of a run share (parameter shapes too), and the weights' digest."""
+        denoiser = self[number]
+        parameters = {name: denoiser.model.get_parameter(name) for name in denoiser.trainable}
+        shapes = {name: parameter.shape for name, parameter in parameters.items()}
+        return (denoiser.description, shapes), denoiser.digest

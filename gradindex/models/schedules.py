@@ -1,0 +1,87 @@
+"""The noise schedule beside a model.
+
+A schedule is the configuration of a diffusers scheduler, an open dict: diffusers reads it whole,
+and only `SCHEDULE_FIELDS` go into a `Recipe`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from gradindex.errors import CallError, ModelError
+from gradindex.models.folder import read_json
+
+SCHEDULER_FILE = "scheduler_config.json"
+# What decides ᾱ_t, the share of a picture's variance that is left of it at timestep t.
+SCHEDULE_FIELDS = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "rescale_betas_zero_snr",
+)
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+
+
+def find_scheduler(folder: Path, scheduler: str | Path | None, model: str | Path | None) -> Path:
+    """Return the scheduler's JSON file.
+
+    Args:
+        folder: the model's folder, looked through with the two around it.
+        scheduler: the file itself, or a folder that holds it; then no other is looked through.
+        model: the run's model, from whose folder a checkpoint takes the scheduler.
+
+    Raises:
+        CallError: there is none.
+    """
+    if scheduler is not None:
+        files = [Path(scheduler), *_scheduler_files(Path(scheduler))]
+    else:
+        folders = [folder, *list(folder.resolve().parents)[:2]]
+        if model:
+            folders += [Path(model), Path(model).resolve().parent]
+        files = [file for parent in folders for file in _scheduler_files(parent)]
+    for file in files:
+        if file.is_file():
+            return file
+    raise CallError(
+        f"{scheduler or folder}: no {SCHEDULER_FILE} found; name its folder with --scheduler"
+    )
+
+
+def read_schedule(file: Path) -> dict[str, Any]:
+    """Return the schedule in a scheduler's JSON file, with a `prediction_type`.
+
+    Raises:
+        ModelError: the file is not JSON, or not of a scheduler with betas.
+    """
+    schedule = read_json(file)
+    if "beta_schedule" not in schedule or "num_train_timesteps" not in schedule:
+        raise ModelError(
+            f"{file}: scheduler {schedule.get('_class_name')!r} has no beta schedule;"
+            " give a DDPM-like one"
+        )
+    return {**schedule, "prediction_type": schedule.get("prediction_type", "epsilon")}
+
+
+def alphas_cumprod(schedule: dict[str, Any]) -> Tensor:
+    """Return ᾱ_t of a schedule, [num_train_timesteps] float32 on the CPU (Ho et al. 2020, eq. 4).
+
+    Raises:
+        ModelError: diffusers cannot make a schedule of these settings.
+    """
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+    try:
+        return DDPMScheduler.from_config(schedule).alphas_cumprod
+    except (NotImplementedError, ValueError, TypeError) as error:
+        raise ModelError(
+            f"the scheduler's config does not make a noise schedule ({error})"
+        ) from error
+
+
+def _scheduler_files(folder: Path) -> list[Path]:
+    """Where in a folder a scheduler's file may lie."""
+    return [folder / SCHEDULER_FILE, folder / "scheduler" / SCHEDULER_FILE]

@@ -1,0 +1,10 @@
+"""What people read.
+
+- `rendering` shows the answers of a query as JSON or a table, `page` as HTML; `info` describes an
+  index.
+- `diagnose` measures what an index is worth: `agreement` of noise seeds, `self_influence`, both
+  with a `training_sample`; `diagnosis_text` shows it.
+- `evaluate` has the linear datamodeling score, `counterfactual` trainings without pictures;
+  `ranking` compares rankings.
+- `demo` runs the whole job on real pictures.
+"""

@@ -1,0 +1,227 @@
+"""What an index is worth, as numbers.
+
+Gradient norms by timestep, which pictures are influential for everything, which stand out by
+self-influence, and how far scores depend on the noise.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NotRequired, TypedDict
+
+import numpy as np
+
+from gradindex.errors import CallError
+from gradindex.recipe import FOLDED, require_positive
+from gradindex.report.agreement import SettingAgreement, noise_agreement
+from gradindex.report.ranking import Influence, influence
+from gradindex.report.self_influence import Outliers, find_outliers, self_influence
+from gradindex.report.training_sample import (
+    ADVICE,
+    ModelPictures,
+    evenly_spaced,
+    kept_rows,
+    read_training_pictures,
+)
+from gradindex.search.index import Index
+from gradindex.search.pictures import Picture, picture_name, read_labels
+from gradindex.search.scoring import METHODS
+from gradindex.store.store import Store
+
+BINS = 20  # of timesteps, where every picture has recorded ones of its own
+NOISE_QUERIES = 8  # queries that the noise seeds are compared by
+
+
+class NormStatistics(TypedDict):
+    """The gradient norms at a timestep, over pictures and checkpoints.
+
+    Keys:
+        timestep: of a grid; the mean of a bin of recorded ones.
+        count: of norms.
+        mean, median, p10, p90: of the norms; the last two are percentiles.
+    """
+
+    timestep: float
+    count: int
+    mean: float
+    median: float
+    p10: float
+    p90: float
+
+
+class Diagnosis(TypedDict):
+    """The JSON of `gradindex diagnose`.
+
+    Keys:
+        index: where it lies.
+        queries: names of the query pictures.
+        k: length of their lists.
+        whitened: whether the queries were.
+        norm: gradient norms against the timestep.
+        influence: {method: how general the influential pictures are}.
+        self_influence: {method: pictures that stand out}, unless left out.
+        noise: how far two noise seeds agree, one entry per setting, unless left out.
+    """
+
+    index: str
+    queries: list[str]
+    k: int
+    whitened: bool
+    norm: list[NormStatistics]
+    influence: dict[str, Influence]
+    self_influence: NotRequired[dict[str, Outliers]]
+    noise: NotRequired[list[SettingAgreement]]
+
+
+@dataclass(frozen=True)
+class QueryPictures:
+    """The queries of a diagnosis.
+
+    Attributes:
+        pictures: Q of them.
+        rows: their rows; None for a picture that is not a training picture.
+    """
+
+    pictures: ModelPictures
+    rows: list[int | None]
+
+
+def report(
+    index: Index,
+    pictures: Sequence[Picture] = (),
+    *,
+    k: int = 10,
+    queries: int = 24,
+    compared: int = 100,
+    outliers: bool = True,
+    whiten: bool = True,
+    class_label: int | Sequence[int] | None = None,
+) -> Diagnosis:
+    """Return everything that `gradindex diagnose` shows, as JSON values.
+
+    Args:
+        pictures: queries, as for `Index.query`. For none, `queries` training pictures, evenly
+            spaced, each left out of its own list.
+        k: length of the lists.
+        compared: training pictures whose gradients are taken again for the agreement between noise
+            seeds; 0 for none of it.
+        outliers: whether to rank pictures by self-influence; with recorded timesteps that takes
+            gradients of all.
+        whiten: whether queries are whitened, as for `Index.query`.
+        class_label: of the queries, for a class-conditional model; training pictures know theirs.
+
+    Raises:
+        CallError: rows are folded, or `compared` is 1 or negative; or the training pictures are not
+            where they were, and no others are given.
+    """
+    require_positive(k=k, queries=queries)
+    store = index.store
+    if store.recipe.rows == FOLDED:
+        raise CallError(
+            f"{store.location}: rows are folded into one for each picture;"
+            " diagnose needs all of them"
+        )
+    if compared < 0 or compared == 1:
+        raise CallError(f"compared = {compared}: give 0, or at least 2 pictures")
+    if compared or (outliers and store.recipe.events):
+        index.training_pictures.require(ADVICE)
+    chosen = _choose_queries(index, pictures, queries, class_label)
+    scores = _scores(index, chosen, whiten)
+    norm = picture_norms(store)
+    diagnosis: Diagnosis = {
+        "index": str(store.location),
+        "queries": chosen.pictures.names,
+        "k": k,
+        "whitened": whiten,
+        "norm": norms(store),
+        "influence": {method: influence(scores[method], norm, k) for method in METHODS},
+    }
+    if outliers:
+        diagnosis["self_influence"] = {
+            method: find_outliers(store, values, method, k)
+            for method, values in self_influence(index).items()
+        }
+    if compared:
+        diagnosis["noise"] = _agreement_of_few(index, chosen, compared, k, whiten)
+    return diagnosis
+
+
+def _choose_queries(
+    index: Index,
+    pictures: Sequence[Picture],
+    count: int,
+    class_label: int | Sequence[int] | None,
+) -> QueryPictures:
+    """The queries: the pictures that were given, or else `count` training pictures."""
+    if len(pictures):
+        arrays = index.read_pictures(pictures)
+        names = [picture_name(picture, number) for number, picture in enumerate(pictures)]
+        labels = read_labels(class_label, len(names), index.store.recipe.classes)
+        return QueryPictures(ModelPictures(arrays, names, labels), [None] * len(names))
+    kept = kept_rows(index.store)
+    rows = kept[evenly_spaced(len(kept), count)]
+    return QueryPictures(read_training_pictures(index, rows), rows.tolist())
+
+
+def _scores(index: Index, queries: QueryPictures, whiten: bool) -> dict[str, np.ndarray]:
+    """The scores of each method, {method: [Q, N]}; NaN for a training picture and itself."""
+    pictures = queries.pictures
+    scores = index.scores_by_method(
+        list(pictures.arrays), *METHODS, whiten=whiten, class_label=pictures.labels
+    )
+    for table in scores.values():
+        for query, row in enumerate(queries.rows):
+            if row is not None:
+                table[query, row] = np.nan
+    return scores
+
+
+def _agreement_of_few(
+    index: Index, queries: QueryPictures, compared: int, k: int, whiten: bool
+) -> list[SettingAgreement]:
+    """The noise agreement of a few of the queries."""
+    pictures = queries.pictures
+    few = evenly_spaced(len(pictures.arrays), NOISE_QUERIES)
+    labels = None
+    if pictures.labels is not None:
+        labels = [pictures.labels[number] for number in few]
+    rows = [queries.rows[number] for number in few]
+    return noise_agreement(index, pictures.arrays[few], labels, compared, k, rows, whiten)
+
+
+def norms(store: Store) -> list[NormStatistics]:
+    """Return the gradient norms against the timestep, over all pictures and checkpoints.
+
+    There is one entry for each timestep of a grid; recorded timesteps are put into bins.
+    """
+    kept = kept_rows(store)
+    timestep = _read_whole(store, "timestep")[:, kept].ravel()
+    norm = _read_whole(store, "norm")[:, kept].ravel()
+    bins = timestep
+    if store.recipe.events:
+        edges = np.linspace(timestep.min(), timestep.max() + 1, BINS + 1)
+        bins = np.digitize(timestep, edges)
+    return [_norm_statistics(timestep[bins == b], norm[bins == b]) for b in np.unique(bins)]
+
+
+def _norm_statistics(timestep: np.ndarray, norm: np.ndarray) -> NormStatistics:
+    """The statistics of some norms and their timesteps, both [n]."""
+    p10, median, p90 = (float(value) for value in np.percentile(norm, (10, 50, 90)))
+    return {
+        "timestep": float(timestep.mean()),
+        "count": len(norm),
+        "mean": float(norm.mean()),
+        "median": median,
+        "p10": p10,
+        "p90": p90,
+    }
+
+
+def picture_norms(store: Store) -> np.ndarray:
+    """Return the mean norm of each picture's rows, [N] float64."""
+    return _read_whole(store, "norm").astype(np.float64).mean((0, 2))
+
+
+def _read_whole(store: Store, name: str) -> np.ndarray:
+    """The array of norms or timesteps, [C, N, T] float32."""
+    checkpoints = range(store.shape[0])
+    return np.stack([store.read(name, checkpoint, slice(None)) for checkpoint in checkpoints])

@@ -1,0 +1,218 @@
+"""What scores are worth: the linear datamodeling score, against models trained on subsets."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Unpack
+
+import numpy as np
+
+from gradindex.errors import CallError
+from gradindex.gradients.fold import unit
+from gradindex.gradients.sampling import mean_losses
+from gradindex.models.loading import load_denoiser
+from gradindex.recipe import grid
+from gradindex.report.ranking import correlations, ranks
+from gradindex.search.index import Index
+from gradindex.search.pictures import Picture, read_labels
+from gradindex.search.query import QueryOptions
+from gradindex.search.scoring import METHODS
+
+RESAMPLES = 2000  # of a bootstrap
+INTERVAL = [0.025, 0.975]  # quantiles at the ends of a 95 % interval
+FEWEST_MODELS = 3
+
+# Where a picture's loss is taken.
+TIMESTEPS = 50
+DRAWS = 2
+SEED = 1 << 20  # of its noise, unlike any that rows are made with
+
+
+@dataclass(frozen=True)
+class LDS:
+    """A linear datamodeling score: Spearman's ρ between predicted and true losses over subsets.
+
+    Attributes:
+        per_picture: ρ of each picture, [Q].
+        mean: their mean.
+        low, high: its 95 % bootstrap interval.
+        resampled: the mean in each of 2,000 resamples of pictures and models, [R]. The resamples
+            are the same for all scores of a shape, so the difference of two scores has an interval
+            too.
+    """
+
+    per_picture: np.ndarray
+    mean: float
+    low: float
+    high: float
+    resampled: np.ndarray
+
+
+def lds(scores: np.ndarray, subsets: np.ndarray, losses: np.ndarray) -> LDS:
+    """Return how well summed scores predict the losses of models that were trained on subsets.
+
+    Park et al. 2023 (TRAK, arXiv 2303.14186), Zheng et al. 2024 (D-TRAK, arXiv 2311.00500). The
+    prediction for a subset is the sum of its pictures' scores; a higher one should go with a lower
+    loss.
+
+    Args:
+        scores: [Q, N], of N training pictures for Q pictures; NaN counts as 0.
+        subsets: [M, N] bool, which pictures each of M models was trained on.
+        losses: [M, Q], each model's loss on each picture, averaged over training seeds where there
+            are several.
+
+    Raises:
+        CallError: the shapes do not fit, or there are fewer than three subsets.
+
+    >>> scores = np.array([[3.0, 1.0, 2.0]])
+    >>> subsets = np.array([[1, 1, 0], [1, 0, 1], [0, 1, 1]], bool)
+    >>> losses = np.array([[0.2], [0.1], [0.3]])
+    >>> round(lds(scores, subsets, losses).mean, 6)
+    1.0
+    """
+    scores = np.nan_to_num(np.asarray(scores, float))
+    subsets = np.asarray(subsets, bool)
+    losses = np.asarray(losses)
+    queries, pictures = scores.shape
+    models = len(losses)
+    fits = subsets.shape == (models, pictures) and losses.shape[1:] == (queries,)
+    if not fits or models < FEWEST_MODELS:
+        shapes = f"scores {scores.shape}, subsets {subsets.shape}, losses {losses.shape}"
+        raise CallError(f"{shapes}: give [Q, N], [M, N] and [M, Q], with three subsets or more")
+    predicted = ranks(scores @ subsets.T.astype(float))
+    true = ranks(-losses.T)
+    per_picture = correlations(predicted, true, np.ones((1, models)))[:, 0]
+    # A bootstrap (Efron 1979) of models and pictures at once. A resample says how often each is in
+    # it; ranks stay those among all models.
+    random = np.random.default_rng(0)
+    model_counts = random.multinomial(models, np.full(models, 1 / models), RESAMPLES)
+    picture_counts = random.multinomial(queries, np.full(queries, 1 / queries), RESAMPLES)
+    by_resample = correlations(predicted, true, model_counts)  # [Q, R]
+    resampled = (by_resample * picture_counts.T).sum(0) / queries
+    low, high = np.quantile(resampled, INTERVAL)
+    return LDS(per_picture, float(per_picture.mean()), float(low), float(high), resampled)
+
+
+def interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Return the mean of values [n], and the low and high end of its 95 % bootstrap interval.
+
+    >>> interval(np.array([2.0, 2.0, 2.0]))
+    (2.0, 2.0, 2.0)
+    """
+    picks = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
+    low, high = np.quantile(values[picks].mean(1), INTERVAL)
+    return float(values.mean()), float(low), float(high)
+
+
+def read_models(folder: str | Path, index: Index) -> tuple[list[Path], np.ndarray]:
+    """Return the folders of M models that were trained on subsets, and the subsets [M, N] bool.
+
+    Args:
+        folder: holds a folder for each model, and in each `subset.txt`, the ids of its training
+            pictures, one a line.
+
+    Raises:
+        CallError: there are fewer than three, or an id is not in the index.
+    """
+    files = sorted(Path(folder).glob("*/subset.txt"))
+    if len(files) < FEWEST_MODELS:
+        raise CallError(
+            f"{folder}: {len(files)} folders with a subset.txt; give three models or more"
+        )
+    row_of = {name: row for row, name in enumerate(index.store.sample_ids)}
+    subsets = np.zeros((len(files), len(row_of)), bool)
+    for subset, file in zip(subsets, files, strict=True):
+        names = file.read_text(encoding="utf-8").splitlines()
+        unknown = [name for name in names if name not in row_of]
+        if unknown:
+            raise CallError(
+                f"{file}: {len(unknown)} ids are not in the index, such as {unknown[0]!r}"
+            )
+        subset[[row_of[name] for name in names]] = True
+    return [file.parent for file in files], subsets
+
+
+def model_losses(
+    index: Index,
+    models: Sequence[str | Path],
+    pictures: Sequence[Picture],
+    class_label: int | Sequence[int] | None = None,
+) -> np.ndarray:
+    """Return each model's loss on each picture, [M, Q] float64.
+
+    It is the mean over 50 timesteps × 2 draws of noise that all pictures share.
+
+    Args:
+        models: M folders, each a model as `build` takes it.
+        pictures, class_label: as for `Index.query`.
+
+    Raises:
+        CallError: a picture does not open. ModelError: a model does not load.
+    """
+    recipe = index.store.recipe
+    scheduler = index.store.header.scheduler
+    arrays = index.read_pictures(pictures)
+    labels = read_labels(class_label, len(arrays), recipe.classes)
+    losses = []
+    for model in models:
+        denoiser = load_denoiser(model, scheduler=scheduler, device=index.device)
+        timesteps = grid(TIMESTEPS, denoiser.num_train_timesteps)
+        losses.append(mean_losses(denoiser, arrays, labels, timesteps, DRAWS, SEED, recipe.loss))
+    return np.stack(losses)
+
+
+def pixel_scores(index: Index, pictures: Sequence[Picture]) -> np.ndarray:
+    """Return the cosine of the pixels of each picture and each training picture, [Q, N] float64.
+
+    It is NaN for training pictures that no query returns.
+
+    Raises:
+        CallError: the training pictures are no longer where they were.
+    """
+    dataset = index.training_pictures.require()
+    image = index.store.recipe.image
+    queries = unit(index.read_pictures(pictures).reshape(len(pictures), -1))
+    scores = np.full((len(queries), index.store.shape[1]), np.nan)
+    excluded = set(index.store.excluded)
+    for row in range(scores.shape[1]):
+        if row not in excluded:
+            scores[:, row] = queries @ unit(dataset.picture(row, image).reshape(-1))
+    return scores
+
+
+def compare(
+    index: Index,
+    pictures: Sequence[Picture],
+    subsets: np.ndarray,
+    losses: np.ndarray,
+    embeddings: tuple[np.ndarray, np.ndarray] | None = None,
+    **options: Unpack[QueryOptions],
+) -> dict[str, LDS]:
+    """Return the LDS of both methods, plain and whitened, and beside them of pixels and of chance.
+
+    Args:
+        pictures: Q pictures.
+        subsets, losses: see `lds`.
+        embeddings: of training pictures [N, E] and of the queries [Q, E], such as CLIP's; their
+            cosine is one more.
+        options: as for `Index.query`; `whiten` is set here.
+
+    Returns:
+        {name of the scores: their LDS}.
+    """
+    options["whiten"] = False
+    query = index.to_query(pictures, **options)
+    blocks = index.query_blocks(query, *METHODS)
+    results = {}
+    for method, block in zip(METHODS, blocks, strict=True):
+        plain = index.ranker.scores(method, block, query.span)
+        results[method] = lds(plain, subsets, losses)
+        whitened = index.ranker.scores(method, index.ranker.whitened(method, block), query.span)
+        results[f"{method}, whitened"] = lds(whitened, subsets, losses)
+    results["pixel cosine"] = lds(pixel_scores(index, pictures), subsets, losses)
+    if embeddings is not None:
+        training, queries = embeddings
+        results["embedding cosine"] = lds(unit(queries) @ unit(training).T, subsets, losses)
+    chance = np.random.default_rng(0).standard_normal((losses.shape[1], subsets.shape[1]))
+    results["random"] = lds(chance, subsets, losses)
+    return results

@@ -1,0 +1,175 @@
+"""What an index holds, and what a build would make, for people to read."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from gradindex.recipe import Recipe
+from gradindex.search.ann_index import INDEX_NAMES, AnnRecord, saved_ann_index
+from gradindex.store.manifest import Shard
+from gradindex.store.store import Store
+
+if TYPE_CHECKING:  # it imports torch, which takes seconds
+    from gradindex.builder.plan import Estimate
+
+NAME_WIDTH = 11  # columns of text, at the least
+RUNS_SHOWN = 8  # of missing shards
+
+SIZE_UNITS = ("bytes", "KiB", "MiB", "GiB")
+SECONDS = {"days": 86400, "hours": 3600, "minutes": 60}
+
+
+def describe(store: Store) -> str:
+    """Return what an index holds and what is missing, as text of a line each."""
+    recipe = store.recipe
+    missing = store.missing()
+    shards = len(store.shards())
+    lines = {
+        "index": str(store.location),
+        "pictures": _pictures(store, finished=not missing),
+        "rows": _rows(store.shape),
+        "shards": f"{shards - len(missing)} of {shards} done",
+        "missing": _shard_runs(missing),
+        "model": (
+            f"{recipe.model}, {recipe.prediction_type},"
+            f" {recipe.parameter_count:,} parameters in {recipe.dtype}"
+        ),
+        "timesteps": _timesteps(recipe),
+        "noise": f"{recipe.noise}, {recipe.draws} draws, seed {recipe.seed}",
+        "projection": recipe.projection,
+        "folded": _folded(recipe),
+        "recipe": recipe.digest,
+    }
+    for name in INDEX_NAMES:
+        ann_index = saved_ann_index(store, name)
+        if ann_index:
+            lines[name] = search_facts(ann_index.record)
+    return _aligned(lines)
+
+
+def describe_plan(estimate: "Estimate") -> str:
+    """Return what a build would make and take, as text of a line each."""
+    sizes = [f"{name} {_size(count)}" for name, count in estimate.bytes.items()]
+    total = _size(sum(estimate.bytes.values()))
+    duration = _duration(estimate.seconds)
+    lines = {
+        "pictures": str(estimate.pictures),
+        "rows": _rows(estimate.rows),
+        "disk": f"{total} ({', '.join(sizes)}), and search files",
+        "shards": str(estimate.shards),
+        "gradients": f"{estimate.gradients:,}, {estimate.batch_size} at once",
+        "time": f"{duration} at the pace of a batch just timed, on one such device",
+        "memory": f"{_size(estimate.memory)} of this process so far",
+    }
+    return _aligned(lines)
+
+
+def search_facts(record: AnnRecord) -> str:
+    """Return what a search index is and what was measured of it, in one line."""
+    if not record.files:
+        return "scans the store"
+    mebibytes = sum(part.bytes for part in record.files) / 2**20
+    milliseconds = (record.query_seconds or 0.0) * 1e3
+    return (
+        f"{record.factory}, {mebibytes:.1f} MiB in {len(record.files)} files; recall@10"
+        f" {record.recall_at_10:.3f} with {record.candidates} candidates,"
+        f" {milliseconds:.1f} ms a query here"
+    )
+
+
+def _aligned(lines: Mapping[str, str]) -> str:
+    """Names and texts in two columns; an empty text has no line.
+
+    >>> print(_aligned({"noise": "shared", "missing": "", "projection": "none"}))
+    noise       shared
+    projection  none
+    """
+    texts = {name: text for name, text in lines.items() if text}
+    width = max(NAME_WIDTH, *map(len, texts))
+    return "\n".join(f"{name:<{width}} {text}" for name, text in texts.items())
+
+
+def _pictures(store: Store, finished: bool) -> str:
+    """How many pictures there are, and how many of them were skipped or removed."""
+    skipped = len(store.summary.skipped) if finished else 0
+    # A removed picture without a row was erased by `compact`: it is not among those of the store.
+    removed = sum(row is not None for row in store.header.removed.values())
+    counts = {"skipped": skipped, "removed": removed}
+    notes = [f"{count} {reason}" for reason, count in counts.items() if count]
+    pictures = str(store.shape[1])
+    return f"{pictures} ({', '.join(notes)})" if notes else pictures
+
+
+def _rows(shape: Sequence[int]) -> str:
+    """The shape [C, N, T, D] of rows in words.
+
+    >>> _rows([1, 9, 2, 16])
+    '1 checkpoints × 9 pictures × 2 timesteps × 16 numbers'
+    """
+    checkpoints, pictures, timesteps, dim = shape
+    return (
+        f"{checkpoints} checkpoints × {pictures} pictures × {timesteps} timesteps × {dim} numbers"
+    )
+
+
+def _timesteps(recipe: Recipe) -> str:
+    if recipe.events:
+        return f"{recipe.events} recorded"
+    return ", ".join(map(str, recipe.timesteps))
+
+
+def _folded(recipe: Recipe) -> str:
+    """What was folded into one row; empty where rows are not folded."""
+    if not recipe.rows:
+        return ""
+    return f"{len(recipe.checkpoints)} checkpoints × {recipe.per_picture} timesteps"
+
+
+def _shard_runs(shards: Sequence[Shard]) -> str:
+    """Shards as runs of neighbours.
+
+    >>> _shard_runs([Shard(0, 3, 768, 1024), Shard(0, 4, 1024, 1280)])
+    'c000-s000003 to c000-s000004 (pictures 768 to 1279)'
+    """
+    runs: list[list[Shard]] = []
+    for shard in shards:
+        if runs and _are_neighbours(runs[-1][-1], shard):
+            runs[-1].append(shard)
+        else:
+            runs.append([shard])
+    texts = []
+    for run in runs[:RUNS_SHOWN]:
+        first, last = run[0], run[-1]
+        texts.append(f"{first.name} to {last.name} (pictures {first.start} to {last.stop - 1})")
+    if len(runs) > RUNS_SHOWN:
+        texts.append(f"and {len(runs) - RUNS_SHOWN} more runs")
+    return ", ".join(texts)
+
+
+def _are_neighbours(first: Shard, second: Shard) -> bool:
+    """Whether the second shard goes on where the first one ends."""
+    return first.checkpoint == second.checkpoint and first.stop == second.start
+
+
+def _size(count: float) -> str:
+    """Bytes in the unit that leaves one to three digits before the point.
+
+    >>> _size(1536), _size(7 << 40)
+    ('1.5 KiB', '7.0 TiB')
+    """
+    for unit in SIZE_UNITS:
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:,.1f} TiB"
+
+
+def _duration(seconds: float) -> str:
+    """Seconds as a person would say them.
+
+    >>> _duration(90), _duration(9000)
+    ('90.0 seconds', '2.5 hours')
+    """
+    for unit, length in SECONDS.items():
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.1f} {unit}"
+    return f"{seconds:.1f} seconds"

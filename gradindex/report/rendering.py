@@ -1,0 +1,96 @@
+"""The answer to a query as JSON and as a table of text."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from gradindex.search.results import Hit, Result
+
+PLAIN_SCORES = {"tracin": "inner product", "retrac": "cosine"}  # what they are, by method
+
+
+def to_json(
+    results: Sequence[Result], index: str, method: str, k: int, whitened: bool = False
+) -> str:
+    """Return the JSON of a query, as docs/cli.md shows it.
+
+    Args:
+        index, method, k: as the query was asked.
+        whitened: whether the query was.
+    """
+    queries = []
+    for result in results:
+        query: dict[str, Any] = {"picture": result.picture}
+        query["hits"] = [_hit_json(hit) for hit in result.hits]
+        if result.opponents is not None:
+            query["opponents"] = [_hit_json(hit) for hit in result.opponents]
+        queries.append(query)
+    answer: dict[str, Any] = {"index": index, "method": method, "k": k}
+    if whitened:
+        answer["whitened"] = True
+    answer["queries"] = queries
+    return json.dumps(answer, indent=1)
+
+
+def _hit_json(hit: Hit) -> dict[str, Any]:
+    """A hit's fields; `by_timestep` becomes a list of pairs, for JSON has no numbers as keys."""
+    fields = asdict(hit)
+    by_timestep = fields.pop("by_timestep")
+    if by_timestep is not None:
+        fields["by_timestep"] = [list(pair) for pair in by_timestep.items()]
+    return fields
+
+
+def to_table(results: Sequence[Result], method: str, whitened: bool = False) -> str:
+    """Return a block of lines for each list of each picture: rank, score ± standard error, id."""
+    kind = score_kind(method, whitened)
+    lines = []
+    for result in results:
+        for title, hits in titled_lists(result):
+            lines.append(
+                f"{result.picture}: {title} ({method}, {kind} ± standard error over timesteps)"
+            )
+            for hit in hits:
+                lines += _hit_lines(hit)
+            lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def _hit_lines(hit: Hit) -> list[str]:
+    """A hit's line of the table, and one for its timesteps where they were asked for."""
+    lines = [f"{hit.rank:>5}  {hit.score:>11.4g}{plus_minus(hit):<12}  {hit.id}"]
+    if hit.by_timestep is not None:
+        lines.append(f"       {timestep_text(hit.by_timestep)}")
+    return lines
+
+
+def score_kind(method: str, whitened: bool) -> str:
+    """Return what a score is, in words.
+
+    >>> score_kind("retrac", whitened=False)
+    'cosine'
+    """
+    return "whitened" if whitened else PLAIN_SCORES[method]
+
+
+def titled_lists(result: Result) -> list[tuple[str, list[Hit]]]:
+    """Return a result's lists with their titles: proponents, and opponents where there are any."""
+    lists = [("proponents", result.hits)]
+    if result.opponents is not None:
+        lists.append(("opponents", result.opponents))
+    return lists
+
+
+def plus_minus(hit: Hit) -> str:
+    """Return a hit's standard error as ` ± 0.03`; empty where it has none."""
+    return "" if hit.stderr is None else f" ± {hit.stderr:.2g}"
+
+
+def timestep_text(by_timestep: dict[float, float]) -> str:
+    """Return what each timestep adds to a score, in words.
+
+    >>> timestep_text({100.0: -0.02, 500.0: 0.04})
+    't = 100: -0.02, t = 500: 0.04'
+    """
+    return ", ".join(f"t = {t:g}: {part:.3g}" for t, part in by_timestep.items())

@@ -1,0 +1,102 @@
+"""Training pictures once more: some of them as the model takes them, and their gradients."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradindex.gradients.events import grid_events
+from gradindex.gradients.parameters import capture_for
+from gradindex.gradients.sampling import sample_gradients
+from gradindex.models.denoiser import Denoiser
+from gradindex.recipe import Recipe
+from gradindex.search.index import Index
+from gradindex.store.store import Store
+
+ADVICE = "; give pictures, --compared 0 and, with recorded timesteps, --no-outliers"
+GROUP = 64  # training pictures whose gradients are in memory at once
+
+
+@dataclass(frozen=True)
+class ModelPictures:
+    """Pictures as the model takes them.
+
+    Attributes:
+        arrays: [B, channels, height, width] float32 in [−1, 1].
+        names: B names; they key noise that is not shared.
+        labels: B class labels; None for an unconditional model.
+    """
+
+    arrays: np.ndarray
+    names: list[str]
+    labels: Sequence[int] | None
+
+
+def kept_rows(store: Store) -> np.ndarray:
+    """Return the rows that queries can return, ascending."""
+    return np.setdiff1d(np.arange(store.shape[1]), store.excluded)
+
+
+def evenly_spaced(length: int, count: int) -> np.ndarray:
+    """Return `count` positions from 0 to `length` − 1, or all of them where these are fewer.
+
+    >>> evenly_spaced(10, 4)
+    array([0, 3, 6, 9])
+    >>> evenly_spaced(2, 4)
+    array([0, 1])
+    """
+    return np.unique(np.linspace(0, length - 1, count).astype(int))
+
+
+def read_training_pictures(index: Index, rows: np.ndarray) -> ModelPictures:
+    """Return the training pictures of some rows.
+
+    Raises:
+        CallError: the pictures are no longer where they were. DataError: one cannot be read.
+    """
+    dataset = index.training_pictures.require(ADVICE)
+    recipe = index.store.recipe
+    arrays = np.stack([dataset.picture(int(row), recipe.image) for row in rows])
+    names = [dataset.sample_ids[row] for row in rows]
+    return ModelPictures(arrays, names, dataset.labels_of(rows.tolist(), recipe.classes))
+
+
+def training_gradients(
+    index: Index, denoiser: Denoiser, setting: Recipe, rows: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Take the gradients of training pictures anew, some pictures at a time.
+
+    Args:
+        denoiser: the model at one of the index's checkpoints.
+        setting: its timesteps, draws and noise are used; the projection is the index's.
+        rows: of the pictures.
+
+    Yields:
+        Rows [B] and gradients [B, T, D] float32.
+    """
+    groups = np.array_split(rows, -(-len(rows) // GROUP))
+    pictures = (read_training_pictures(index, group) for group in groups)
+    yield from zip(groups, take_gradients(index, denoiser, setting, pictures), strict=True)
+
+
+def take_gradients(
+    index: Index, denoiser: Denoiser, setting: Recipe, groups: Iterable[ModelPictures]
+) -> Iterator[np.ndarray]:
+    """Take the gradients of groups of pictures; the arguments are those of `training_gradients`.
+
+    Yields:
+        For each group [B, T, D] float32.
+    """
+    # The batch comes first: to find it, the model is tried, which no capture may watch.
+    batch_size = index.gradients.fitting_batch
+    with capture_for(denoiser, index.store.recipe) as capture:
+        for pictures in groups:
+            yield sample_gradients(
+                denoiser,
+                capture,
+                setting,
+                pictures.arrays,
+                grid_events(setting, pictures.names),
+                pictures.labels,
+                batch_size=batch_size,
+            )

@@ -1,0 +1,179 @@
+"""An open index: a picture → its gradients → candidates → exact scores from the store."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Unpack
+
+import numpy as np
+from PIL import Image
+
+from gradindex.errors import CallError
+from gradindex.models.devices import resolve_device
+from gradindex.recipe import FOLDED, require, require_positive
+from gradindex.search.pictures import Picture, picture_name, read_pictures
+from gradindex.search.query import Query, QueryOptions
+from gradindex.search.query_gradients import QueryGradients
+from gradindex.search.ranker import Ranker
+from gradindex.search.results import Result
+from gradindex.search.scoring import METHODS
+from gradindex.search.training_pictures import TrainingPictures
+from gradindex.store.location import Location
+from gradindex.store.store import Store
+
+
+def open(
+    path: str | Path | Location,
+    *,
+    model: str | Path | None = None,
+    device: str = "auto",
+    ray: str | None = None,
+) -> "Index":
+    """Open an index that `build` made.
+
+    Args:
+        path: the index: a folder, or a URL such as s3://bucket/index.
+        model: where the model is now, when it was moved since the build (one checkpoint only).
+        ray: have a Ray cluster hold and search the index files: "local" or an address, as for
+            `build`. The query's gradients and the exact scores of the candidates are computed here.
+
+    Raises:
+        CallError: not an index. StoreError: unfinished, damaged or of another format version.
+
+    Example:
+        >>> index = gradindex.open("idx")  # doctest: +SKIP
+        >>> results = index.query(["gen.png"], k=10, method="retrac")  # doctest: +SKIP
+    """
+    return Index(Store.finished(path), model, resolve_device(device), ray)
+
+
+class Index:
+    """An open index: the store, and the model that a query's gradient needs.
+
+    The model is loaded at the first query.
+
+    Attributes:
+        device: where gradients are taken.
+        store: the gradient store; `store.unnormalized`, `store.normalized` are zarr arrays
+            [C, N, T, D].
+        gradients: takes a query's gradients. ranker: whitens and ranks by them.
+        training_pictures: the training pictures, where they still are.
+        seconds: how long the last query took, `{"gradients": …, "search": …}`; loading the model is
+            in neither, whitening in the search.
+    """
+
+    def __init__(
+        self, store: Store, model: str | Path | None, device: str, ray: str | None = None
+    ) -> None:
+        self.store, self.device = store, device
+        self.gradients = QueryGradients(store, model, device)
+        self.ranker = Ranker(store, device, ray)
+        self.training_pictures = TrainingPictures(store)
+        self.seconds = {"gradients": 0.0, "search": 0.0}
+
+    def query(
+        self,
+        pictures: Sequence[Picture],
+        k: int = 10,
+        method: str = "retrac",
+        *,
+        opponents: bool = False,
+        by_timestep: bool = False,
+        **options: Unpack[QueryOptions],
+    ) -> list[Result]:
+        """The training pictures with the highest influence on each picture.
+
+        Args:
+            pictures: Q paths, PIL pictures, or tensors [channels, height, width] in [−1, 1].
+            k: how many hits; more than there are pictures gives all of them.
+            method: "retrac" (cosine) or "tracin" (inner product).
+            opponents: also return the k most negative.
+            by_timestep: also tell what each timestep adds to a hit's score.
+            options: see `QueryOptions`.
+
+        Returns:
+            Q results, each with exact scores, best first; equal scores in the order of rows.
+
+        Raises:
+            CallError, RecipeMismatch: the call, or the model where the build found it, does not fit
+                the store.
+        """
+        require_positive(k=k)
+        require("method", method, METHODS)
+        if by_timestep and self.store.recipe.rows == FOLDED:
+            raise CallError(
+                "by_timestep: the rows of this index are folded into one for each picture"
+            )
+        query = self.to_query(pictures, **options)
+        (block,) = self.query_blocks(query, method)
+        began = time.perf_counter()
+        signs = (1, -1) if opponents else (1,)
+        proposed = self.ranker.proposed(block, k, method, query.span, query.damping, signs)
+        if not any(map(len, proposed[1])):
+            raise CallError(
+                f"timesteps = {options.get('timesteps')}: no picture has a row there"
+                if query.span
+                else "every picture was skipped or removed: there is none to answer with"
+            )
+        lists = {
+            sign: self.ranker.hits(block, k, method, query.span, by_timestep, sign, rows)
+            for sign, rows in proposed.items()
+            if sign in signs
+        }
+        self.seconds["search"] += time.perf_counter() - began
+        results = []
+        for number, picture in enumerate(pictures):
+            worst = lists[-1][number] if opponents else None
+            results.append(Result(picture_name(picture, number), lists[1][number], worst))
+        return results
+
+    def scores(
+        self, pictures: Sequence[Picture], method: str = "retrac", **options: Unpack[QueryOptions]
+    ) -> np.ndarray:
+        """The exact score of every training picture, float32 [Q, N].
+
+        NaN for pictures that the build skipped, and for those without a row in the range of
+        timesteps asked for. The arguments are those of `query`.
+        """
+        return self.scores_by_method(pictures, method, **options)[method]
+
+    def scores_by_method(
+        self, pictures: Sequence[Picture], *methods: str, **options: Unpack[QueryOptions]
+    ) -> dict[str, np.ndarray]:
+        """The `scores` of several methods, whose query gradients are taken once."""
+        for method in methods:
+            require("method", method, METHODS)
+        query = self.to_query(pictures, **options)
+        blocks = self.query_blocks(query, *methods)
+        return {
+            method: self.ranker.scores(method, block, query.span)
+            for method, block in zip(methods, blocks, strict=True)
+        }
+
+    def to_query(self, pictures: Sequence[Picture], **options: Unpack[QueryOptions]) -> Query:
+        """A query's pictures and options, checked against the store."""
+        _ = self.store.summary  # raises unless a build has finished
+        return Query.of(self.store, pictures, **options)
+
+    def query_blocks(self, query: Query, *methods: str) -> list[np.ndarray]:
+        """What the rows are multiplied with, for each method: [Q, C, T, D] float32.
+
+        They are the `QueryGradients.blocks`, whitened unless the query says not to.
+        """
+        blocks, gradient_seconds = self.gradients.blocks(query, methods)
+        began = time.perf_counter()
+        if query.damping is not None:
+            blocks = [
+                self.ranker.whitened(method, block, query.damping)
+                for method, block in zip(methods, blocks, strict=True)
+            ]
+        self.seconds = {"gradients": gradient_seconds, "search": time.perf_counter() - began}
+        return blocks
+
+    def read_pictures(self, pictures: Sequence[Picture]) -> np.ndarray:
+        """Pictures as the model takes them, [Q, channels, height, width] float32 in [−1, 1]."""
+        return read_pictures(pictures, self.store.recipe.image)
+
+    def thumbnail(self, row: int) -> Image.Image | None:
+        """The training picture of a row as it is on disk; None when it is gone or another one."""
+        return self.training_pictures.thumbnail(row)

@@ -1,0 +1,187 @@
+"""A query: pictures and options, checked against the store that is asked."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self, TypedDict
+
+import numpy as np
+
+from gradindex.errors import CallError
+from gradindex.recipe import FOLDED, Recipe, require, require_positive
+from gradindex.search.pictures import Picture, read_labels, read_pictures
+from gradindex.search.scoring import Span, inside, to_span
+from gradindex.search.whitening import DAMPING
+from gradindex.store.store import Store
+
+QUERY_TIMESTEPS = 25  # of the mean pairing
+QUERY_DRAWS = 2
+
+
+class QueryOptions(TypedDict, total=False):
+    """How a query's gradients are taken; the same for `query` and `scores`.
+
+    pairing: "matched" (a grid's default): at the store's own timesteps, draws and noise, compared
+        timestep by timestep. "mean" (recorded timesteps'): over a grid of their own, averaged
+        first, the paper's way.
+    query_timesteps, query_draws: that grid of the mean pairing, 25 timesteps × 2 draws by default.
+    timesteps: (A, B): score only rows at timesteps A ≤ t < B, exactly, by a scan of the store;
+        either end may be None.
+    weights: one per checkpoint, in place of the build's.
+    class_label: of the pictures, for a class-conditional model; one for all, or one each.
+    ids: what keys a query's own noise; by default the SHA-256 hex of its float32 tensor.
+    whiten: True (default): each block of the query becomes (GᵀG/N + λI)⁻¹ q, see
+        `gradindex.search.whitening`; a number is the damping, λ in mean squares of a row's norm.
+        False: plain TracIn and ReTrac.
+    batch_size: how many (picture, timestep, draw) go through the model at once, as many as fit for
+        "auto" (default); changes nothing else.
+    """
+
+    pairing: str | None
+    query_timesteps: int | Sequence[int] | None
+    query_draws: int | None
+    timesteps: tuple[int | None, int | None] | None
+    weights: Sequence[float] | None
+    class_label: int | Sequence[int] | None
+    ids: Sequence[str] | None
+    whiten: bool | float
+    batch_size: int | str
+
+
+@dataclass(frozen=True)
+class Query:
+    """Pictures and options; what the caller left open is settled by the store's recipe.
+
+    Attributes:
+        arrays: the pictures as the model takes them, [Q, channels, height, width] float32.
+        labels: their class labels, or None for an unconditional model.
+        ids: what keys their own noise.
+        timesteps, draws: where their gradients are taken: how many, or which, and with how many
+            noise draws each.
+        columns: the positions of these timesteps among the store's; None for the mean pairing.
+        damping: of whitening; None for plain scores.
+        span, weights, batch_size: see `QueryOptions`.
+    """
+
+    arrays: np.ndarray
+    labels: list[int] | None
+    ids: list[str]
+    timesteps: int | Sequence[int]
+    draws: int
+    columns: list[int] | None
+    span: Span | None
+    weights: Sequence[float]
+    damping: float | None
+    batch_size: int | str
+
+    @classmethod
+    def of(
+        cls,
+        store: Store,
+        pictures: Sequence[Picture],
+        *,
+        pairing: str | None = None,
+        query_timesteps: int | Sequence[int] | None = None,
+        query_draws: int | None = None,
+        timesteps: tuple[int | None, int | None] | None = None,
+        weights: Sequence[float] | None = None,
+        class_label: int | Sequence[int] | None = None,
+        ids: Sequence[str] | None = None,
+        whiten: bool | float = True,
+        batch_size: int | str = "auto",
+    ) -> Self:
+        """The query of some pictures to a store.
+
+        Raises:
+            CallError: an option does not fit the store or another option.
+        """
+        recipe = store.recipe
+        span = to_span(timesteps)
+        matched = _is_matched(recipe, pairing)
+        if matched and (query_timesteps is not None or query_draws is not None):
+            raise CallError(
+                "with pairing matched the timesteps and draws are the store's; leave them out, or"
+                " use mean"
+            )
+        if recipe.rows == FOLDED and span is not None:
+            raise CallError(
+                f"timesteps = {timesteps}: the rows of this index are folded into one for each"
+                " picture"
+            )
+        columns = [j for j, t in enumerate(recipe.timesteps) if inside(t, span)]
+        if not columns and recipe.events is None:
+            raise CallError(
+                f"timesteps = {timesteps}: the index has none of them, but {list(recipe.timesteps)}"
+            )
+        if weights is None:
+            weights = store.header.weights
+        if len(weights) != len(recipe.checkpoints):
+            raise CallError(
+                f"weights = {list(weights)}: this index has {len(recipe.checkpoints)} checkpoints"
+            )
+        if batch_size != "auto":
+            require_positive(batch_size=batch_size)  # type: ignore[arg-type]
+        own_timesteps = QUERY_TIMESTEPS if query_timesteps is None else query_timesteps
+        own_draws = QUERY_DRAWS if query_draws is None else query_draws
+        require_positive(query_draws=own_draws)
+        if not len(pictures):
+            raise CallError("pictures: give at least one")
+        if ids is not None and len(ids) != len(pictures):
+            raise CallError(f"ids: {len(ids)} for {len(pictures)} pictures")
+        labels = read_labels(class_label, len(pictures), recipe.classes)
+        damping = _to_damping(whiten)
+        arrays = read_pictures(pictures, recipe.image)
+        return cls(
+            arrays=arrays,
+            labels=labels,
+            ids=_content_ids(arrays) if ids is None else list(ids),
+            timesteps=[recipe.timesteps[j] for j in columns] if matched else own_timesteps,
+            draws=recipe.draws if matched else own_draws,
+            columns=columns if matched else None,
+            span=span,
+            weights=weights,
+            damping=damping,
+            batch_size=batch_size,
+        )
+
+    def align_to_rows(self, gradients: np.ndarray, timesteps: int) -> np.ndarray:
+        """A checkpoint's gradients, each at the position of the row that it is multiplied with.
+
+        Args:
+            gradients: [Q, ·, D], at the query's own timesteps.
+            timesteps: T, rows of a picture at a checkpoint.
+
+        Returns:
+            [Q, T, D]: for the mean pairing the mean T times; zero for rows outside the span.
+        """
+        if self.columns is None:
+            return gradients.mean(1, keepdims=True).repeat(timesteps, axis=1)
+        block = np.zeros((len(gradients), timesteps, gradients.shape[2]), np.float32)
+        block[:, self.columns] = gradients
+        return block
+
+
+def _is_matched(recipe: Recipe, pairing: str | None) -> bool:
+    """Whether a query is compared timestep by timestep."""
+    recorded = recipe.events is not None
+    pairing = pairing or ("mean" if recorded else "matched")
+    require("pairing", pairing, ("matched", "mean"))
+    if recorded and pairing == "matched":
+        raise CallError(
+            "pairing matched: every picture has recorded timesteps of its own here; use mean"
+        )
+    return pairing == "matched"
+
+
+def _content_ids(arrays: np.ndarray) -> list[str]:
+    """The SHA-256 hex of each picture's float32 numbers."""
+    return [hashlib.sha256(array.tobytes()).hexdigest() for array in arrays]
+
+
+def _to_damping(whiten: bool | float) -> float | None:
+    """The damping that whitens queries; None where they stay plain."""
+    if isinstance(whiten, bool | np.bool_):
+        return DAMPING if whiten else None
+    if not (isinstance(whiten, int | float) and whiten > 0):
+        raise CallError(f"whiten = {whiten!r}: give True, False, or a damping above 0")
+    return whiten

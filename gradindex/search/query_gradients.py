@@ -1,0 +1,120 @@
+"""A query's gradients: the build's checkpoints, and what their rows are multiplied with."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from gradindex.errors import CallError
+from gradindex.gradients.batch_size import fitting_batch
+from gradindex.gradients.events import Events, grid_events
+from gradindex.gradients.fold import search_vectors, unit
+from gradindex.gradients.parameters import capture_for
+from gradindex.gradients.sampling import sample_gradients
+from gradindex.models.checkpoints import Checkpoints
+from gradindex.recipe import FOLDED, NOISE_VERSION, PROJECTION_VERSION, grid
+from gradindex.search.query import Query
+from gradindex.store.store import Store
+
+
+class QueryGradients:
+    """What takes the gradients of queries, at the checkpoints that the store was built from.
+
+    Args:
+        model: where the model is now, when it was moved since the build (one checkpoint only).
+        device: "cpu" or "cuda".
+    """
+
+    def __init__(self, store: Store, model: str | Path | None, device: str) -> None:
+        self._store, self._model, self._device = store, model, device
+
+    @cached_property
+    def checkpoints(self) -> Checkpoints:
+        """The build's checkpoints, once it is sure that they are still the same.
+
+        Raises:
+            CallError: there are several and one model was given.
+            RecipeMismatch: they are not those that the rows were made with.
+        """
+        store = self._store
+        model, paths = self._paths()
+        scheduler, dtype = store.header.scheduler, store.recipe.dtype
+        checkpoints = Checkpoints(paths, model, scheduler, self._device, dtype)
+        now = replace(
+            store.recipe,
+            noise_version=NOISE_VERSION,
+            projection_version=PROJECTION_VERSION,
+            **checkpoints.recipe_fields(),
+        )
+        message = f"model {model} or this gradindex is not the one that indexed"
+        store.require_recipe(now, message)
+        return checkpoints
+
+    def _paths(self) -> tuple[str | Path, list[str]]:
+        """The model's path, and those of the checkpoints."""
+        header = self._store.header
+        paths = [checkpoint.path for checkpoint in header.checkpoints]
+        if self._model is None:
+            return header.model, paths
+        if len(paths) > 1:
+            raise CallError(
+                f"model = {str(self._model)!r}: this index has {len(paths)} checkpoints"
+            )
+        return self._model, [str(self._model)]
+
+    @cached_property
+    def fitting_batch(self) -> int:
+        """How many (picture, timestep, draw) go through the model at once."""
+        return fitting_batch(self.checkpoints[0], self._store.recipe)
+
+    def blocks(self, query: Query, methods: Sequence[str]) -> tuple[list[np.ndarray], float]:
+        """What each row [c, i, t] is multiplied with: the weighted query gradients of each method.
+
+        Returns:
+            For each method [Q, C, T, D] float32; for folded rows they are folded likewise,
+            [Q, 1, 1, W], and divided by T. And the seconds that the gradients took, loading the
+            models not counted.
+        """
+        recipe = self._store.recipe
+        timesteps = grid(query.timesteps, self.checkpoints[0].num_train_timesteps)
+        events = grid_events(recipe, query.ids, timesteps, query.draws)
+        count = events.timesteps.size * events.draws * len(query.weights)
+        parts: dict[str, list[np.ndarray]] = {method: [] for method in methods}
+        seconds = 0.0
+        with tqdm(total=count, desc="query", unit="gradient", delay=2, disable=None) as bar:
+            for checkpoint, weight in enumerate(query.weights):
+                gradients, duration = self._gradients(query, events, checkpoint, bar.update)
+                seconds += duration
+                for method in methods:
+                    rows = unit(gradients) if method == "retrac" else gradients
+                    aligned = query.align_to_rows(rows, recipe.per_picture)
+                    parts[method].append(np.float32(weight) * aligned)
+        blocks = [np.stack(parts[method], axis=1) for method in methods]
+        if recipe.rows == FOLDED:
+            folded = [search_vectors(block, recipe)[:, None, None] for block in blocks]
+            blocks = [block / recipe.per_picture for block in folded]
+        return blocks, seconds
+
+    def _gradients(
+        self, query: Query, events: Events, checkpoint: int, progress: Callable[[int], object]
+    ) -> tuple[np.ndarray, float]:
+        """The projected gradients at a checkpoint, [Q, ·, D] float32, and the seconds they took."""
+        denoiser, recipe = self.checkpoints[checkpoint], self._store.recipe
+        batch = self.fitting_batch if query.batch_size == "auto" else int(query.batch_size)
+        began = time.perf_counter()
+        with capture_for(denoiser, recipe) as capture:
+            gradients = sample_gradients(
+                denoiser,
+                capture,
+                recipe,
+                query.arrays,
+                events,
+                query.labels,
+                batch_size=batch,
+                progress=progress,
+            )
+        return gradients, time.perf_counter() - began

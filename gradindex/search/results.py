@@ -1,0 +1,55 @@
+"""What a query gives back: a ranking of training pictures for each of its pictures."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One training picture in a ranking.
+
+    Attributes:
+        rank: position in the ranking, from 1.
+        id: the picture's id in the data set.
+        row: its row in the store.
+        score: exact, from the store's rows.
+        stderr: standard error of the score over timesteps; None where it is not known, as for a
+            single timestep.
+        by_timestep: {timestep: what it adds to the score}, which add up to it; None unless asked
+            for.
+    """
+
+    rank: int
+    id: str
+    row: int
+    score: float
+    stderr: float | None
+    by_timestep: dict[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """The answer for one picture.
+
+    Attributes:
+        picture: its path or number, see `picture_name`.
+        hits: its proponents, the training pictures of the highest scores, best first.
+        opponents: those of the lowest scores, most negative first; None unless asked for.
+
+    >>> result = Result("gen.png", hits=[Hit(1, "cat/7.png", row=17, score=0.42, stderr=0.03)])
+    >>> result.ids, result.scores
+    (['cat/7.png'], [0.42])
+    """
+
+    picture: str
+    hits: list[Hit]
+    opponents: list[Hit] | None = None
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids of the hits, best first."""
+        return [hit.id for hit in self.hits]
+
+    @property
+    def scores(self) -> list[float]:
+        """The scores of the hits, best first."""
+        return [hit.score for hit in self.hits]

@@ -1,0 +1,53 @@
+"""The training pictures behind an index, where they still are."""
+
+from dataclasses import replace
+from functools import cached_property
+
+import numpy as np
+from PIL import Image
+
+from gradindex.data.dataset import Columns, Dataset
+from gradindex.data.opening import open_dataset
+from gradindex.errors import CallError, GradindexError
+from gradindex.store.store import Store
+
+
+class TrainingPictures:
+    """The training pictures of a store, in the order of its rows, opened when first used."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    @cached_property
+    def dataset(self) -> Dataset | None:
+        """The data set; None when the pictures are no longer where they were."""
+        data = self._store.header.data
+        if data is None:
+            return None
+        try:
+            dataset = open_dataset(data.source, Columns(**data.columns))
+        except GradindexError:
+            return None
+        if self._store.recipe.classes is None:
+            dataset = replace(dataset, labels=None)
+        positions = dataset.positions(self._store.sample_ids)
+        absent = np.setdiff1d(np.flatnonzero(positions < 0), self._store.excluded)
+        if len(absent):
+            return None
+        return dataset.in_order(self._store.sample_ids, positions)
+
+    def require(self, advice: str = "") -> Dataset:
+        """The data set; CallError, with some advice, when it is no longer where it was."""
+        if self.dataset is None:
+            data = self._store.header.data
+            source = "" if data is None else f" {data.source}"
+            raise CallError(f"data{source}: no longer there, or changed{advice}")
+        return self.dataset
+
+    def thumbnail(self, row: int) -> Image.Image | None:
+        """The picture of a row as it is on disk; None when it is gone or another is there."""
+        if self.dataset is None:
+            return None
+        if self.dataset.fingerprint(row) != self._store.fingerprint(row):
+            return None
+        return self.dataset.thumbnail(row)

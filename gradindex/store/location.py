@@ -1,0 +1,23 @@
+"""Where an index lies: a folder on a disk, or a URL of an object store.
+
+Names in it are relative, with slashes: "manifest/summary.json".
+"""
+
+from pathlib import Path
+
+from gradindex.store.bucket import Bucket
+from gradindex.store.disk import Disk
+
+Location = Disk | Bucket
+
+
+def locate(path: str | Path | Location) -> Location:
+    """The location at a path or URL.
+
+    >>> str(locate("folder/idx"))
+    'folder/idx'
+    """
+    if isinstance(path, Disk | Bucket):
+        return path
+    is_url = isinstance(path, str) and "://" in path
+    return Bucket(str(path)) if is_url else Disk(Path(path))

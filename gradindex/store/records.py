@@ -1,0 +1,116 @@
+"""The JSON records of a store, checked where they are read."""
+
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+Record = TypeVar("Record", bound=msgspec.Struct)
+
+
+class ShardFile(msgspec.Struct, frozen=True):
+    """One array's file of a shard: its size in bytes and its SHA-256 hex."""
+
+    bytes: int
+    sha256: str
+
+
+class ShardEntry(msgspec.Struct, frozen=True):
+    """The manifest entry of a committed shard.
+
+    Attributes:
+        rows: the first picture, and the one after the last.
+        recipe: digest of the Recipe.
+        zero_gradients: how many of the rows are zero, those of skipped pictures not counted.
+        skipped: row numbers without a picture.
+        pictures: the pictures' `Dataset.fingerprint`s one after the other; may be empty.
+        files: {name: ShardFile} for every array.
+    """
+
+    checkpoint: int
+    rows: tuple[int, int]
+    recipe: str
+    zero_gradients: int
+    skipped: list[int]
+    pictures: str
+    files: dict[str, ShardFile]
+
+
+class Summary(msgspec.Struct, frozen=True):
+    """What the last finished build left.
+
+    Attributes:
+        recipe: digest of the Recipe.
+        pictures: N.
+        state: SHA-256 over the recipe and all row files.
+        skipped: row numbers that the build skipped at some checkpoint.
+        zero_gradients: rows that are zero though there was a picture.
+    """
+
+    recipe: str
+    pictures: int
+    state: str
+    skipped: list[int]
+    zero_gradients: int
+
+
+class CheckpointPath(msgspec.Struct, frozen=True):
+    """Where a checkpoint's weights were when the index was built."""
+
+    path: str
+
+
+class DataSource(msgspec.Struct, frozen=True):
+    """What `open_dataset` needs to open the training pictures again."""
+
+    source: str
+    columns: dict[str, str | None]
+
+
+class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a store is made of and what made it; zarr.json and its copy hold it.
+
+    Attributes:
+        format: version of the store's format.
+        recipe, digest: the Recipe as JSON values, and its digest.
+        pictures: N, those that a running build adds included.
+        shard_rows, chunk_rows: pictures in a shard and in a chunk.
+        files: {name: SHA-256} of the arrays' metadata and the ids.
+        removed: {`id_key` of an id: its row}; None for a row that `compact` erased.
+        model, scheduler, checkpoints, data, log: where things were when the index was built.
+        weights: one per checkpoint, applied to queries.
+        before: what `files` was before the store grew, as far as it changed.
+    """
+
+    format: int
+    recipe: dict[str, Any]
+    digest: str
+    pictures: int
+    shard_rows: int
+    chunk_rows: int
+    files: dict[str, str]
+    removed: dict[str, int | None]
+    model: str = ""
+    scheduler: str | None = None
+    checkpoints: list[CheckpointPath] = []
+    weights: list[int | float] = []
+    data: DataSource | None = None
+    log: str | None = None
+    before: dict[str, str] | UnsetType = UNSET
+
+
+def to_json(record: msgspec.Struct) -> dict[str, Any]:
+    """A record's fields as JSON values, in their order; fields that are not set are left out."""
+    return msgspec.to_builtins(record)
+
+
+def from_json(values: Any, kind: type[Record]) -> Record:
+    """The record of a kind that JSON values stand for.
+
+    Raises:
+        ValueError: a field is absent, unknown or of another type; the text names it.
+    """
+    try:
+        return msgspec.convert(values, kind)
+    except msgspec.ValidationError as error:
+        raise ValueError(str(error)) from error

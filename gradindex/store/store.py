@@ -1,0 +1,295 @@
+"""The gradient store: format v1, specified in docs/format.md.
+
+The unit of work is a shard: up to `shard_rows` pictures of one checkpoint. A shard counts once its
+manifest entry is there, and the entry is published last:
+files written → fsync → read back → manifest entry.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+import numpy as np
+
+from gradindex.data.dataset import FINGERPRINT_DIGITS
+from gradindex.errors import RecipeMismatch, StoreError
+from gradindex.recipe import Recipe
+from gradindex.store.arrays import ROW_ARRAYS, WIDE, SampleIds, open_array, read_pieces, skeleton
+from gradindex.store.digests import sha256
+from gradindex.store.location import Location, locate
+from gradindex.store.manifest import (
+    COPIES,
+    FORMAT,
+    HEADER,
+    SUMMARY,
+    Shard,
+    differences,
+    publish_header,
+    read_header,
+    read_record,
+    seal,
+    seal_header,
+)
+from gradindex.store.records import Header, Summary
+from gradindex.store.shard_files import make_shard_entry, make_shard_files, row_norms
+from gradindex.store.shard_list import ShardList
+
+SHARD_ROWS = 256  # pictures in a shard: what an interruption can cost
+CHUNK_BYTES = 128 << 10  # unnormalized bytes in a chunk: the least that a read fetches
+BLOCK_BYTES = 8 << 20  # that are read for one piece of work, about
+
+
+def _array(name: str) -> Any:
+    """A property: the zarr array of that name, opened, after a check, when it is first used."""
+    return property(lambda store: store._arrays[name])
+
+
+class Store(ShardList):
+    """A gradient store: rows of shape [C, N, T, D] and what made them.
+
+    Attributes:
+        location: where it lies.
+        unnormalized, normalized: zarr arrays [C, N, T, D]. norm, timestep: zarr arrays [C, N, T].
+        recipe: the Recipe of every row.
+        header: what else made it, such as the checkpoints' weights and the source of the pictures.
+        shape: [C, N, T, D].
+    """
+
+    def __init__(self, path: str | Path | Location) -> None:
+        self.location = locate(path)
+        self.header = read_header(self.location)
+        self.recipe = Recipe.from_json(self.header.recipe)
+        self.shape = self.recipe.shape(self.header.pictures)
+        self.shard_rows = self.header.shard_rows
+
+    @classmethod
+    def create(
+        cls, path: str | Path | Location, recipe: Recipe, sample_ids: Sequence[str], **origin: Any
+    ) -> Self:
+        """Make an empty store.
+
+        It is one once its header is there; where another process was faster, it is that one.
+
+        Args:
+            sample_ids: N distinct strings.
+            origin: further fields of the `Header`, such as `weights` and `data`.
+        """
+        location = locate(path)
+        chunk_rows = _chunk_rows(recipe)
+        shape = recipe.shape(len(sample_ids))
+        files = skeleton(shape, sample_ids, shard_rows=SHARD_ROWS, chunk_rows=chunk_rows)
+        for name, content in files.items():
+            location.publish(COPIES + name, content)
+            location.publish(name, content)
+        fields = {
+            "format": FORMAT,
+            "recipe": recipe.to_json(),
+            "digest": recipe.digest,
+            "pictures": len(sample_ids),
+            "shard_rows": SHARD_ROWS,
+            "chunk_rows": chunk_rows,
+            "files": {name: sha256(content) for name, content in files.items()},
+            "removed": {},
+        }
+        with suppress(FileExistsError):
+            header = Header(**{**fields, **origin})
+            location.publish(HEADER, seal_header(header), only_new=True)
+        return cls.mended(location)
+
+    @classmethod
+    def mended(cls, path: str | Path | Location) -> Self:
+        """The store at a path, its header, ids and array metadata made whole from their copies.
+
+        Raises:
+            StoreError: a file is damaged and so is its copy.
+        """
+        location = locate(path)
+        header = read_header(location)
+        publish_header(location, header)
+        for name, digest in header.files.items():
+            copy = COPIES + name
+            for damaged, twin in ((name, copy), (copy, name)):
+                wrong = differences(location, {damaged: digest})
+                if not wrong:
+                    continue
+                try:
+                    location.publish(damaged, location.fetch(twin, digest))
+                except (ValueError, FileNotFoundError) as error:
+                    message = f"{wrong[0]}, and so was {twin}; build it again with overwrite"
+                    raise StoreError(f"{location}: {message}") from error
+        return cls(location)
+
+    @classmethod
+    def finished(cls, path: str | Path | Location) -> Self:
+        """The store with the pictures of its last finished build, whatever is being added to it.
+
+        Raises:
+            StoreError: no build has finished.
+        """
+        store = cls(path)
+        store.shape = (store.shape[0], store.summary.pictures, *store.shape[2:])
+        return store
+
+    normalized, unnormalized, norm, timestep = map(_array, ROW_ARRAYS)
+
+    @cached_property
+    def _arrays(self) -> dict[str, Any]:
+        for name in ROW_ARRAYS:
+            self.fetch(f"{name}/zarr.json")
+        return {name: open_array(self.location, name) for name in ROW_ARRAYS}
+
+    @cached_property
+    def sample_ids(self) -> SampleIds:
+        """N distinct strings; StoreError, when one is looked at, where they are damaged."""
+        return SampleIds(self.shape[1], self.fetch)
+
+    @cached_property
+    def summary(self) -> Summary:
+        """What the last finished build left.
+
+        Raises:
+            StoreError: no build has finished.
+        """
+        (content,) = self.location.read_many([SUMMARY])
+        with suppress(ValueError):
+            summary = read_record(content, Summary)
+            if summary.recipe == self.recipe.digest and summary.pictures <= self.shape[1]:
+                return summary
+        return self.summarize()
+
+    def finish(self) -> None:
+        """Publish the summary: from now on readers see all pictures."""
+        self.summary = self.summarize()
+        content = seal(self.summary)
+        (before,) = self.location.read_many([SUMMARY])
+        if before != content:
+            self.location.publish(SUMMARY, content)
+
+    @cached_property
+    def excluded(self) -> list[int]:
+        """Rows that no query returns: skipped by the build at some checkpoint, or removed."""
+        removed = {row for row in self.header.removed.values() if row is not None}
+        excluded = removed.union(self.summary.skipped)
+        return sorted(row for row in excluded if row < self.shape[1])
+
+    def require_recipe(self, recipe: Recipe, message: str) -> None:
+        """Raise RecipeMismatch, naming the fields, unless `recipe` is the store's."""
+        if differing := self.recipe.differences(recipe):
+            raise RecipeMismatch(f"{self.location}: {message}", differing)
+
+    def update_header(self, **changes: Any) -> None:
+        """Change fields of the header; what another process has changed of the others stays."""
+        self.header = msgspec.structs.replace(read_header(self.location), **changes)
+        publish_header(self.location, self.header)
+
+    def write(
+        self,
+        shard: Shard,
+        rows: np.ndarray,
+        timestep: np.ndarray,
+        skipped: Sequence[int] = (),
+        pictures: str = "",
+        units: np.ndarray | None = None,
+    ) -> None:
+        """Write and commit one shard.
+
+        Args:
+            rows: unnormalized gradients, [stop − start, T, D] float32.
+            timestep: [stop − start, T] float32.
+            skipped: row numbers without a picture; their gradients are zero and no query returns
+                them.
+            pictures: the pictures' `Dataset.fingerprint`s one after the other, for the manifest.
+            units: the normalized rows, where these are not `rows` divided by their norms.
+
+        Raises:
+            StoreError: a row is not finite, or the disk gives back something else than was written.
+        """
+        if not np.isfinite(rows).all():
+            bad = int(np.isfinite(rows).all((1, 2)).argmin())
+            name = self.sample_ids[shard.start + bad]
+            raise StoreError(f"gradient of {name!r} is not finite: nothing written")
+        layout = self.shard_rows, self.header.chunk_rows
+        norm = row_norms(rows)
+        files = make_shard_files(shard, rows, norm, units, timestep, *layout)
+        zeros = int((norm == 0).sum()) - len(skipped) * self.shape[2]
+        entry = make_shard_entry(shard, files, self.recipe.digest, zeros, skipped, pictures)
+        for name, content in files.items():
+            self.location.publish(name, content)
+        if wrong := self.damaged(entry):
+            message = f"the disk gave back other bytes than were written ({wrong[0]})"
+            raise StoreError(f"{self.location}: {message}")
+        self.location.publish(shard.entry, seal(entry))
+
+    def read(self, name: str, checkpoint: int, rows: slice | np.ndarray) -> np.ndarray:
+        """Rows of one array at one checkpoint; `rows` is a slice or ascending row numbers.
+
+        Raises:
+            StoreError: a checksum does not match.
+        """
+        return np.concatenate(list(self.pieces(name, checkpoint, rows)))
+
+    def pieces(
+        self, name: str, checkpoint: int, rows: slice | np.ndarray, dtype: Any = None
+    ) -> Iterator[np.ndarray]:
+        """The same rows, a few MB at a time."""
+        numbers = np.arange(*rows.indices(self.shape[1])) if isinstance(rows, slice) else rows
+        picture = self.shape[2:] if name in WIDE else self.shape[2:3]
+        layout = self.shard_rows, self.header.chunk_rows
+        try:
+            yield from read_pieces(
+                self.location, name, checkpoint, numbers, picture, *layout, dtype
+            )
+        except (ValueError, OSError) as error:
+            raise self.damage(f"{name} is damaged ({error})") from error
+
+    def fingerprint(self, row: int) -> str | None:
+        """The `Dataset.fingerprint` of the picture that a row was made from; None if not known."""
+        number, place = divmod(row, self.shard_rows)
+        start = place * FINGERPRINT_DIGITS
+        for _, entry in self.committed([self.shards()[number]]):
+            return entry.pictures[start : start + FINGERPRINT_DIGITS] or None
+        return None
+
+    def blocks(self, first: int = 0, stop: int | None = None) -> Iterator[slice]:
+        """Slices of rows that are read best together: whole shards, a few MB of them."""
+        shard_bytes = self.shard_rows * math.prod(self.shape[2:]) * 4
+        step = self.shard_rows * max(1, BLOCK_BYTES // shard_bytes)
+        stop = self.shape[1] if stop is None else stop
+        for start in range(first, stop, step):
+            yield slice(start, min(start + step, stop))
+
+    def fetch(self, name: str) -> bytes:
+        """The content of one of the header's files.
+
+        Raises:
+            StoreError: it is not as it was made; while pictures are being added it may also be as
+                it was before.
+        """
+        before = self.header.before or {}
+        digests = [files[name] for files in (self.header.files, before) if name in files]
+        problem = "is missing"
+        for digest in digests:
+            try:
+                return self.location.fetch(name, digest)
+            except ValueError as error:
+                problem = str(error)
+            except FileNotFoundError:
+                pass
+        raise self.damage(f"{name} {problem}")
+
+    def damage(self, what: str) -> StoreError:
+        """An error that says what to do about it."""
+        return StoreError(f"{self.location}: {what}; run the same build again, it mends that")
+
+
+def _chunk_rows(recipe: Recipe) -> int:
+    """The most pictures that divide a shard and fit a chunk."""
+    picture_bytes = math.prod(recipe.shape(1)[2:]) * 4
+    for count in range(SHARD_ROWS, 1, -1):
+        if SHARD_ROWS % count == 0 and count * picture_bytes <= CHUNK_BYTES:
+            return count
+    return 1

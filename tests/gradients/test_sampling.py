@@ -1,0 +1,166 @@
+"""Choosing the batch and the strong weights, and gradients in half precision."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_model
+
+import gradindex
+from gradindex.gradients import batch_size, high_rank
+from gradindex.gradients.batch_size import fitting_batch
+from gradindex.gradients.capture import Capture
+from gradindex.gradients.events import grid_events
+from gradindex.gradients.high_rank import choose_high_rank
+from gradindex.gradients.parameters import capture_for
+from gradindex.gradients.projection import Exact
+from gradindex.gradients.sampling import sample_gradients
+from gradindex.gradients.self_check import check_capture
+from gradindex.models.denoiser import Denoiser
+from gradindex.models.devices import DTYPES
+from gradindex.models.loading import load_denoiser
+from gradindex.recipe import Recipe
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, model: Path, pictures: Path) -> gradindex.Index:
+    return gradindex.build(
+        tmp_path_factory.mktemp("rows") / "idx", model=model, data=pictures, timesteps=2, dim=64
+    )
+
+
+@pytest.fixture
+def denoiser(model: Path) -> Denoiser:
+    return load_denoiser(model)
+
+
+@pytest.fixture
+def recipe(store: gradindex.Index) -> Recipe:
+    return store.store.recipe
+
+
+def random_pictures(count: int) -> np.ndarray:
+    return np.random.default_rng(0).uniform(-1, 1, (count, 1, 8, 8)).astype(np.float32)
+
+
+def test_strong_weights_hold_most_of_the_gradient(
+    denoiser: Denoiser, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The obvious twin: exact gradients, the shares of their squared norm at each timestep."""
+    pictures, ids = random_pictures(4), list("abcd")
+    exact = replace(recipe, projection="none", rank=None, high_rank=(), dim=recipe.parameter_count)
+    sizes = {name: parameter.numel() for name, parameter in denoiser.model.named_parameters()}
+    with Capture(denoiser.model, list(sizes), Exact(sizes)) as capture:
+        gradients = sample_gradients(
+            denoiser, capture, exact, pictures, grid_events(exact, ids), None, batch_size=8
+        )
+    parts = np.split(np.square(gradients), np.cumsum(list(sizes.values()))[:-1], axis=2)
+    shares = [part.sum(2) for part in parts] / np.square(gradients).sum(2)
+    added = {}
+    for name, share in zip(sizes, shares, strict=True):
+        weight = denoiser.model.get_parameter(name)
+        # Rank 2: a side wider than 4 is shrunk to 2, for 2 / 2 more.
+        if sizes[name] > 16 * 2**2 and weight.dim() > 1:
+            kept = [2.0 if width > 4 else 1.0 for width in weight.shape[:2]]
+            added[name] = (np.prod(kept) - 1) * np.square(share).mean(0)  # at each timestep
+    gain = {
+        name: values.max() * recipe.parameter_count / sizes[name] for name, values in added.items()
+    }
+    assert len(gain) > 5
+    in_order = sorted(gain.values())
+    for price in (0.0, in_order[2] * 1.01, in_order[-2] * 0.99, in_order[-1] * 1.01):
+        monkeypatch.setattr(high_rank, "VARIANCE_PRICE", price)
+        strong = choose_high_rank(denoiser, replace(recipe, rank=2), pictures, ids, None, 8)
+        assert strong == tuple(sorted(name for name in gain if gain[name] > price))
+
+
+def test_the_fitting_batch_depends_on_memory_and_model(
+    denoiser: Denoiser, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert fitting_batch(denoiser, recipe) == batch_size.LARGEST_BATCH["cpu"]
+    monkeypatch.setattr(Denoiser, "memory", 8 * 2**20)
+    small = fitting_batch(denoiser, recipe)
+    monkeypatch.setattr(Denoiser, "memory", 16 * 2**20)
+    assert 1 <= small < batch_size.LARGEST_BATCH["cpu"]
+    assert fitting_batch(denoiser, recipe) == 2 * small
+    monkeypatch.setattr(Denoiser, "memory", 1)
+    assert fitting_batch(denoiser, recipe) == 1
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_gives_nearly_the_same_rows(
+    model: Path, recipe: Recipe, denoiser: Denoiser, dtype: str
+) -> None:
+    """Rows are float32, finite, and point where the float32 model's do.
+
+    The hooks are checked in float32.
+    """
+    pictures, ids = random_pictures(3), list("abc")
+    half = load_denoiser(model, dtype=dtype)
+    half_recipe = replace(recipe, dtype=dtype)
+    check_capture(half, half_recipe)
+    assert half.model.dtype == DTYPES[dtype]
+    found = []
+    for model_in_dtype, its_recipe in ((denoiser, recipe), (half, half_recipe)):
+        events = grid_events(its_recipe, ids)
+        with capture_for(model_in_dtype, its_recipe) as capture:
+            rows = sample_gradients(
+                model_in_dtype, capture, its_recipe, pictures, events, None, batch_size=8
+            )
+        found.append(rows)
+    assert found[1].dtype == np.float32
+    cosine = (
+        (found[0] * found[1]).sum(-1)
+        / np.linalg.norm(found[0], axis=-1)
+        / np.linalg.norm(found[1], axis=-1)
+    )
+    assert cosine.min() > 0.99
+    assert np.linalg.norm(found[1], axis=-1) == pytest.approx(
+        np.linalg.norm(found[0], axis=-1), rel=0.05
+    )
+
+
+def test_float16_does_not_underflow(tmp_path: Path, recipe: Recipe) -> None:
+    """A model whose gradients are far below float16's smallest number still has all of them."""
+    half = load_denoiser(make_model(tmp_path / "model"), dtype="float16")
+    half_recipe = replace(recipe, dtype="float16")
+    with torch.no_grad():
+        half.model.conv_out.weight.mul_(2.0**-6)
+    with capture_for(half, half_recipe) as capture:
+        found = sample_gradients(
+            half,
+            capture,
+            half_recipe,
+            random_pictures(2),
+            grid_events(half_recipe, list("ab")),
+            None,
+            batch_size=4,
+        )
+    half.model.float()
+    full_recipe = replace(recipe, dtype="float32")
+    with capture_for(half, full_recipe) as capture:
+        truth = sample_gradients(
+            half,
+            capture,
+            full_recipe,
+            random_pictures(2),
+            grid_events(full_recipe, list("ab")),
+            None,
+            batch_size=4,
+        )
+    cosine = (
+        (found * truth).sum(-1) / np.linalg.norm(found, axis=-1) / np.linalg.norm(truth, axis=-1)
+    )
+    assert cosine.min() > 0.99
+
+
+def test_an_index_in_half_precision(
+    tmp_path: Path, model: Path, pictures: Path, queries: list[Path]
+) -> None:
+    index = gradindex.build(
+        tmp_path / "idx", model=model, data=pictures, timesteps=2, dim=64, dtype="bfloat16"
+    )
+    assert index.store.recipe.dtype == "bfloat16"
+    assert index.query([queries[0]], k=1)[0].hits[0].score > 0

@@ -1,0 +1,24 @@
+"""The demo does the whole job; here with a model that is hardly trained."""
+
+from pathlib import Path
+
+import pytest
+
+from gradindex.report import demo
+
+
+@pytest.mark.slow
+def test_the_demo_runs_and_runs_again_from_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "STEPS", 20)
+    lines: list[str] = []
+    demo.run_demo(tmp_path / "out", lines.append)
+    page = (tmp_path / "out/report.html").read_text()
+    assert page.count("<img") == demo.QUERIES * (1 + 2 * demo.K)
+    assert "picture not found" not in page
+    assert [line.split(":")[0] for line in lines[:4]] == ["retrac", "tracin", "retrac", "tracin"]
+    again: list[str] = []
+    monkeypatch.setattr(demo, "_train", lambda *args: pytest.fail("trained again"))
+    demo.run_demo(tmp_path / "out", again.append)
+    assert again == lines

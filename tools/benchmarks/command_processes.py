@@ -1,0 +1,136 @@
+"""gradindex's commands in processes of their own, which can be killed."""
+
+import multiprocessing
+import os
+import resource
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from gradindex.cli.main import main
+from gradindex.store import store as store_module
+
+SHARD_ROWS = 8  # pictures of a shard
+
+# The fork server imports once, so that a kill hits the command's work and not its imports.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    [
+        "gradindex.builder.build",
+        "gradindex.builder.upkeep",
+        "gradindex.builder.verify",
+        "gradindex.cli.main",
+        "gradindex.report.info",
+        "faiss",
+        "diffusers.models.unets.unet_2d",
+        "diffusers.schedulers.scheduling_ddpm",
+        "torch._dynamo",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Command:
+    """One of gradindex's commands on an index.
+
+    Attributes:
+        before: the index that it starts from; None where it starts from nothing.
+        after: the index that it makes when nobody disturbs it.
+        verb: "build", "index" or "remove".
+        options: what follows the index's folder on the command line.
+    """
+
+    before: Path | None
+    after: Path
+    verb: str
+    options: tuple[str, ...] = ()
+
+    def words(self, folder: Path) -> list[str]:
+        """Return the command line, for an index in that folder."""
+        return [self.verb, str(folder), *self.options]
+
+    def lay_out(self, folder: Path) -> None:
+        """Copy the index that it starts from into a folder, whatever was there."""
+        shutil.rmtree(folder, ignore_errors=True)
+        if self.before:
+            shutil.copytree(self.before, folder)
+
+
+def start(words: Sequence[str], stderr: Path, file_bytes: int | None = None) -> BaseProcess:
+    """Return a process that has just begun with a command.
+
+    Args:
+        words: the command line.
+        stderr: the file that gets its stderr.
+        file_bytes: no file that it writes may be larger; None: no limit.
+    """
+    receiver, sender = FORKS.Pipe(duplex=False)
+    process = FORKS.Process(target=_perform, args=(words, stderr, file_bytes, sender))
+    process.start()
+    receiver.recv()
+    return process
+
+
+def _perform(words: Sequence[str], stderr: Path, file_bytes: int | None, begun: Connection) -> None:
+    """What the process does: tell that it begins, and run the command."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    os.dup2(os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), sys.stderr.fileno())
+    if file_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+    torch.set_num_threads(1)
+    tqdm.set_lock(threading.RLock())  # a kill would leave one of multiprocessing behind
+    store_module.SHARD_ROWS = SHARD_ROWS
+    begun.send(None)
+    main(list(words))
+
+
+def exit_status(words: Sequence[str], stderr: Path, file_bytes: int | None = None) -> int:
+    """Run a command to its end; return its exit status. The arguments are those of `start`."""
+    process = start(words, stderr, file_bytes)
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def require_done(words: Sequence[str], stderr: Path) -> None:
+    """Run a command that has to succeed.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    if exit_status(words, stderr):
+        raise RuntimeError(f"{' '.join(words)}: {stderr.read_text()}")
+
+
+def kill_at_random(
+    command: Command, folder: Path, seconds: float, random: np.random.Generator, stderr: Path
+) -> bool:
+    """Run a command for up to so many seconds and kill it.
+
+    Returns:
+        False where it was done before.
+    """
+    process = start(command.words(folder), stderr)
+    time.sleep(random.uniform(0, seconds))
+    process.kill()
+    process.join()
+    return process.exitcode != 0
+
+
+def measure_duration(command: Command, folder: Path, stderr: Path) -> float:
+    """Return the seconds that a command takes when nobody disturbs it."""
+    command.lay_out(folder)
+    process = start(command.words(folder), stderr)
+    began = time.perf_counter()
+    process.join()
+    return time.perf_counter() - began

@@ -1,0 +1,95 @@
+"""The files of an index: which are committed, and in which two indexes differ."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from command_processes import SHARD_ROWS, Command, exit_status
+
+from gradindex.builder.verify import damages
+from gradindex.errors import CallError
+from gradindex.store.manifest import Shard, unseal
+from gradindex.store.shard_files import shard_file_names
+from gradindex.store.store import Store
+
+
+def file_names(folder: Path) -> list[str]:
+    """Return the names of an index's files, relative and sorted."""
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    return sorted(file.relative_to(folder).as_posix() for file in files)
+
+
+def count_drafts(folder: Path) -> int:
+    """Return how many files have not got their names yet."""
+    return sum(map(_is_draft, file_names(folder)))
+
+
+def _is_draft(name: str) -> bool:
+    return name.rpartition("/")[2].startswith(".")
+
+
+def committed_shards(folder: Path) -> list[Shard]:
+    """Return the finished shards of an index; none where no index is."""
+    try:
+        return [shard for shard, _ in Store(folder).committed()]
+    except CallError:
+        return []
+
+
+def rows_of(folder: Path, array: str, shard: Shard) -> bytes:
+    """Return the numbers of an array's shard."""
+    rows = slice(shard.start, shard.stop)
+    return Store(folder).read(array, shard.checkpoint, rows).tobytes()
+
+
+def finish_and_compare(command: Command, folder: Path, stderr: Path) -> list[str]:
+    """Run a command to its end, and tell what is then not as it would be had nothing happened.
+
+    Files are compared bitwise. Whole shards that were committed before must still be the same
+    files.
+
+    Args:
+        folder: of an index that the command was stopped at.
+    """
+    full = [shard for shard in committed_shards(folder) if shard.stop - shard.start == SHARD_ROWS]
+    stamps = {shard.name: _stamps(folder, shard) for shard in full}
+    if exit_status(command.words(folder), stderr):
+        return [f"run again it fails: {stderr.read_text()}"]
+    wrong = [
+        f"shard {shard.name} was made twice"
+        for shard in full
+        if _stamps(folder, shard) != stamps[shard.name]
+    ]
+    return wrong + differences(folder, command.after) + list(damages(folder))
+
+
+def _stamps(folder: Path, shard: Shard) -> list[tuple[int, int]]:
+    """What tells a file that was written again: inode and time of each of a shard's files."""
+    names = (shard.entry, *shard_file_names(shard))
+    stats = [(folder / name).stat() for name in names]
+    return [(stat.st_ino, stat.st_mtime_ns) for stat in stats]
+
+
+def differences(folder: Path, other: Path) -> list[str]:
+    """Return in which files two indexes differ, one line each.
+
+    How long a query took does not count, nor what a kill left half-written.
+    """
+    names, other_names = _finished_names(folder), _finished_names(other)
+    lines = [f"{name} is only in one" for name in sorted(names ^ other_names)]
+    for name in sorted(names & other_names):
+        if _content(folder / name) != _content(other / name):
+            lines.append(f"{name} differs")
+    return lines
+
+
+def _finished_names(folder: Path) -> set[str]:
+    return {name for name in file_names(folder) if not _is_draft(name)}
+
+
+def _content(file: Path) -> bytes | Mapping[str, Any]:
+    """A file's content; of a search index's record without the measured time."""
+    content = file.read_bytes()
+    if file.parent.name == "faiss" and file.suffix == ".json":
+        return {**unseal(content), "query_seconds": None}
+    return content

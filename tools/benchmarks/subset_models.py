@@ -1,0 +1,210 @@
+"""Models trained again, on random halves of the pictures and without some: what is true of scores.
+
+`folder` is the benchmark's own in the work folder; data sets are in the work folder.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import record
+import torch
+from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
+from picture_sets import small_fashion_mnist, write_pictures
+from row_settings import CHECKPOINTS
+from trained_models import TINY, batches, train
+
+from gradindex.gradients.sampling import mean_losses
+from gradindex.models.denoiser import Denoiser
+from gradindex.recipe import grid
+from gradindex.store.digests import sha256
+
+CONFIG = {**TINY, "block_out_channels": (24, 48)}  # 0.4 M parameters
+PICTURES, QUERIES = 500, 64  # trained on; validation pictures, and as many generated ones
+STEPS, BATCH, RATE = 700, 48, 1e-3
+SUBSETS, SEEDS = 64, 2
+TIMESTEPS, DRAWS = 50, 2  # of a true loss
+WHOLE = 10_000  # seed of the model that was trained on all pictures
+NOISE_SEED = 1000  # unlike any that rows are made with
+DDIM_STEPS = 50
+
+# {set of query pictures: its rows}
+QUERY_SETS = {"validation": slice(0, QUERIES), "generated": slice(QUERIES, None)}
+
+
+def training_and_validation(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the pictures trained on and those for validation, [N, 1, 16, 16] float32 each."""
+    pictures = small_fashion_mnist(folder.parent)[: PICTURES + QUERIES]
+    pictures = ((pictures + 1) * 127.5).round() / 127.5 - 1  # as in a PNG
+    return pictures[:PICTURES], pictures[PICTURES:]
+
+
+def subsets() -> np.ndarray:
+    """Return which half of the pictures each model is trained on, [SUBSETS, PICTURES] bool."""
+    random = np.random.default_rng(0)
+    return np.stack([random.permutation(PICTURES) < PICTURES // 2 for _ in range(SUBSETS)])
+
+
+def new_pipeline(seed: int) -> DDPMPipeline:
+    """Return an untrained pipeline; torch's random numbers go on from there."""
+    torch.manual_seed(seed)
+    return DDPMPipeline(UNet2DModel(**CONFIG), DDPMScheduler())
+
+
+def train_model(pictures: np.ndarray, seed: int, folders: Sequence[Path] = ()) -> UNet2DModel:
+    """Return a model trained on pictures [N, 1, 16, 16].
+
+    Args:
+        folders: its checkpoints, at equal distances, the last at the end; none are saved for none.
+    """
+    pipeline = new_pipeline(seed)
+    distance = STEPS // len(folders) if folders else None
+
+    def save(step: int) -> None:
+        if distance and step % distance == 0:
+            pipeline.save_pretrained(folders[step // distance - 1])
+
+    train(pipeline, pictures, STEPS, "half", BATCH, rate=RATE, decay=True, seed=seed, after=save)
+    return pipeline.unet
+
+
+def true_losses(model: UNet2DModel, queries: np.ndarray) -> np.ndarray:
+    """Return the mean loss of each picture over a fine grid, [Q] float64.
+
+    The noise is shared by all pictures and models.
+    """
+    denoiser = Denoiser(model, dict(DDPMScheduler().config), "", "cpu", "float32")
+    timesteps = grid(TIMESTEPS, 1000)
+    return mean_losses(denoiser, queries, None, timesteps, DRAWS, NOISE_SEED, "mse")
+
+
+def generate_pictures(model: UNet2DModel) -> np.ndarray:
+    """Return pictures that a model makes in 50 DDIM steps, [QUERIES, 1, 16, 16] float32."""
+    scheduler = DDIMScheduler()
+    random = torch.Generator().manual_seed(7)
+    x = torch.randn(QUERIES, 1, 16, 16, generator=random)
+    scheduler.set_timesteps(DDIM_STEPS)
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            x = scheduler.step(model(x, t).sample, t, x).prev_sample
+    pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().numpy()
+    return pixels / 127.5 - 1
+
+
+def whole_model(folder: Path) -> list[Path]:
+    """Return the checkpoints of the model trained on all pictures.
+
+    It is trained now, unless they exist.
+    """
+    checkpoints = [folder / f"checkpoint-{number}" for number in range(CHECKPOINTS)]
+    if not checkpoints[-1].exists():
+        training, _ = training_and_validation(folder)
+        train_model(training, WHOLE, checkpoints)
+    return checkpoints
+
+
+def training_log(folder: Path) -> Path:
+    """Return a table for `build --log`: which timesteps the whole model was trained on, and when.
+
+    What its training drew is drawn again.
+    """
+    file = folder / "training-log.csv"
+    checkpoint = whole_model(folder)[-1]
+    if not file.exists():
+        lines = ["sample_id,timestep,checkpoint"]
+        new_pipeline(WHOLE)  # leaves torch's generator where training began
+        for rows, times, _ in batches((PICTURES, 1, 16, 16), STEPS, BATCH, WHOLE):
+            for row, t in zip(rows, times.tolist(), strict=True):
+                lines.append(f"{row:05d}.png,{t},{checkpoint}")
+        draft = file.with_suffix(".draft")
+        draft.write_text("\n".join(lines))
+        os.replace(draft, file)
+    return file
+
+
+def picture_folder(folder: Path) -> Path:
+    """Return a folder with the whole model's training pictures as files."""
+    pictures = folder / "pictures"
+    if not pictures.exists():
+        training, _ = training_and_validation(folder)
+        write_pictures(folder / "pictures-draft", training).rename(pictures)
+    return pictures
+
+
+def query_pictures(folder: Path) -> np.ndarray:
+    """Return validation pictures, then generated ones, [2 · QUERIES, 1, 16, 16] float32."""
+
+    def make() -> np.ndarray:
+        return generate_pictures(UNet2DModel.from_pretrained(whole_model(folder)[-1] / "unet"))
+
+    _, validation = training_and_validation(folder)
+    generated = load_or_make(folder / "generated.npy", make)
+    return np.concatenate([validation, generated]).astype(np.float32)
+
+
+def subset_losses(folder: Path, subset: int, seed: int) -> np.ndarray:
+    """Return the losses of a model trained on a half, [2 · QUERIES].
+
+    It is trained now, unless that was done. All halves share a seed's initial weights, order of
+    batches and noise, so that less of a difference is chance.
+
+    Args:
+        subset: number of the half.
+    """
+
+    def make() -> np.ndarray:
+        training, _ = training_and_validation(folder)
+        model = train_model(training[subsets()[subset]], 1 + seed)
+        return true_losses(model, query_pictures(folder))
+
+    return load_or_make(folder / f"losses-{subset:02d}-{seed}.npy", make)
+
+
+def all_subset_losses(folder: Path) -> np.ndarray:
+    """Return the losses of the models of all halves, [SUBSETS, SEEDS, 2 · QUERIES].
+
+    They are trained in one process for each core.
+    """
+    query_pictures(folder)  # made once, before the processes need it
+    jobs = [(subset, seed) for subset in range(SUBSETS) for seed in range(SEEDS)]
+    losses = map_in_processes(subset_losses, folder, *zip(*jobs, strict=True))
+    return np.stack(losses).reshape(SUBSETS, SEEDS, -1)
+
+
+def losses_without(folder: Path, removed: np.ndarray) -> np.ndarray:
+    """Return the losses of a model trained without some pictures, [2 · QUERIES].
+
+    Args:
+        removed: their rows.
+    """
+    name = sha256(np.sort(removed).tobytes())[:16]
+
+    def make() -> np.ndarray:
+        training, _ = training_and_validation(folder)
+        model = train_model(np.delete(training, removed, axis=0), WHOLE)
+        return true_losses(model, query_pictures(folder))
+
+    return load_or_make(folder / f"without-{name}.npy", make)
+
+
+def load_or_make(file: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """Return the array in a file; made now, unless it is there."""
+    if not file.exists():
+        draft = file.with_suffix(".draft.npy")
+        np.save(draft, make())
+        os.replace(draft, file)
+    return np.load(file)
+
+
+def map_in_processes(
+    function: Callable[..., Any], folder: Path, *arguments: Iterable[Any]
+) -> list[Any]:
+    """Return what a function gives for a folder and each of some arguments, in their order.
+
+    One process for each core, with one thread each.
+    """
+    with record.processes(os.cpu_count() or 1) as pool:
+        return list(pool.map(partial(function, folder), *arguments))
