@@ -10,7 +10,7 @@ gradient that came of it into the row. A new projection is a class with these tw
 (`Projection`), a name in `PROJECTIONS` and a line in `make_projection`.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple, Protocol
 
 import torch
@@ -26,6 +26,9 @@ HIGH_RANK_FACTOR = 4  # times the rank serves for weights that hold much of the 
 # Blocks of at least so many numbers keep their signs as int8 in place of float32: they take a
 # quarter of the memory, and are widened at each use.
 INT8_SIGNS_FROM = 2**20
+# Devices on which one slice of D numbers after the other is as fast as all of them at once: what is
+# added fits a core's cache, and nothing is copied.
+SLICEWISE_DEVICES = {"cpu"}
 
 
 class Sides(NamedTuple):
@@ -36,6 +39,13 @@ class Sides(NamedTuple):
 
 
 WHOLE = Sides(None, None)  # both factors stay as they are
+
+
+class _Fold(NamedTuple):
+    """How a gradient of m numbers is added into a row, D at a time."""
+
+    start: int  # where it begins; 0 where it has D numbers or more
+    signs: Tensor  # [m], float32 or int8
 
 
 class Projection(Protocol):
@@ -202,7 +212,7 @@ class CountSketch:
         # Made when a parameter comes for the first time, then kept: by its name.
         self._sides: dict[str, Sides] = {}
         self._scales: dict[str, float] = {}
-        self._folds: dict[str, list[tuple[int, int, Tensor]]] = {}
+        self._folds: dict[str, _Fold] = {}
 
     def sides(self, name: str, outs: int, ins: int, size: int, like: Tensor) -> Sides:
         """Return signs [k, outs] and [k, ins], None for a side that stays whole.
@@ -228,22 +238,27 @@ class CountSketch:
     def add(self, rows: Tensor, name: str, block: Tensor) -> None:
         """Add the sketch of `block` [n, m] into `rows` [n, D]."""
         if name not in self._folds:
-            self._folds[name] = list(self._fold(name, block.shape[1], block.device))
+            self._folds[name] = self._fold(name, block.shape[1], block.device)
+        start, signs = self._folds[name]
         scale = self._scales.get(name, 1.0)
-        for begin, start, signs in self._folds[name]:
-            width = signs.shape[0]
-            part = block if width == block.shape[1] else block.narrow(1, begin, width)
-            rows.narrow(1, start, width).addcmul_(part, signs.float(), value=scale)
+        size, begin = block.shape[1], 0
+        if block.device.type not in SLICEWISE_DEVICES and size >= 2 * self.dim:
+            # All whole slices in a few kernels: a GPU would wait for thousands of launches.
+            begin = size - size % self.dim
+            slices = block[:, :begin].unflatten(1, (-1, self.dim))
+            signed = slices * signs[:begin].view(-1, self.dim)
+            rows.add_(signed.sum(1), alpha=scale)
+        for first in range(begin, size, self.dim):
+            width = min(self.dim, size - first)
+            part = block if width == size else block.narrow(1, first, width)
+            part_signs = signs.narrow(0, first, width).float()
+            rows.narrow(1, start, width).addcmul_(part, part_signs, value=scale)
 
-    def _fold(
-        self, name: str, size: int, device: torch.device
-    ) -> Iterator[tuple[int, int, Tensor]]:
-        """Which numbers of a block go where, D at a time: (from in block, to in row, signs)."""
+    def _fold(self, name: str, size: int, device: torch.device) -> "_Fold":
+        """Where a block of so many numbers starts in the row, and its signs, [m]."""
         start = random_offset(self.seed, name, below=max(1, self.dim - size + 1))
         dtype = torch.float32 if size < INT8_SIGNS_FROM else torch.int8
-        signs = self._signs(name, "fold", size).to(device, dtype)
-        for number, part in enumerate(signs.split(self.dim)):
-            yield number * self.dim, start, part
+        return _Fold(start, self._signs(name, "fold", size).to(device, dtype))
 
     def _signs(self, name: str, purpose: str, size: int) -> Tensor:
         return torch.from_numpy(random_signs(self.seed, name, purpose, size=size))

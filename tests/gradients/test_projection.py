@@ -1,6 +1,7 @@
 """A projection keeps inner products, and its numbers depend on seed and name alone."""
 
 from collections.abc import Callable
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from gradindex import noise
 from gradindex.errors import CallError
+from gradindex.gradients import projection as projection_module
 from gradindex.gradients.capture import Capture
 from gradindex.gradients.projection import (
     CountSketch,
@@ -125,13 +127,25 @@ def test_rows_are_the_same_on_cpu_and_cuda(make: Callable[[int], Projection]) ->
     torch.testing.assert_close(there, here, rtol=1e-3, atol=1e-4)
 
 
-@settings(max_examples=30, deadline=None)
-@given(size=st.integers(1, 50), dim=st.integers(1, 20), seed=st.integers(0, 5))
-def test_a_sketch_is_the_sum_over_signed_buckets(size: int, dim: int, seed: int) -> None:
-    """The obvious twin: number j of the block goes, signed, to bucket (start + j) mod D."""
+@settings(max_examples=60, deadline=None)
+@given(
+    size=st.integers(1, 50),
+    dim=st.integers(1, 20),
+    seed=st.integers(0, 5),
+    slicewise=st.booleans(),
+)
+def test_a_sketch_is_the_sum_over_signed_buckets(
+    size: int, dim: int, seed: int, slicewise: bool
+) -> None:
+    """The obvious twin: number j of the block goes, signed, to bucket (start + j) mod D.
+
+    Slice by slice, as on a CPU, and all slices at once, as on a GPU.
+    """
     block = torch.randn(2, size)
     rows = torch.ones(2, dim)
-    CountSketch(dim, seed).add(rows, "w", block)
+    devices = {"cpu"} if slicewise else set[str]()
+    with mock.patch.object(projection_module, "SLICEWISE_DEVICES", devices):
+        CountSketch(dim, seed).add(rows, "w", block)
     start = random_offset(seed, "w", below=max(1, dim - size + 1))
     expected = torch.ones(2, dim)
     for j, sign in enumerate(random_signs(seed, "w", "fold", size=size)):

@@ -12,18 +12,19 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import gradindex
 from gradindex.store.memory import keep_freed_memory
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs" / "benchmarks"
 PAGES = Path(__file__).parent / "pages"
-PACKAGES = ("gradindex", "torch", "diffusers", "numpy")  # whose versions a figure tells
+PACKAGES = ("torch", "diffusers", "numpy")  # whose versions a figure tells, beside ours
 
 
 def save(
@@ -47,24 +48,50 @@ def save(
     """
     if device != "cpu":
         name = f"{name}-{device}"
-    header = {
-        "command": command,
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": _git("rev-parse", "--short=12", "HEAD"),
-        "uncommitted": bool(_git("status", "--porcelain", "-uno")),
-        "machine": _machine(device),
-        "versions": {package: version(package) for package in PACKAGES},
-    }
+    header = figure_header(device, command)
     FOLDER.mkdir(exist_ok=True)
     json_file = FOLDER / f"{name}.json"
     json_file.write_text(json.dumps({**header, **results}, indent=1) + "\n")
     page_file = page_file or FOLDER / f"{name}.md"
-    page_file.write_text(f"{page}\n\n{_source(header, json_file, page_file)}\n")
+    page_file.write_text(f"{page}\n\n{source_line(header, json_file, page_file)}\n")
     print(f"wrote {json_file} and {page_file}")
 
 
-def _source(header: Mapping[str, Any], json_file: Path, page_file: Path) -> str:
-    """The line at the end of a page: command, date, commit, machine and a link to the JSON."""
+def figure_header(device: str, command: str) -> dict[str, Any]:
+    """Return what a figure is published with: command, date, commit, machine, versions."""
+    versions = {package: _version(package) for package in PACKAGES}
+    return {
+        "command": command,
+        "date": datetime.now(UTC).date().isoformat(),
+        **_commit(),
+        "machine": _machine(device),
+        "versions": {"gradindex": gradindex.__version__, **versions},
+    }
+
+
+def _version(package: str) -> str | None:
+    """A package's version; None where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> dict[str, Any]:
+    """The checkout's commit, and whether files differ from it.
+
+    Where the tree was copied without its history, COMMIT in the environment names the commit.
+    """
+    if "COMMIT" in os.environ or not (ROOT / ".git").exists():
+        return {"commit": os.environ.get("COMMIT", "unknown"), "uncommitted": None}
+    return {
+        "commit": _git("rev-parse", "--short=12", "HEAD"),
+        "uncommitted": bool(_git("status", "--porcelain", "-uno")),
+    }
+
+
+def source_line(header: Mapping[str, Any], json_file: Path, page_file: Path) -> str:
+    """Return the last line of a page: command, date, commit, machine and a link to the JSON."""
     machine = ", ".join(str(value) for value in header["machine"].values())
     link = json_file.relative_to(page_file.parent)
     return (
@@ -163,7 +190,12 @@ def _git(*arguments: str) -> str:
 def _machine(device: str) -> dict[str, Any]:
     """What tells the machine: its GPU, or processor, threads and memory."""
     if device == "cuda":
-        return {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
+        gpu_memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+        return {
+            "gpu": torch.cuda.get_device_name(),
+            "memory": f"{gpu_memory:.0f} GiB",
+            "cuda": f"CUDA {torch.version.cuda}",
+        }
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
         "processor": _processor(),
