@@ -128,8 +128,7 @@ class Recipe:
         Raises:
             StoreError: a field is unknown or missing.
         """
-        values = {_FIELD_NAMES.get(name, name): value for name, value in values.items()}
-        known = {field.name for field in fields(cls)}
+        known = {_JSON_NAMES.get(field.name, field.name) for field in fields(cls)}
         unknown = values.keys() - known
         absent = known - values.keys() - set(_OPTIONAL_FIELDS)
         if unknown or absent:
@@ -138,7 +137,8 @@ class Recipe:
                 "another version of gradindex made this index"
                 f" (it differs in {names}): build it again"
             )
-        return cls(**{name: _list_as_tuple(value) for name, value in values.items()})
+        arguments = {_FIELD_NAMES.get(name, name): values[name] for name in values}
+        return cls(**{name: _list_as_tuple(value) for name, value in arguments.items()})
 
     @property
     def digest(self) -> str:

@@ -187,3 +187,7 @@ def demo(out: Path) -> None:
 
     keep_freed_memory()
     run_demo(out, click.echo)
+
+
+if __name__ == "__main__":
+    main()

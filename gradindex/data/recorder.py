@@ -29,7 +29,6 @@ from gradindex.data.log_file import (
     pack_events,
     pack_json,
     records,
-    unpack_json,
     unpack_step,
 )
 from gradindex.data.log_values import checked_ids, checked_seed, to_python, whole_number
@@ -249,7 +248,7 @@ class TrainingRecorder:
             elif record.kind == EVENTS:
                 last_step = max(last_step, unpack_step(record.content))
             elif record.kind == SESSION:
-                self._require_settings(file, unpack_json(file, record.content, SessionRecord))
+                self._require_settings(file, json.loads(record.content))
         return last_step, end
 
     def _settings(self) -> dict[str, int]:
@@ -261,11 +260,11 @@ class TrainingRecorder:
             "num_train_timesteps": self.num_train_timesteps,
         }
 
-    def _require_settings(self, file: Path, earlier: SessionRecord) -> None:
-        """Raise CallError when an earlier session of the file had other settings."""
+    def _require_settings(self, file: Path, earlier: dict[str, Any]) -> None:
+        """Raise CallError when an earlier session of the file, of any format, had others."""
         differences = []
         for name, value in self._settings().items():
-            before = getattr(earlier, name)
+            before = earlier.get(name)
             if before != value:
                 differences.append(f"{name}: {before}, now {value}")
         if differences:

@@ -222,8 +222,10 @@ class Capture:
             if weight_name and inputs is not None:
                 outputs = rule.outputs(module, delta, sides.outputs)
                 for samples in parts:
-                    gradients = rule.weight(module, inputs[samples], outputs[samples])
-                    self._add(weight_name, gradients, samples)
+                    # No name for the gradients: they are gone before the next ones are made.
+                    self._add(
+                        weight_name, rule.weight(module, inputs[samples], outputs[samples]), samples
+                    )
 
         return _on_backward(output, on_backward)
 
@@ -264,7 +266,9 @@ class Capture:
         if tensor.data_ptr() == self._released_input:
             return tensor.new_empty(()), tensor.shape
         self.watch(tensor)
-        return tensor
+        # Of the layer's output, which its own graph node may keep, only the numbers: node and
+        # output would hold each other, and without a backward pass nothing would free them.
+        return tensor.detach()
 
     # The backward pass.
 

@@ -1,6 +1,5 @@
 """Pictures in, rows of the store out: projected gradients, averaged over draws of the noise."""
 
-import gc
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -69,20 +68,16 @@ def sample_gradients(
     done = 0
     while done < len(queue):
         batch = queue[done : done + batch_size]
-        rows = None
         try:
             inputs = _model_inputs(batch, pictures, events, labels, device)
-            rows = capture.gradients(
-                partial(denoiser.losses, *inputs, recipe.differentiated), scale
-            )
+            losses = partial(denoiser.losses, *inputs, recipe.differentiated)
+            rows = capture.gradients(losses, scale)
         except torch.OutOfMemoryError as error:
             if len(batch) == 1:
                 raise ModelError(
                     "one picture at one timestep does not fit into the device's memory"
                 ) from error
-        if rows is None:
             batch_size = -(-len(batch) // 2)
-            _free_failed_batch()
             continue
         _require_finite(rows, batch, events)
         row_numbers = torch.tensor([event.i * timestep_count + event.j for event in batch])
@@ -137,16 +132,6 @@ def _model_inputs(
     epsilon = torch.from_numpy(np.stack([events.noise(*event) for event in batch])).to(device)
     classes = None if labels is None else torch.tensor(labels)[i].to(device)
     return x, t, epsilon, classes
-
-
-def _free_failed_batch() -> None:
-    """Free the activations of a forward pass that ran out of memory.
-
-    Its frames hold them in reference cycles, which wait for the garbage collector.
-    """
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _require_finite(rows: Tensor, batch: Sequence[Event], events: Events) -> None:

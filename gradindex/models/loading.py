@@ -53,7 +53,7 @@ def load_denoiser(
     folder = find_model_folder(root)
     config = read_json(folder / "config.json")
     class_name = config.get("_class_name")
-    if class_name not in MODEL_CLASSES:
+    if class_name not in list(MODEL_CLASSES):  # it may be anything JSON has
         raise ModelError(
             f"{folder}: a model of class {class_name!r}; gradindex knows {', '.join(MODEL_CLASSES)}"
         )

@@ -83,17 +83,17 @@ class QueryGradients:
         timesteps = grid(query.timesteps, self.checkpoints[0].num_train_timesteps)
         events = grid_events(recipe, query.ids, timesteps, query.draws)
         count = events.timesteps.size * events.draws * len(query.weights)
-        parts: dict[str, list[np.ndarray]] = {method: [] for method in methods}
+        parts: list[list[np.ndarray]] = [[] for _ in methods]
         seconds = 0.0
         with tqdm(total=count, desc="query", unit="gradient", delay=2, disable=None) as bar:
             for checkpoint, weight in enumerate(query.weights):
                 gradients, duration = self._gradients(query, events, checkpoint, bar.update)
                 seconds += duration
-                for method in methods:
+                for method, weighted in zip(methods, parts, strict=True):
                     rows = unit(gradients) if method == "retrac" else gradients
                     aligned = query.align_to_rows(rows, recipe.per_picture)
-                    parts[method].append(np.float32(weight) * aligned)
-        blocks = [np.stack(parts[method], axis=1) for method in methods]
+                    weighted.append(np.float32(weight) * aligned)
+        blocks = [np.stack(weighted, axis=1) for weighted in parts]
         if recipe.rows == FOLDED:
             folded = [search_vectors(block, recipe)[:, None, None] for block in blocks]
             blocks = [block / recipe.per_picture for block in folded]

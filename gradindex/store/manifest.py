@@ -56,9 +56,10 @@ def unseal(content: bytes | None) -> dict[str, Any]:
         raise ValueError("is missing")
     try:
         fields = json.loads(content)
+        sound = isinstance(fields, dict) and seal(fields) == content
     except (ValueError, RecursionError) as error:
         raise ValueError("was changed") from error
-    if not isinstance(fields, dict) or seal(fields) != content:
+    if not sound:
         raise ValueError("was changed")
     return {name: value for name, value in fields.items() if name != CHECK}
 
@@ -120,9 +121,9 @@ def header_damages(location: Location) -> list[str]:
     return lines + differences(location, {**header.files, **copies})
 
 
-def publish_header(location: Location, header: Header) -> None:
-    """Write the header and its copy, where they are not so already."""
-    content = seal_header(header)
+def publish_header(location: Location, fields: Mapping[str, Any]) -> None:
+    """Write the header with these fields and its copy, where they are not so already."""
+    content = seal_header(fields)
     for name, before in zip((COPY, HEADER), location.read_many((COPY, HEADER)), strict=True):
         if before != content:
             location.publish(name, content)
@@ -133,6 +134,20 @@ def read_header(location: Location) -> Header:
 
     Raises:
         CallError: no index lies there. StoreError: it is of another version, or damaged.
+    """
+    fields = read_header_fields(location)
+    try:
+        return from_json(fields, Header)
+    except ValueError as error:
+        message = f"another version of gradindex wrote zarr.json ({error}): update gradindex"
+        raise StoreError(f"{location}: {message}") from error
+
+
+def read_header_fields(location: Location) -> dict[str, Any]:
+    """The header's fields as JSON values, those that only another gradindex knows among them.
+
+    Raises:
+        CallError, StoreError: as `read_header`.
     """
     contents = [content for content in location.read_many((HEADER, COPY)) if content is not None]
     parsed = list(_parse_headers(contents))
@@ -148,12 +163,7 @@ def read_header(location: Location) -> Header:
     if not whole:
         message = "zarr.json was changed by hand or damaged; build it again with overwrite"
         raise StoreError(f"{location}: {message}")
-    fields = {name: value for name, value in whole[0].items() if name != CHECK}
-    try:
-        return from_json(fields, Header)
-    except ValueError as error:
-        message = f"another version of gradindex wrote zarr.json ({error}): update gradindex"
-        raise StoreError(f"{location}: {message}") from error
+    return {name: value for name, value in whole[0].items() if name != CHECK}
 
 
 def _checked(record: msgspec.Struct | Mapping[str, Any]) -> dict[str, Any]:

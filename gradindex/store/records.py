@@ -67,7 +67,7 @@ class DataSource(msgspec.Struct, frozen=True):
     columns: dict[str, str | None]
 
 
-class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Header(msgspec.Struct, frozen=True):
     """What a store is made of and what made it; zarr.json and its copy hold it.
 
     Attributes:
@@ -99,9 +99,18 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     before: dict[str, str] | UnsetType = UNSET
 
 
-def to_json(record: msgspec.Struct) -> dict[str, Any]:
-    """A record's fields as JSON values, in their order; fields that are not set are left out."""
-    return msgspec.to_builtins(record)
+def to_json(record: Any) -> Any:
+    """A record as JSON values, its fields in their order; those that are not set are left out."""
+    return msgspec.to_builtins(record, enc_hook=_plain)
+
+
+def _plain(value: Any) -> Any:
+    """A NumPy scalar, or a subclass of str that a caller gave, as what JSON has."""
+    if isinstance(value, str):
+        return str.__str__(value)
+    if hasattr(value, "item"):
+        return value.item()
+    raise NotImplementedError(f"{type(value).__name__} is not a JSON value")
 
 
 def from_json(values: Any, kind: type[Record]) -> Record:

@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-import msgspec
 import numpy as np
 
 from gradindex.data.dataset import FINGERPRINT_DIGITS
@@ -30,11 +29,12 @@ from gradindex.store.manifest import (
     differences,
     publish_header,
     read_header,
+    read_header_fields,
     read_record,
     seal,
     seal_header,
 )
-from gradindex.store.records import Header, Summary
+from gradindex.store.records import Header, Summary, to_json
 from gradindex.store.shard_files import make_shard_entry, make_shard_files, row_norms
 from gradindex.store.shard_list import ShardList
 
@@ -109,7 +109,7 @@ class Store(ShardList):
         """
         location = locate(path)
         header = read_header(location)
-        publish_header(location, header)
+        publish_header(location, read_header_fields(location))
         for name, digest in header.files.items():
             copy = COPIES + name
             for damaged, twin in ((name, copy), (copy, name)):
@@ -183,8 +183,9 @@ class Store(ShardList):
 
     def update_header(self, **changes: Any) -> None:
         """Change fields of the header; what another process has changed of the others stays."""
-        self.header = msgspec.structs.replace(read_header(self.location), **changes)
-        publish_header(self.location, self.header)
+        fields = {name: to_json(value) for name, value in changes.items()}
+        publish_header(self.location, {**read_header_fields(self.location), **fields})
+        self.header = read_header(self.location)
 
     def write(
         self,

@@ -370,3 +370,11 @@ def test_a_dry_run_says_what_a_build_makes_and_writes_nothing(
     assert re.search(rf"disk +648 KiB \({arrays}\)", done.stdout)
     assert re.search(r"gradients +54, \d+ at once\ntime +[\d.]+ seconds", done.stdout)
     assert re.search(r"memory +[\d.]+ [MG]iB", done.stdout)
+
+
+@pytest.mark.parametrize("module", ["gradindex", "gradindex.cli.main"])
+def test_the_command_line_as_a_module(module: str) -> None:
+    command = [sys.executable, "-m", module, "--version"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert gradindex.__version__ in done.stdout

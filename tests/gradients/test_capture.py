@@ -1,5 +1,7 @@
 """The hooks come and go, see every chosen parameter of a model, and refuse what they cannot do."""
 
+import weakref
+
 import pytest
 import torch
 from autograd_twin import Bare, Conditioned, Twice, assert_equals_autograd
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 
 from gradindex.errors import ModelError
 from gradindex.gradients.capture import Capture
-from gradindex.gradients.projection import CountSketch
+from gradindex.gradients.projection import CountSketch, Exact
 
 
 def test_inputs_of_layers_are_let_go() -> None:
@@ -219,3 +221,21 @@ def test_a_norm_has_its_own_forward_again_after_the_block() -> None:
     with Capture(model, ["weight", "bias"], CountSketch(8, 0)):
         assert "forward" in vars(model)
     assert "forward" not in vars(model)
+
+
+def test_a_forward_pass_that_fails_leaves_nothing_in_memory() -> None:
+    """Without a backward pass nothing else would let go of what autograd keeps."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3), nn.Softmax(1))
+    activations = []
+    for layer in model:
+        layer.register_forward_hook(lambda *call: activations.append(weakref.ref(call[2])))
+
+    def losses() -> Tensor:
+        model(torch.randn(2, 3))
+        raise torch.OutOfMemoryError
+
+    model.requires_grad_(False)
+    with Capture(model, ["0.weight"], Exact({"0.weight": 9})) as capture:
+        with pytest.raises(torch.OutOfMemoryError):
+            capture.gradients(losses)
+        assert [activation() for activation in activations] == [None] * 4

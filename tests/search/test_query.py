@@ -314,3 +314,8 @@ def test_a_range_without_rows_says_what_there_is(
 ) -> None:
     with pytest.raises(CallError, match=r"the index has none of them, but \[100, 400, 700\]"):
         three.query(queries, timesteps=(0, 100))
+
+
+def test_a_method_may_be_named_twice(index: gradindex.Index, queries: list[Path]) -> None:
+    scores = index.scores_by_method(queries, "retrac", "retrac")
+    np.testing.assert_array_equal(scores["retrac"], index.scores(queries))

@@ -18,7 +18,8 @@ from gradindex.store import store as store_module
 from gradindex.store.arrays import ROW_ARRAYS
 from gradindex.store.disk import Disk
 from gradindex.store.location import locate
-from gradindex.store.manifest import COPIES, COPY, HEADER, is_store, seal_header
+from gradindex.store.manifest import COPIES, COPY, HEADER, is_store, seal_header, unseal
+from gradindex.store.records import DataSource, to_json
 from gradindex.store.store import Store
 
 
@@ -281,3 +282,30 @@ def test_a_grid_is_made_of_midpoints(n: int, expected: tuple[int, ...]) -> None:
 def test_timesteps_outside_the_scheduler(timesteps: int | list[int]) -> None:
     with pytest.raises(CallError, match="timesteps = "):
         grid(timesteps, 1000)
+
+
+def test_a_field_of_the_header_that_only_another_version_knows_stays(tmp_path: Path) -> None:
+    store = fill(Store.create(tmp_path / "idx", RECIPE, IDS))
+    later = seal_header({**to_json(store.header), "later": [1]})
+    for name in (HEADER, COPY):
+        (tmp_path / "idx" / name).write_bytes(later)
+    Store(tmp_path / "idx").update_header(weights=[2, 3])
+    header = json.loads((tmp_path / "idx" / HEADER).read_text())["attributes"]["gradindex"]
+    assert (header["later"], header["weights"]) == ([1], [2, 3])
+    assert Store.mended(tmp_path / "idx").header.weights == [2, 3]
+    assert (tmp_path / "idx" / HEADER).read_bytes() == (tmp_path / "idx" / COPY).read_bytes()
+
+
+def test_numpy_scalars_are_json_in_the_header(tmp_path: Path) -> None:
+    data = DataSource(source=np.str_("d"), columns={"id": np.str_("name")})
+    store = Store.create(
+        tmp_path / "idx", RECIPE, IDS, weights=[np.float64(0.5), np.float32(0.25)], data=data
+    )
+    assert store.header.weights == [0.5, 0.25]
+    assert store.header.data == data
+
+
+@pytest.mark.parametrize("depth", [10, 985, 992, 993, 1000, 100_000])
+def test_json_that_nests_deep_was_changed(depth: int) -> None:
+    with pytest.raises(ValueError, match="was changed"):
+        unseal(b'{"a":' + b"[" * depth + b"]" * depth + b"}")
