@@ -9,8 +9,18 @@ hash is the key of a Philox generator (Salmon et al. 2011, "Parallel random numb
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
+
+from gradindex.errors import StoreError
+
+# SHA-256 of 4,096 numbers of noise, in steps of 1/64. NumPy promises the raw words of Philox for
+# good, but not the normals that it makes of them (NEP 19): a release may change these.
+GOLDEN_SEED = 8  # two of its numbers are from the tail beyond 3.65, which is drawn another way
+GOLDEN_SIZE = 4096
+NUMPY = "2.4.6"  # a version that draws them
+GOLDEN_DIGEST = "7b6e4d16ed63891bb97ef9e1985591898b944e4eec340c5b98494877827ebed9"
 
 
 def noise(
@@ -28,15 +38,43 @@ def noise(
         sample_id: id of the picture; None gives the noise that all pictures and queries share.
         draw: number of the draw, from 0.
 
+    Raises:
+        StoreError: this version of NumPy draws other normals than indexes and logs are made with.
+
     >>> noise(0, None, 500, 1, (2,)) == -noise(0, None, 500, 0, (2,))
     array([ True,  True])
     """
+    _require_golden_noise()
+    return _noise(seed, sample_id, timestep, draw, shape)
+
+
+def _noise(
+    seed: int, sample_id: str | None, timestep: float, draw: int, shape: Sequence[int]
+) -> np.ndarray:
+    """Return what `noise` returns, whichever normals this version of NumPy draws."""
     # 500 and 500.0 are the same timestep, but not the same JSON.
     timestep = int(timestep) if float(timestep).is_integer() else float(timestep)
     even_draw = draw - draw % 2
     generator = np.random.Generator(_philox(seed, "noise", sample_id, timestep, even_draw))
     numbers = generator.standard_normal(tuple(shape), dtype=np.float32)
     return numbers if draw == even_draw else -numbers
+
+
+@cache
+def _require_golden_noise() -> None:
+    """Raise StoreError unless this process draws the noise that every index and log is made with.
+
+    Only the first call takes any time, a tenth of a millisecond.
+    """
+    numbers = _noise(GOLDEN_SEED, None, 0, 0, (GOLDEN_SIZE,))
+    # Another machine's logarithm may differ in the last bit; in steps of 1/64 that does not show.
+    steps = np.floor(numbers.astype(np.float64) * 64).astype("<i2")
+    if hashlib.sha256(steps.tobytes()).hexdigest() != GOLDEN_DIGEST:
+        raise StoreError(
+            f"NumPy {np.__version__} draws other normal numbers than gradindex's indexes and logs"
+            " are made with: install a version of NumPy that gradindex was released with, such as"
+            f" numpy=={NUMPY}"
+        )
 
 
 def random_timestep(seed: int, sample_id: str, step: int, *, below: int) -> int:

@@ -34,6 +34,7 @@ LIBRARIES = {
     "torch": ["models", "gradients", "search.whitening", "data.recorder", "report.demo"],
     "matplotlib": ["report.diagnosis_text"],
     "sklearn": ["report.demo"],
+    "tqdm": ["store.progress"],
     "ray": ["ray_connection"],
 }
 

@@ -3,17 +3,19 @@
 Stopped and run again, a build goes on where it was.
 """
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from gradindex.builder.continuation import check_target, continue_or_create, in_store_order
+from gradindex.builder.continuation import continue_or_create, in_store_order
 from gradindex.builder.job import BuildJob
 from gradindex.builder.options import BuildOptions
 from gradindex.builder.plan import DIM, make_plan
 from gradindex.builder.shards import fill, missing_shards, progress
+from gradindex.builder.target import check_target
 from gradindex.builder.workers import FillShards, fill_on_cluster
 from gradindex.data.dataset import Columns
 from gradindex.errors import CallError, DataError
@@ -33,6 +35,8 @@ from gradindex.search.whitening import mend_whitening, whitening_of_index
 from gradindex.store.location import locate
 from gradindex.store.manifest import Shard
 from gradindex.store.store import Store
+
+LOGGER = logging.getLogger("gradindex")
 
 
 def build(
@@ -76,8 +80,9 @@ def build(
             default, and so are all checkpoints that it knows.
         scheduler: the scheduler's folder or JSON file, when it does not lie beside the model.
         columns: picture, id and label columns of a `datasets` table.
-        timesteps: how many, evenly spaced; or which; or "recorded": those that each picture was
-            last trained on before a checkpoint (weaker than a grid).
+        timesteps: how many, evenly spaced, up to 100; or which; or "even:N", N evenly spaced, also
+            more; or "recorded": those that each picture was last trained on before a checkpoint
+            (weaker than a grid).
         log: what a training run drew: a `TrainingRecorder`'s folder, or a CSV or Parquet table (see
             `open_log`).
         events: how many of a picture's last recorded events.
@@ -161,6 +166,8 @@ def build(
     )
     plan = make_plan(options, driver_device if ray is None else "cpu")
     store, job = continue_or_create(location, plan, overwrite)
+    for line in job.dataset.describe(job.recipe.image):
+        LOGGER.info(line)
     store.update_header(**plan.origin)
     shards = missing_shards(store, job, part)
     if ray is None:

@@ -1,30 +1,20 @@
 """The store that a build fills: a new one, or one that an earlier build has begun."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 
+from gradindex.builder.changes import Contents, changed_pictures, stats_now
 from gradindex.builder.job import BuildJob
 from gradindex.builder.plan import Plan, find_high_rank
 from gradindex.builder.upkeep import grow, id_key
-from gradindex.data.dataset import FINGERPRINT_DIGITS, GONE, Dataset
-from gradindex.errors import CallError, GradindexError, RecipeMismatch
+from gradindex.data.dataset import Dataset
+from gradindex.errors import GradindexError, RecipeMismatch
 from gradindex.gradients.projection import TWO_SIDED
-from gradindex.store.arrays import IDS, ROW_ARRAYS
+from gradindex.store.disk import Disk
 from gradindex.store.location import Location
-from gradindex.store.manifest import Shard, is_store
-from gradindex.store.records import ShardEntry
+from gradindex.store.manifest import is_store
 from gradindex.store.store import Store
-
-# What lies in a folder when a build was killed before the store's header was there.
-LEFT_BY_A_CRASH = {*ROW_ARRAYS, IDS, "manifest"}
-
-
-def check_target(location: Location) -> None:
-    """Raise CallError when something else than an index lies where one is to be built."""
-    if not is_store(location) and location.names() - LEFT_BY_A_CRASH:
-        raise CallError(f"{location}: exists and is not a gradindex index; choose another place")
 
 
 def continue_or_create(location: Location, plan: Plan, overwrite: bool) -> tuple[Store, BuildJob]:
@@ -36,6 +26,9 @@ def continue_or_create(location: Location, plan: Plan, overwrite: bool) -> tuple
     Raises:
         GradindexError: see `_continue_store`, unless `overwrite`.
     """
+    location.delete_drafts()
+    if isinstance(location, Disk):
+        location.unmark()  # a folder that was set aside once, and is in use again
     if is_store(location):
         try:
             return _continue_store(location, plan)
@@ -58,7 +51,12 @@ def _continue_store(location: Location, plan: Plan) -> tuple[Store, BuildJob]:
     dataset, new_ids = in_store_order(store, plan.dataset)
     job = plan.job_on(dataset)
     # The build that made the store has found these weights; another machine may find others.
-    recipe = replace(job.recipe, high_rank=store.recipe.high_rank)
+    # And an older gradindex has made another digest of the same config.
+    recipe = replace(
+        job.recipe,
+        high_rank=store.recipe.high_rank,
+        config=plan.denoisers.config_digest(store.recipe.config),
+    )
     store.require_recipe(recipe, "built with another recipe (overwrite replaces it)")
     _check_unchanged(store, dataset)
     if new_ids:
@@ -68,22 +66,16 @@ def _continue_store(location: Location, plan: Plan) -> tuple[Store, BuildJob]:
 
 def _check_unchanged(store: Store, dataset: Dataset) -> None:
     """Raise RecipeMismatch when committed rows were made of another picture than is there now."""
-    for shard, entry in store.committed():
-        for row in changed_pictures(shard, entry, dataset):
+    # The entry of a shard that has grown since still tells of the pictures that it has rows of.
+    begun = [replace(shard, stop=shard.start + 1) for shard in store.shards()]
+    contents = Contents(dataset)
+    for shard, entry in store.committed(begun):
+        for row in changed_pictures(entry, dataset, contents):
             raise _other_data(store, f"{dataset.sample_ids[row]!r} is another picture now")
-
-
-def changed_pictures(shard: Shard, entry: ShardEntry, dataset: Dataset) -> Iterator[int]:
-    """Yield the rows of a committed shard that were made of another picture than is there now.
-
-    A picture that was skipped may have been repaired since, and does not count.
-    """
-    start, stop = entry.rows
-    for row in range(start, min(stop, len(dataset))):
-        digit = (row - shard.start) * FINGERPRINT_DIGITS
-        before = entry.pictures[digit : digit + FINGERPRINT_DIGITS]
-        if row not in entry.skipped and dataset.fingerprint(row) not in (before, GONE):
-            yield row
+        stats = stats_now(entry, dataset)
+        if stats != entry.stats:
+            # Its pictures were read, and are the same: the next build need not read them again.
+            store.update_stats(shard, entry, stats)
 
 
 def _create_store(location: Location, plan: Plan) -> tuple[Store, BuildJob]:

@@ -124,22 +124,37 @@ class BuildJob:
             The row numbers, and [B, channels, height, width] float32 in [−1, 1].
 
         Raises:
+            DataError: see `read`.
+        """
+        return self.read(rows)[:2]
+
+    def read(self, rows: Iterable[int]) -> tuple[list[int], np.ndarray, list[str]]:
+        """Return the B row numbers whose pictures can be read, these pictures, and their digests.
+
+        Returns:
+            The row numbers, [B, channels, height, width] float32 in [−1, 1], and B digests of the
+            bytes that were read, see `content_digest`.
+
+        Raises:
             DataError: a picture cannot be read, and the build does not skip such pictures.
         """
         image = self.recipe.image
         readable = []
         pictures = []
+        contents = []
         for row in rows:
             try:
-                pictures.append(self.dataset.picture(row, image))
+                picture, content = self.dataset.read(row, image)
             except DataError as error:
                 if not self.skip_bad:
                     raise DataError(f"{error}; skip_bad leaves such pictures out") from error
             else:
                 readable.append(row)
+                pictures.append(picture)
+                contents.append(content)
         if not pictures:
-            return [], np.empty((0, *image), np.float32)
-        return readable, np.stack(pictures)
+            return [], np.empty((0, *image), np.float32), []
+        return readable, np.stack(pictures), contents
 
     def ids(self, rows: Sequence[int]) -> list[str]:
         """Return the ids of some pictures."""
@@ -175,6 +190,10 @@ class BuildJob:
         """Return the `Dataset.fingerprint`s of a shard's pictures, one after the other."""
         rows = range(shard.start, shard.stop)
         return "".join(self.dataset.fingerprint(row) for row in rows)
+
+    def stats(self, shard: Shard) -> str:
+        """Return what `stat_digests` gives for a shard's pictures, one after the other."""
+        return b"".join(self.dataset.stats[shard.start : shard.stop]).decode()
 
 
 def _check_pictures(dataset: Dataset, recipe: Recipe) -> None:

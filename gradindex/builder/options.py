@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 
 from gradindex.data.dataset import Columns
@@ -10,6 +11,10 @@ from gradindex.errors import CallError
 from gradindex.gradients.projection import PROJECTIONS
 from gradindex.models.devices import DTYPES
 from gradindex.recipe import LOSSES, NOISES, OUTPUTS, ROWS, require, require_positive
+
+MOST_TIMESTEPS = 100  # of a plain number: a larger one may be a timestep
+EVEN = "even:"  # before a number of timesteps that is meant, however large
+RECORDED = "recorded"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +31,8 @@ class BuildOptions:
             of None is the usual one. None: the model's own weights, or all checkpoints of the log.
         scheduler: the scheduler's folder or JSON file; None: it lies beside the model.
         columns: picture, id and label columns of a `datasets` table.
-        timesteps: how many, evenly spaced; or which; or "recorded", those of the log.
+        timesteps: how many, evenly spaced; or which; or "even:N", N evenly spaced, of which there
+            may be more than `MOST_TIMESTEPS`; or "recorded", those of the log.
         log: what a training run drew, see `open_log`; None for a grid of timesteps.
         events: how many of a picture's last recorded events.
         missing: what a picture gets that has fewer events, one of `MISSING`.
@@ -81,6 +87,37 @@ class BuildOptions:
         if self.batch_size != "auto":
             require_positive(batch_size=self.batch_size)  # type: ignore[arg-type]
         self._check_recorded()
+        _ = self.grid_timesteps
+
+    @property
+    def grid_timesteps(self) -> int | Sequence[int]:
+        """The timesteps of a grid: how many, evenly spaced, or which; none where recorded.
+
+        Raises:
+            CallError: they are text of another form than "even:N", or so many that one timestep
+                may have been meant.
+        """
+        timesteps = self.timesteps
+        if isinstance(timesteps, str):
+            if timesteps == RECORDED:
+                return ()
+            number = timesteps.removeprefix(EVEN)
+            if number == timesteps or not (number.isascii() and number.isdecimal()):
+                raise CallError(
+                    f"timesteps = {timesteps!r}: give a number, a sequence of numbers,"
+                    " 'even:N' or 'recorded'"
+                )
+            return int(number)
+        if not isinstance(timesteps, Integral):
+            return timesteps
+        count = int(timesteps)
+        if count > MOST_TIMESTEPS:
+            raise CallError(
+                f"timesteps = {count}: that is {count} gradients of each picture; for the timestep"
+                f" {count} alone give [{count}], on the command line `--timesteps {count},`;"
+                f" for {count} evenly spaced ones give '{EVEN}{count}'"
+            )
+        return count
 
     @property
     def noise_or_default(self) -> str:
@@ -89,7 +126,7 @@ class BuildOptions:
 
     def _check_recorded(self) -> None:
         """Raise CallError unless timesteps, log, events, noise and draws fit together."""
-        recorded = isinstance(self.timesteps, str) and self.timesteps == "recorded"
+        recorded = isinstance(self.timesteps, str) and self.timesteps == RECORDED
         if recorded != (self.log is not None):
             raise CallError("timesteps = 'recorded' and log go together: give both, or neither")
         if self.log is None and (self.events != 1 or self.noise == "recorded"):

@@ -141,7 +141,7 @@ def _make_recipe(options: BuildOptions, denoisers: Checkpoints) -> Recipe:
     names = choose_parameters(first.trainable, options.params)
     parameter_count = sum(first.model.get_parameter(name).numel() for name in names)
     recorded = options.log is not None
-    timesteps = () if recorded else grid(options.timesteps, first.num_train_timesteps)  # type: ignore[arg-type]
+    timesteps = () if recorded else grid(options.grid_timesteps, first.num_train_timesteps)
     two_sided = options.projection == "auto"
     return Recipe(
         **model_fields,

@@ -8,9 +8,9 @@ from functools import partial
 from typing import Self
 
 import numpy as np
-from tqdm import tqdm
 
 from gradindex.builder.job import BuildJob
+from gradindex.data.picture_facts import NO_CONTENT
 from gradindex.gradients.capture import Capture
 from gradindex.gradients.fold import search_vectors, unit
 from gradindex.gradients.parameters import capture_for
@@ -18,6 +18,8 @@ from gradindex.gradients.sampling import sample_gradients
 from gradindex.models.checkpoints import Checkpoints
 from gradindex.recipe import FOLDED
 from gradindex.store.prefetch import prefetch
+from gradindex.store.progress import Progress
+from gradindex.store.progress import progress as show_progress
 from gradindex.store.records import ShardEntry
 from gradindex.store.store import Shard, Store
 
@@ -36,9 +38,7 @@ def missing_shards(
     """
     missing = dict.fromkeys(shards_of(store, part), False)
     committed = store.committed(list(missing))
-    for shard, entry in tqdm(
-        committed, "checking", len(missing), unit="shard", delay=2, disable=None
-    ):
+    for shard, entry in show_progress(committed, "checking", len(missing), unit="shard"):
         if store.damaged(entry) or _lacks_pictures(shard, entry, job):
             missing[shard] = True
         else:
@@ -103,9 +103,9 @@ def fill(
             written.result()
 
 
-def progress(gradients: int) -> tqdm:
-    """Return the progress bar of a build that takes so many gradients."""
-    return tqdm(total=gradients, unit="gradient", desc="gradients", delay=2, disable=None)
+def progress(gradients: int) -> Progress:
+    """Return the progress of a build that takes so many gradients."""
+    return show_progress(title="gradients", total=gradients, unit="gradient")
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,7 @@ class ShardPictures:
         readable: row numbers of the B pictures whose gradients are to be taken.
         pictures: these pictures, [B, channels, height, width] float32 in [−1, 1].
         skipped: row numbers without a picture.
+        contents: the digest of each of the shard's pictures, see `content_digest`.
         reused: the shard's rows [stop − start, T, D] float32 with those that an earlier build made;
             the others are zero.
     """
@@ -125,6 +126,7 @@ class ShardPictures:
     readable: list[int]
     pictures: np.ndarray
     skipped: list[int]
+    contents: list[str]
     reused: np.ndarray
 
 
@@ -136,12 +138,14 @@ class ShardRows:
         rows: unnormalized gradients, [stop − start, T, D] float32; zero for skipped pictures.
         units: the normalized rows where they are folded; None: `rows` divided by their norms.
         skipped: row numbers without a picture.
+        contents: the digest of each picture, see `content_digest`.
     """
 
     shard: Shard
     rows: np.ndarray
     units: np.ndarray | None
     skipped: list[int]
+    contents: list[str]
 
 
 def read_shard(
@@ -157,22 +161,25 @@ def read_shard(
     """
     if not missing[shard] and any(store.committed([shard])):
         return None
-    reused, first = _reusable_rows(store, shard)
-    rows = range(first, shard.stop)
-    readable, pictures = job.read_pictures(
+    reused, contents = _reusable_rows(store, shard)
+    rows = range(shard.start + len(contents), shard.stop)
+    readable, pictures, digests = job.read(
         row for row in rows if not job.is_excluded(shard.checkpoint, row)
     )
     skipped = sorted(set(rows).difference(readable))
-    return ShardPictures(shard, readable, pictures, skipped, reused)
+    digest_of = dict(zip(readable, digests, strict=True))
+    contents += [digest_of.get(row, NO_CONTENT) for row in rows]
+    return ShardPictures(shard, readable, pictures, skipped, contents, reused)
 
 
-def _reusable_rows(store: Store, shard: Shard) -> tuple[np.ndarray, int]:
+def _reusable_rows(store: Store, shard: Shard) -> tuple[np.ndarray, list[str]]:
     """Return the rows of a shard that were committed before pictures were added to it.
 
     There are none where pictures were skipped, files are damaged, or rows are folded.
 
     Returns:
-        [stop − start, T, D] float32, zero where there are none, and the first picture without one.
+        [stop − start, T, D] float32, zero where there are none, and the digest of the picture of
+        each row that there is, see `content_digest`.
     """
     rows = np.zeros((shard.stop - shard.start, *store.shape[2:]), np.float32)
     # An entry with fewer pictures than the shard has now counts as none. It does count for the
@@ -183,8 +190,8 @@ def _reusable_rows(store: Store, shard: Shard) -> tuple[np.ndarray, int]:
         if stop < shard.stop and reusable and not store.damaged(entry):
             numbers = slice(shard.start, stop)
             rows[: stop - shard.start] = store.read("unnormalized", shard.checkpoint, numbers)
-            return rows, stop
-    return rows, shard.start
+            return rows, [entry.content(row) for row in range(shard.start, stop)]
+    return rows, []
 
 
 class ShardGradients:
@@ -241,7 +248,8 @@ class ShardGradients:
                 by_checkpoint = np.stack(gradients, axis=1)  # [B, C, T, D]
                 rows[positions, 0] = search_vectors(by_checkpoint, job.recipe)
                 units[positions, 0] = search_vectors(unit(by_checkpoint), job.recipe)
-        return ShardRows(shard, rows, units, shard_pictures.skipped)
+        skipped, contents = shard_pictures.skipped, shard_pictures.contents
+        return ShardRows(shard, rows, units, skipped, contents)
 
     def _take(self, checkpoint: int, shard_pictures: ShardPictures) -> np.ndarray:
         """Return the gradients of a shard's readable pictures at a checkpoint, [B, T, D]."""
@@ -283,4 +291,6 @@ def write_shard(store: Store, job: BuildJob, shard_rows: ShardRows) -> None:
         shard_rows.skipped,
         job.fingerprints(shard),
         shard_rows.units,
+        "".join(shard_rows.contents),
+        job.stats(shard),
     )

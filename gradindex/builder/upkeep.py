@@ -1,20 +1,26 @@
 """The upkeep of an index after its build: pictures are added, removed, and their rows erased."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from gradindex.builder.target import check_target
 from gradindex.data.dataset import FINGERPRINT_DIGITS
-from gradindex.errors import CallError
+from gradindex.data.picture_facts import NO_CONTENT, NO_STAT
+from gradindex.errors import CallError, StoreError
 from gradindex.search.ann_builder import build_ann_index
 from gradindex.search.ann_index import INDEX_NAMES, default_index_names, saved_ann_index
 from gradindex.store.arrays import skeleton
 from gradindex.store.digests import sha256
 from gradindex.store.disk import Disk
 from gradindex.store.location import Location, locate
-from gradindex.store.manifest import COPIES, is_store, read_header
+from gradindex.store.manifest import COPIES, is_store
+from gradindex.store.removals import discard_removal, mend_removals, publish_removal
 from gradindex.store.store import Store
+
+REMOVE_ATTEMPTS = 3  # of a removal while other processes change the rows of the index
 
 
 def grow(store: Store, sample_ids: Sequence[str]) -> Store:
@@ -54,9 +60,34 @@ def remove(path: str | Path | Location, sample_ids: Iterable[str]) -> int:
 
     Raises:
         CallError: an id was never in the index; nothing is removed.
+        StoreError: other processes change the rows of the index again and again.
     """
-    store = Store(locate(path))
+    location = locate(path)
     id_of_key = {id_key(name): name for name in sample_ids}
+    for _ in range(REMOVE_ATTEMPTS):
+        store = Store(location)
+        mend_removals(location)
+        new = _not_removed_yet(store, id_of_key)
+        if not new:
+            return 0
+        removal = publish_removal(location, new)
+        # `compact` may have put an index with other row numbers there meanwhile.
+        ids = Store(location).sample_ids
+        if all(row < len(ids) and ids[row] == id_of_key[key] for key, row in new.items()):
+            return len(new)
+        discard_removal(location, removal)
+    raise StoreError(f"{location}: its rows are changed all the time; remove the pictures later")
+
+
+def _not_removed_yet(store: Store, id_of_key: Mapping[str, str]) -> dict[str, int]:
+    """Return the row of each picture that was not removed before, by `id_key`.
+
+    Args:
+        id_of_key: ids of pictures by `id_key`.
+
+    Raises:
+        CallError: an id was never in the index.
+    """
     removed = store.header.removed
     row_of_key = {}
     for row, name in enumerate(store.sample_ids):
@@ -71,11 +102,7 @@ def remove(path: str | Path | Location, sample_ids: Iterable[str]) -> int:
             f"{store.location}: {len(unknown)} of {len(id_of_key)} ids are not in it,"
             f" such as {unknown[0]!r}"
         )
-    new = {key: row for key, row in row_of_key.items() if key not in removed}
-    if new:
-        # Another process may have removed pictures since the store was opened.
-        store.update_header(removed={**read_header(store.location).removed, **new})
-    return len(new)
+    return {key: row for key, row in row_of_key.items() if key not in removed}
 
 
 def compact(path: str | Path | Location, out: str | Path | Location | None = None) -> Store:
@@ -93,21 +120,60 @@ def compact(path: str | Path | Location, out: str | Path | Location | None = Non
 
     Raises:
         StoreError: the build has not finished.
-        CallError: no picture was removed, or all were; or `out` is needed.
+        CallError: no picture was removed, or all were; or `out` is needed, or another index or
+            something else lies there, or beside the index where the new one is to be written.
     """
     old = Store(locate(path))
     kept = _kept_rows(old)
     if out is not None:
         location = locate(out)
+        check_target(location)
+        if is_store(location) and not _holds(location, old, kept):
+            raise CallError(
+                f"{location}: another index lies there, or one that was begun before more pictures"
+                " were removed; choose another place"
+            )
         _write_compacted(old, kept, location)
+        _carry_removals(old.location, kept, location)
         return Store.finished(location)
     if not isinstance(old.location, Disk):
         raise CallError(f"{old.location}: an object store exchanges nothing; give out, another URL")
     beside = old.location.beside("compact")
+    beside.require_free()
+    if is_store(beside) and not _holds(beside, old, kept):
+        # It was begun before other pictures were removed, or it is what an exchange has left.
+        beside.delete()
+    beside.mark()
     _write_compacted(old, kept, beside)
+    _carry_removals(old.location, kept, beside)
+    old.location.mark()
     old.location.exchange(beside)
+    _carry_removals(beside, kept, old.location)
+    old.location.unmark()
     beside.delete()
     return Store.finished(path)
+
+
+def _holds(location: Location, old: Store, kept: np.ndarray) -> bool:
+    """Whether the store at a location has the ids of the kept rows of another one."""
+    return Store(location).sample_ids == [old.sample_ids[row] for row in kept.tolist()]
+
+
+def _carry_removals(old: Location, kept: np.ndarray, new: Location) -> None:
+    """Remove from a compacted store what was removed from the old one while it was written.
+
+    Args:
+        kept: ascending row numbers of the old store that the new one has.
+    """
+    known = Store(new).header.removed
+    rows = Store(old).header.removed.items()
+    later = {
+        key: int(np.searchsorted(kept, row))
+        for key, row in rows
+        if key not in known and row is not None
+    }
+    if later:
+        publish_removal(new, later)
 
 
 def _kept_rows(store: Store) -> np.ndarray:
@@ -134,15 +200,15 @@ def _write_compacted(old: Store, kept: np.ndarray, location: Location) -> None:
         kept: ascending row numbers of `old`.
     """
     new = _begin_compacted(old, location, [old.sample_ids[row] for row in kept.tolist()])
-    fingerprints, skipped = _fingerprints(old)
+    facts = _picture_facts(old)
     for shard in new.missing():
         rows = kept[shard.start : shard.stop]
         unnormalized = old.read("unnormalized", shard.checkpoint, rows)
         timestep = old.read("timestep", shard.checkpoint, rows)
         units = old.read("normalized", shard.checkpoint, rows)
-        skipped_rows = shard.start + np.flatnonzero(skipped[shard.checkpoint, rows])
-        pictures = b"".join(fingerprints[rows]).decode()
-        new.write(shard, unnormalized, timestep, skipped_rows.tolist(), pictures, units)
+        skipped = shard.start + np.flatnonzero(facts.skipped[shard.checkpoint, rows])
+        texts = facts.texts(rows)
+        new.write(shard, unnormalized, timestep, skipped.tolist(), units=units, **texts)
     new.finish()
     for name in INDEX_NAMES:
         index = saved_ann_index(old, name)
@@ -153,9 +219,6 @@ def _write_compacted(old: Store, kept: np.ndarray, location: Location) -> None:
 
 def _begin_compacted(old: Store, location: Location, sample_ids: list[str]) -> Store:
     """Return the store at a location for these pictures of another one: begun before, or new."""
-    if is_store(location) and Store(location).sample_ids != sample_ids:
-        # It was begun before other pictures were removed, or it is what an exchange has left.
-        location.delete()
     header = old.header
     return Store.create(
         location,
@@ -171,23 +234,48 @@ def _begin_compacted(old: Store, location: Location, sample_ids: list[str]) -> S
     )
 
 
-def _fingerprints(store: Store) -> tuple[np.ndarray, np.ndarray]:
-    """Return what a store's manifest says of its pictures.
+@dataclass(frozen=True)
+class PictureFacts:
+    """What a store's manifest says of its pictures.
 
-    Returns:
-        The fingerprint of each picture, [N] bytes, and whether each checkpoint skipped it,
-        [C, N] bool.
+    Attributes:
+        skipped: whether each checkpoint skipped a picture, [C, N] bool.
+        fingerprints, contents, stats: of each picture, [N] bytes; see `ShardEntry`.
     """
-    fingerprints = np.empty(store.shape[1], f"S{FINGERPRINT_DIGITS}")
-    skipped = np.zeros(store.shape[:2], bool)
+
+    skipped: np.ndarray
+    fingerprints: np.ndarray
+    contents: np.ndarray
+    stats: np.ndarray
+
+    def texts(self, rows: np.ndarray) -> dict[str, str]:
+        """Return the arguments of `Store.write` that say which pictures some rows are of."""
+        columns = {
+            "pictures": self.fingerprints,
+            "contents": self.contents,
+            "stats": self.stats,
+        }
+        return {name: b"".join(column[rows]).decode() for name, column in columns.items()}
+
+
+def _picture_facts(store: Store) -> PictureFacts:
+    """Return what a store's manifest says of its pictures."""
+    pictures = store.shape[1]
+    facts = PictureFacts(
+        skipped=np.zeros(store.shape[:2], bool),
+        fingerprints=np.empty(pictures, f"S{FINGERPRINT_DIGITS}"),
+        contents=np.full(pictures, NO_CONTENT.encode()),
+        stats=np.full(pictures, NO_STAT.encode()),
+    )
     for entry in store.entries():
-        start, stop = entry.rows
-        digits = range(0, (stop - start) * FINGERPRINT_DIGITS, FINGERPRINT_DIGITS)
-        fingerprints[start:stop] = [
-            entry.pictures[digit : digit + FINGERPRINT_DIGITS] for digit in digits
-        ]
-        skipped[entry.checkpoint, entry.skipped] = True
-    return fingerprints, skipped
+        facts.skipped[entry.checkpoint, entry.skipped] = True
+        for row in range(*entry.rows):
+            facts.fingerprints[row] = entry.fingerprint(row)
+            # Where one checkpoint skipped a picture, another may have read it.
+            if entry.content(row) != NO_CONTENT:
+                facts.contents[row] = entry.content(row)
+            facts.stats[row] = entry.stat(row)
+    return facts
 
 
 def id_key(sample_id: str) -> str:

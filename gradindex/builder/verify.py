@@ -3,11 +3,18 @@
 Files are found that were changed, are missing, or do not belong where they are.
 """
 
+import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from tqdm import tqdm
+import numpy as np
 
+from gradindex.builder.changes import Contents, changed_pictures
+from gradindex.data.dataset import Columns, Dataset
+from gradindex.data.opening import open_dataset
+from gradindex.data.picture_facts import NO_CONTENT
+from gradindex.errors import CallError
 from gradindex.search.ann_index import AnnIndex, AnnRecord, index_record_file
 from gradindex.search.factors import (
     WHITENED,
@@ -19,7 +26,9 @@ from gradindex.search.factors import (
 from gradindex.search.scoring import METHODS
 from gradindex.store.location import Location, locate
 from gradindex.store.manifest import SUMMARY, Shard, header_damages, read_record
+from gradindex.store.progress import progress
 from gradindex.store.records import Summary
+from gradindex.store.removals import removal_damages
 from gradindex.store.store import Store
 
 
@@ -31,12 +40,13 @@ def damages(path: str | Path | Location) -> Iterator[str]:
     """
     location = locate(path)
     yield from header_damages(location)
+    yield from removal_damages(location)
     store = Store(location)
     shards = store.shards()
     contents = location.read_many(shard.entry for shard in shards)
     pairs = zip(shards, contents, strict=True)
     rows_are_whole = True
-    for shard, content in tqdm(pairs, "verify", len(shards), unit="shard", delay=2, disable=None):
+    for shard, content in progress(pairs, "verify", len(shards), unit="shard"):
         lines = _shard_damages(store, shard, content)
         rows_are_whole = rows_are_whole and not lines
         yield from lines
@@ -48,6 +58,60 @@ def damages(path: str | Path | Location) -> Iterator[str]:
         yield from factor_lines
         factors_are_whole = rows_are_whole and not factor_lines
         yield from _search_damages(store, method + WHITENED, factors_are_whole)
+
+
+def data_damages(path: str | Path | Location, data: str | Path | None = None) -> Iterator[str]:
+    """Yield which training pictures are other ones than those that an index was built from.
+
+    Every picture is read. Those that were removed or skipped do not count.
+
+    Args:
+        data: where the pictures are, when they were moved since the build.
+
+    Raises:
+        CallError: no index is there, or the pictures are not where they were. StoreError: the build
+            has not finished.
+    """
+    store = Store.finished(path)
+    dataset = _training_data(store, data)
+    excluded = set(store.excluded)
+    for row in np.flatnonzero(dataset.sizes < 0).tolist():
+        if row not in excluded:
+            yield f"{dataset.sample_ids[row]!r} is gone"
+    contents = Contents(dataset)
+    shards = len(store.shards())
+    changed: set[int] = set()
+    unknown: set[int] = set()
+    for entry in progress(store.entries(), "pictures", shards, unit="shard"):
+        new = set(changed_pictures(entry, dataset, contents, read_all=True)) - excluded - changed
+        for row in sorted(new):
+            yield f"{dataset.sample_ids[row]!r} is another picture now"
+        changed |= new
+        rows = range(*entry.rows)
+        unknown |= {row for row in rows if entry.content(row) == NO_CONTENT} - excluded
+    if unknown:
+        warnings.warn(
+            f"{store.location}: of {len(unknown)} pictures the size alone was compared: an earlier"
+            " gradindex kept no digest of their bytes",
+            stacklevel=2,
+        )
+
+
+def _training_data(store: Store, data: str | Path | None) -> Dataset:
+    """Return the training pictures in the order of a store's rows.
+
+    Raises:
+        CallError: it is not known where they are, or they are not there.
+    """
+    source = store.header.data
+    if data is None and source is None:
+        raise CallError(f"{store.location}: it is not known where its pictures are; give data")
+    columns = Columns() if source is None else Columns(**source.columns)
+    dataset = open_dataset(source.source if data is None and source else str(data), columns)
+    if store.recipe.classes is None:
+        dataset = replace(dataset, labels=None)
+    ids = list(store.sample_ids)
+    return dataset.in_order(ids, dataset.positions(ids))
 
 
 def _shard_damages(store: Store, shard: Shard, content: bytes | None) -> list[str]:

@@ -1,12 +1,15 @@
 """The command that builds an index."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from gradindex.cli.messages import say
+from gradindex.cli.messages import log_to_stderr, say
 from gradindex.cli.options import DEVICE, to_batch_size, to_checkpoints, to_part, to_timesteps
 from gradindex.store.memory import keep_freed_memory
+
+if TYPE_CHECKING:  # it imports NumPy and zarr, which take long
+    from gradindex.store.store import Store
 
 
 @click.command()
@@ -39,9 +42,9 @@ from gradindex.store.memory import keep_freed_memory
     default="10",
     show_default=True,
     callback=to_timesteps,
-    metavar="N|T,T,…|recorded",
-    help="How many timesteps, evenly spaced, or which (a single one: `500,`), or those of the"
-    " training log (weaker than a grid).",
+    metavar="N|T,T,…|even:N|recorded",
+    help="How many timesteps, evenly spaced (more than 100: even:N), or which (a single one:"
+    " `500,`), or those of the training log (weaker than a grid).",
 )
 @click.option("--log", help="Training log: a TrainingRecorder's folder, a CSV or a Parquet file.")
 @click.option(
@@ -112,9 +115,10 @@ from gradindex.store.memory import keep_freed_memory
 @click.option(
     "--part",
     callback=to_part,
-    metavar="I/N",
-    help="Make one of N parts, I from 0 or from 1; /N in a Kubernetes indexed job; Slurm array"
-    " tasks need no option.",
+    metavar="I/N|slurm",
+    help="Make one of N parts, I from 0 or from 1; slurm: a Slurm array's tasks share the index;"
+    " /N in a Kubernetes indexed job. Done, a part has status 0 and says what the index still"
+    " lacks.",
 )
 @click.option(
     "--ray",
@@ -141,11 +145,25 @@ def build(
     from gradindex.report.info import describe
 
     keep_freed_memory()
+    log_to_stderr()
     options["columns"] = Columns(image_column, id_column, label_column)
     if dry_run:
         click.echo(_estimate(**options))
     else:
-        say(describe(build_index(index, **options).store))
+        store = build_index(index, **options).store
+        say(describe(store))
+        _say_what_is_missing(store, options["part"])
+
+
+def _say_what_is_missing(store: "Store", part: tuple[int, int]) -> None:
+    """Say, after a part, that the index is unfinished, if it is, and what to do."""
+    missing = len(store.missing())
+    if missing:
+        say(
+            f"unfinished: part {part[0]} of {part[1]}, counted from 0, is done;"
+            f" {missing} of {len(store.shards())} shards of {store.location} are missing and no"
+            " query is answered; run the other parts"
+        )
 
 
 def _estimate(device: str, part: object, ray: object, overwrite: bool, **options: Any) -> str:

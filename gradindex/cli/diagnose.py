@@ -42,7 +42,7 @@ from gradindex.store.memory import keep_freed_memory
     "--out",
     default="diagnose-out",
     show_default=True,
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, file_okay=False),
     help="Folder to use.",
 )
 def diagnose(
@@ -57,7 +57,7 @@ def diagnose(
     """Show what INDEX is worth: norms by timestep, who is influential for everything, how much is
     noise.
 
-    Writes diagnose.json and norms.png, the gradient norm against the timestep.
+    Writes diagnose.json and norms.png, the gradient norm against the timestep (with matplotlib).
     """
     from gradindex.report.diagnose import report
     from gradindex.report.diagnosis_text import save, to_text

@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import click
 
@@ -15,6 +17,7 @@ from gradindex.cli.options import (
     TABLE_OR_JSON,
     WHITEN,
 )
+from gradindex.errors import CallError, first_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,8 +74,8 @@ def lds(
         raise click.UsageError("give --models or --arrays")
     opened = open_index(index, model=model, device=device)
     class_label = options["class_label"]
-    subsets, losses = _subsets_and_losses(opened, models, arrays, pictures, class_label)
     vectors = None if embeddings is None else _read_arrays(embeddings, "training", "queries")
+    subsets, losses = _subsets_and_losses(opened, models, arrays, pictures, class_label)
     scores = compare(opened, pictures, subsets, losses, vectors, **options)
     rows = {
         name: {"lds": 100 * score.mean, "low": 100 * score.low, "high": 100 * score.high}
@@ -106,11 +109,32 @@ def _subsets_and_losses(
 
 
 def _read_arrays(file: str, first: str, second: str) -> tuple["np.ndarray", "np.ndarray"]:
-    """Two arrays of a .npz file."""
+    """Two arrays of numbers in a .npz file.
+
+    Raises:
+        CallError: there is no such file, or it does not hold them.
+    """
     import numpy as np
 
-    with np.load(file) as arrays:
-        return arrays[first], arrays[second]
+    wanted = f"give a .npz file with the arrays {first} and {second}"
+    try:
+        # A file of ours: NumPy leaves one open that is damaged.
+        with Path(file).open("rb") as stream, np.load(stream) as arrays:
+            absent = [name for name in (first, second) if name not in arrays.files]
+            if not absent:
+                return _numbers(arrays[first]), _numbers(arrays[second])
+            reason = f"it has {', '.join(arrays.files) or 'none'}"
+    # AttributeError: a file of one array, .npy, which has no names.
+    except (OSError, ValueError, TypeError, AttributeError, EOFError, BadZipFile) as error:
+        reason = first_line(error)
+    raise CallError(f"{file}: {wanted} ({reason})")
+
+
+def _numbers(array: "np.ndarray") -> "np.ndarray":
+    """The array; TypeError where it does not hold real numbers or bool."""
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"an array of {array.dtype} holds no numbers")
+    return array
 
 
 def _table(rows: Mapping[str, Mapping[str, float]]) -> str:
@@ -164,6 +188,7 @@ def counterfactual(
     from dataclasses import asdict
 
     from gradindex.report.counterfactual import counterfactual as train_without
+    from gradindex.report.printable import printable
     from gradindex.search.index import open as open_index
 
     opened = open_index(index, model=model, device=device)
@@ -172,4 +197,5 @@ def counterfactual(
         click.echo(json.dumps([asdict(removal) for removal in removals], indent=1))
         return
     for removal in removals:
-        click.echo(f"{removal.loss:.6f}  {removal.which:<8}  {removal.picture}")
+        picture = printable(removal.picture)
+        click.echo(f"{removal.loss:.6f}  {removal.which:<8}  {picture}")

@@ -3,6 +3,7 @@
 import os
 import sys
 import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,27 @@ import click
 from gradindex.cli.build import build
 from gradindex.cli.diagnose import diagnose
 from gradindex.cli.evaluate import evaluate
-from gradindex.cli.messages import fail
+from gradindex.cli.messages import fail, flags_of, with_flags
 from gradindex.cli.options import METHOD_CHOICE
 from gradindex.cli.query import query
-from gradindex.errors import GradindexError
+from gradindex.errors import CallError, GradindexError
+from gradindex.report.printable import one_line
 from gradindex.store.memory import keep_freed_memory
+
+# Ids are any names of files. Windows' Notepad begins a text with a mark of its encoding.
+IDS_FILE = click.File(encoding="utf-8-sig", errors="surrogateescape")
 
 
 class _Commands(click.Group):
     """A group whose commands end in one line and a status, not in a traceback."""
 
-    def main(self, *args: Any, **kwargs: Any) -> Any:
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any) -> Any:
         """Run a command; the arguments are those of `click.Group.main`."""
-        debug = "--debug" in sys.argv
+        args, debug = _take_debug(args)
         warnings.formatwarning = _format_warning
+        _show_any_name()
         try:
-            return super().main(*args, **{**kwargs, "standalone_mode": False})
+            return super().main(args, *rest, **{**kwargs, "standalone_mode": False})
         except click.exceptions.Exit as stop:
             sys.exit(stop.exit_code)
         except click.ClickException as error:
@@ -37,7 +43,7 @@ class _Commands(click.Group):
         except GradindexError as error:
             if debug:
                 raise
-            fail(str(error), error.exit_status)
+            fail(with_flags(str(error), flags_of(self)), error.exit_status)
         except BrokenPipeError:
             # Whoever read our output has seen enough. Python would write the rest when it exits.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -49,6 +55,22 @@ class _Commands(click.Group):
             fail(f"{subject}: {error.strerror or error}; what was committed stays", 1)
 
 
+def _take_debug(args: Sequence[str] | None) -> tuple[Sequence[str] | None, bool]:
+    """Take `--debug` out of the arguments, before or after the subcommand; whether it was there."""
+    given = list(sys.argv[1:] if args is None else args)
+    end = given.index("--") if "--" in given else len(given)
+    if "--debug" not in given[:end]:
+        return args, False
+    return [arg for arg in given[:end] if arg != "--debug"] + given[end:], True
+
+
+def _show_any_name() -> None:
+    """Have stdout and stderr escape what their encoding, such as Windows' cp1252, cannot show."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _format_warning(
     message: Warning | str,
     category: type[Warning],
@@ -57,7 +79,7 @@ def _format_warning(
     line: str | None = None,
 ) -> str:
     """A warning as one line, as errors are."""
-    return f"Warning: {message}\n"
+    return f"Warning: {one_line(with_flags(str(message), flags_of(main)))}\n"
 
 
 @click.group(
@@ -117,7 +139,7 @@ def index_command(index: str, method: str | None, factory: str, whiten: bool | N
 @main.command()
 @click.argument("index")
 @click.argument("ids", nargs=-1, metavar="[ID]...")
-@click.option("--file", type=click.File(), help="File with one id a line; - is standard input.")
+@click.option("--file", type=IDS_FILE, help="File with one id a line; - is standard input.")
 def remove(index: str, ids: tuple[str, ...], file: Any) -> None:
     """Take training pictures out of INDEX: no query returns them, and no build adds them again."""
     from gradindex.builder.upkeep import remove as remove_pictures
@@ -126,6 +148,9 @@ def remove(index: str, ids: tuple[str, ...], file: Any) -> None:
     names = [*ids, *lines]
     if not names:
         raise click.UsageError("give ids, or --file")
+    for name in names:
+        if any("\ud800" <= character <= "\udfff" for character in name):
+            raise CallError(f"id {name!r}: these bytes are not UTF-8; the ids of an index are")
     count = remove_pictures(index, names)
     click.echo(f"{index}: {count} of {len(set(names))} pictures removed")
 
@@ -147,20 +172,37 @@ def compact(index: str, out: str | None) -> None:
 
 @main.command()
 @click.argument("index")
-def verify(index: str) -> None:
+@click.option(
+    "--data",
+    is_flag=False,
+    flag_value="",
+    metavar="[PATH]",
+    help="Also read every training picture, where it was or at PATH, and name those that changed.",
+)
+def verify(index: str, data: str | None) -> None:
     """Read every byte of INDEX and name each file that is damaged or missing; a build mends
     them.
     """
-    from gradindex.builder.verify import damages
+    from gradindex.builder.verify import damages, data_damages
 
-    count = 0
-    for line in damages(index):
-        click.echo(line)
-        count += 1
+    count = _print_lines(damages(index))
     if count:
         problem = f"{count} files are damaged or missing"
         fail(f"{index}: {problem}; run the same build again, it makes only those", 1)
+    changed = 0 if data is None else _print_lines(data_damages(index, data or None))
+    if changed:
+        problem = f"{changed} training pictures are not those that were indexed"
+        fail(f"{index}: {problem}; put them back, remove their ids, or build it anew", 1)
     click.echo(f"{index}: whole")
+
+
+def _print_lines(lines: Iterable[str]) -> int:
+    """Print lines as they come, and return how many they were."""
+    count = 0
+    for line in lines:
+        click.echo(one_line(line))
+        count += 1
+    return count
 
 
 @main.command()
@@ -178,7 +220,7 @@ def info(index: str) -> None:
     "--out",
     default="demo-out",
     show_default=True,
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, file_okay=False),
     help="Folder to use.",
 )
 def demo(out: Path) -> None:

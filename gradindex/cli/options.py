@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+EVEN = "even:"  # before a number of timesteps that is meant, however large
 METHOD_CHOICE = click.Choice(["retrac", "tracin"])
 DEVICE = click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda")
 MODEL = click.option("--model", help="Where the model is now, when it was moved since the build.")
@@ -35,8 +36,8 @@ TABLE_OR_JSON = click.option(
 def to_timesteps(
     context: click.Context, parameter: click.Parameter, value: str
 ) -> int | list[int] | str:
-    """Return --timesteps of a build: how many, which, or "recorded"."""
-    if value == "recorded":
+    """Return --timesteps of a build: how many, which, "even:N" or "recorded"."""
+    if value == "recorded" or value.startswith(EVEN):
         return value
     try:
         if "," in value:
@@ -44,7 +45,7 @@ def to_timesteps(
         return int(value)
     except ValueError:
         raise click.BadParameter(
-            f"{value!r}: give a number, timesteps with commas between them, or recorded"
+            f"{value!r}: give a number, timesteps with commas between them, even:N, or recorded"
         ) from None
 
 
@@ -72,36 +73,82 @@ def to_batch_size(context: click.Context, parameter: click.Parameter, value: str
 def to_part(
     context: click.Context, parameter: click.Parameter, value: str | None
 ) -> tuple[int, int]:
-    """Return --part `I/N` as (part counted from 0, N); a cluster's environment may complete it.
+    """Return --part as (part counted from 0, N).
 
-    I may be counted from 0 or from 1: part N is part 0. Slurm's array tasks are parts by
-    themselves, and a task of a Kubernetes indexed job needs `/N` only.
+    It is `I/N`, where I may be counted from 0 or from 1: part N is part 0. `slurm` is the part of a
+    Slurm array's task, and `/N` that of a task of a Kubernetes indexed job.
     """
-    text = _complete_part(value)
-    if text is None:
+    if value is None:
+        if "SLURM_ARRAY_TASK_ID" in os.environ:
+            click.echo(
+                f"Slurm array task {os.environ['SLURM_ARRAY_TASK_ID']} makes the whole index;"
+                " --part slurm shares it among the array's tasks",
+                err=True,
+            )
         return 0, 1
-    number, slash, parts = text.partition("/")
-    is_part = slash and number.isdecimal() and parts.isdecimal()
-    if not is_part or int(number) > int(parts) or int(parts) == 0:
-        raise click.BadParameter(f"{text!r}: give I/N, such as 1/4 to 4/4")
-    part = int(number) % int(parts), int(parts)
-    if value != text:
-        click.echo(
-            f"part {part[0]} of {part[1]}, counted from 0, as the environment says", err=True
-        )
+    if value == "slurm":
+        part = _slurm_part()
+    elif value.startswith("/"):
+        part = _kubernetes_part(value[1:])
+    else:
+        number, slash, parts = value.partition("/")
+        is_part = slash and _is_number(number) and _is_number(parts)
+        if not is_part or int(number) > int(parts) or int(parts) == 0:
+            raise click.BadParameter(f"{value!r}: give I/N, such as 1/4 to 4/4, or slurm")
+        return int(number) % int(parts), int(parts)
+    click.echo(f"part {part[0]} of {part[1]}, counted from 0, as the environment says", err=True)
     return part
 
 
-def _complete_part(value: str | None) -> str | None:
-    """The text of --part, with what the environment of a Slurm or Kubernetes task adds."""
-    environment = os.environ
-    if value is None and "SLURM_ARRAY_TASK_ID" in environment:
-        task = int(environment["SLURM_ARRAY_TASK_ID"])
-        first = int(environment.get("SLURM_ARRAY_TASK_MIN", 0))
-        return f"{task - first}/{environment.get('SLURM_ARRAY_TASK_COUNT', 1)}"
-    if value and value.startswith("/") and "JOB_COMPLETION_INDEX" in environment:
-        return environment["JOB_COMPLETION_INDEX"] + value
-    return value
+def _slurm_part() -> tuple[int, int]:
+    """The part of this task of a Slurm array, as (part counted from 0, N).
+
+    Raises:
+        BadParameter: this is no task of an array, or of one whose numbers are not evenly spaced:
+            which part is whose cannot be told from inside a task.
+    """
+    numbers = {}
+    for name in ("ID", "MIN", "MAX", "STEP", "COUNT"):
+        value = os.environ.get(f"SLURM_ARRAY_TASK_{name}", "1" if name == "STEP" else "")
+        if not _is_number(value):
+            raise click.BadParameter(
+                f"'slurm': SLURM_ARRAY_TASK_{name} is {value!r}; it works in tasks of"
+                " `sbatch --array`, elsewhere give I/N"
+            )
+        numbers[name] = int(value)
+    step, count = max(numbers["STEP"], 1), numbers["COUNT"]
+    tasks = range(numbers["MIN"], numbers["MAX"] + 1, step)
+    # Slurm says a step of 1 for a list of task numbers, whatever they are.
+    if len(tasks) != count or numbers["ID"] not in tasks:
+        raise click.BadParameter(
+            f"'slurm': {count} tasks numbered {numbers['MIN']} to {numbers['MAX']} in steps of"
+            f" {step} leave gaps; number them as in --array=1-{max(count, 1)}, or give I/N"
+        )
+    return tasks.index(numbers["ID"]), count
+
+
+def _kubernetes_part(parts: str) -> tuple[int, int]:
+    """The part of this task of a Kubernetes indexed job with so many completions.
+
+    Raises:
+        BadParameter: this is no such task, or the job has more completions than parts.
+    """
+    number = os.environ.get("JOB_COMPLETION_INDEX", "")
+    if not _is_number(number) or not _is_number(parts):
+        raise click.BadParameter(
+            f"{'/' + parts!r}: give I/N, such as 1/4 to 4/4; /N works in a Kubernetes indexed job"
+        )
+    if int(number) >= int(parts):
+        raise click.BadParameter(
+            f"{'/' + parts!r}: JOB_COMPLETION_INDEX is {number}; give the job's number of"
+            " completions, or I/N"
+        )
+    return int(number), int(parts)
+
+
+def _is_number(text: str) -> bool:
+    """Whether a text is a whole number in plain digits."""
+    return text.isascii() and text.isdecimal()
 
 
 def to_checkpoints(

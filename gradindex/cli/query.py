@@ -1,6 +1,7 @@
 """The command that queries an index."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,20 @@ from gradindex.cli.options import (
 )
 from gradindex.store.memory import keep_freed_memory
 
+STYLES = {".json": "json", ".html": "html", ".htm": "html"}  # by the end of a file's name
+
 if TYPE_CHECKING:
     from gradindex.search.index import Index
     from gradindex.search.results import Result
+
+
+def _to_output(
+    context: click.Context, parameter: click.Parameter, value: Path | None
+) -> Path | None:
+    """Return --output, in a folder that is there: the answer must not be lost after its work."""
+    if value is not None and not value.parent.is_dir():
+        raise click.BadParameter(f"{str(value)!r}: there is no folder {str(value.parent)!r}")
+    return value
 
 
 @click.command()
@@ -69,11 +81,13 @@ if TYPE_CHECKING:
     "--format",
     "style",
     type=click.Choice(["table", "json", "html"]),
-    default="table",
-    show_default=True,
+    help="[default: what the name of --output ends in, .json, .html or .htm; else table]",
 )
 @click.option(
-    "--output", type=click.Path(path_type=Path), help="File to write, instead of the terminal."
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False, writable=True),
+    callback=_to_output,
+    help="File to write, instead of the terminal.",
 )
 def query(
     index: str,
@@ -85,7 +99,7 @@ def query(
     model: str | None,
     device: str,
     ray: str | None,
-    style: str,
+    style: str | None,
     output: Path | None,
     **options: Any,
 ) -> None:
@@ -93,11 +107,12 @@ def query(
     from gradindex.report.rendering import to_json, to_table
     from gradindex.search.index import open as open_index
 
+    style = style or _style_of(output)
     keep_freed_memory()
     opened = open_index(index, model=model, device=device, ray=ray)
     options["whiten"] = to_whiten(whiten, damping)
     results = opened.query(pictures, k, method, **options)
-    seconds = opened.seconds
+    seconds = results[0].seconds
     say(f"gradients {seconds['gradients']:.2f} s, search {seconds['search']:.2f} s")
     if style == "json":
         text = to_json(results, index, method, k, whiten)
@@ -108,8 +123,18 @@ def query(
     if output is None:
         click.echo(text)
     else:
-        output.write_text(text + "\n", encoding="utf-8")
+        # A name of other bytes than UTF-8 has characters that no text file can hold.
+        output.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
         say(f"wrote {output}")
+
+
+def _style_of(output: Path | None) -> str:
+    """The format that the name of a file stands for.
+
+    >>> _style_of(Path("answer.HTML")), _style_of(Path("answer.txt")), _style_of(None)
+    ('html', 'table', 'table')
+    """
+    return "table" if output is None else STYLES.get(output.suffix.lower(), "table")
 
 
 def _page(
@@ -122,6 +147,7 @@ def _page(
     """The answer as HTML."""
     from gradindex.data.images import read_thumbnail
     from gradindex.report.page import to_html
+    from gradindex.report.thumbnails import read_small
 
-    thumbnails = [read_thumbnail(path) for path in pictures]
+    thumbnails = [read_small(partial(read_thumbnail, path)) for path in pictures]
     return to_html([(method, results)], opened.thumbnail, thumbnails, whitened=whitened)

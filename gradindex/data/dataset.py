@@ -5,19 +5,24 @@ are, and give `open_picture`, which finds the encoded picture. `images.py` decod
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from gradindex.data.images import UNREADABLE, to_array
-from gradindex.errors import CallError, DataError
+from gradindex.data.images import is_turned, require_channels, to_array, to_thumbnail
+from gradindex.data.picture_facts import NO_CONTENT, content_digest, stat_digests
+from gradindex.errors import DataError, first_line
 
 FINGERPRINT_DIGITS = 8  # hex digits of a picture's fingerprint
 GONE = FINGERPRINT_DIGITS * "-"  # in place of the fingerprint of a picture that is not there
+NAMED_CLASSES = 20  # classes that `describe` names
+LOOKED_AT = 2000  # pictures whose mode and size `describe` looks at
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,7 @@ class Columns:
     """Names of the columns of a `datasets` table.
 
     Attributes:
-        image: the column of pictures; None: the first one that holds pictures.
+        image: the column of pictures; None: the only one that holds pictures, or `image`.
         id: the column of ids; None: paths in an image folder, otherwise row numbers.
         label: the column of class labels; None: `label`, where it holds whole numbers.
     """
@@ -48,6 +53,8 @@ class Dataset:
         sizes: bytes of each encoded picture, [N] int64; −1 for one that is not there. They show,
             without reading a picture, that it was changed.
         open_picture: given a row number, opens that picture with Pillow, which decodes nothing yet.
+        classes: {class: label}, where classes have names.
+        notes: lines for people about what was taken and what was left out.
     """
 
     source: str
@@ -56,6 +63,8 @@ class Dataset:
     labels: np.ndarray | None
     sizes: np.ndarray
     open_picture: Callable[[int], Image.Image]
+    classes: Mapping[str, int] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
     def __len__(self) -> int:
         """Return N, the number of pictures."""
@@ -64,21 +73,35 @@ class Dataset:
     def picture(self, row: int, image: tuple[int, int, int]) -> np.ndarray:
         """Return picture number `row` as float32 [channels, height, width] in [−1, 1].
 
+        The arguments and errors are those of `read`.
+        """
+        return self.read(row, image)[0]
+
+    def read(self, row: int, image: tuple[int, int, int]) -> tuple[np.ndarray, str]:
+        """Return picture number `row` and the digest of the bytes that it was decoded from.
+
+        Returns:
+            [channels, height, width] float32 in [−1, 1], and 16 hex digits, see `content_digest`.
+
         Args:
             image: channels, height and width that the model takes; see `to_array`.
 
         Raises:
-            CallError: its mode, or the model's number of channels, is not supported.
-            DataError: it cannot be decoded; its id is named.
+            CallError: the model's number of channels is not supported.
+            DataError: it is not there, cannot be decoded, or has a mode that is not supported; its
+                id is named.
         """
+        require_channels(image[0])
         try:
-            with self.open_picture(row) as picture:
-                return to_array(picture, image)
-        except CallError:  # it is a ValueError too, which UNREADABLE would take
+            with self._open(row) as picture:
+                content = content_digest(picture)
+                return to_array(picture, image), content
+        except MemoryError:  # the machine's fault, not the picture's
             raise
-        except UNREADABLE as error:
+        except Exception as error:  # Pillow's decoders raise whatever damaged bytes lead them to
             raise DataError(
-                f"{self.source}: {self.sample_ids[row]!r} is not a readable picture ({error})"
+                f"{self.source}: {self.sample_ids[row]!r} is not a readable picture"
+                f" ({first_line(error)})"
             ) from error
 
     def labels_of(self, rows: Sequence[int], classes: int | None) -> list[int] | None:
@@ -91,10 +114,72 @@ class Dataset:
             return None
         return self.labels[rows].tolist()
 
-    def thumbnail(self, row: int) -> Image.Image:
-        """Return picture number `row` at its full size in RGB, for people to look at."""
-        with self.open_picture(row) as picture:
-            return picture.convert("RGB")
+    def thumbnail(self, row: int) -> Image.Image | None:
+        """Return picture number `row` in RGB and no larger than 256 pixels, for people to look at.
+
+        None where it cannot be read.
+        """
+        try:
+            with self._open(row) as picture:
+                return to_thumbnail(picture)
+        except Exception:  # see `picture`
+            return None
+
+    def describe(self, image: tuple[int, int, int] | None = None) -> list[str]:
+        """Return lines for people: the number of pictures, the label of each class, what is done.
+
+        Args:
+            image: channels, height and width that the model takes; with it one line more tells how
+                many pictures are converted, resized or turned. At most 2,000 are looked at, evenly
+                spaced; none is decoded.
+
+        >>> open_nothing = lambda row: Image.new("L", (1, 1))
+        >>> dataset = Dataset("a", Columns(), ["x"], np.array([0]), np.array([1]), open_nothing)
+        >>> dataset.describe((3, 8, 8))
+        ['a: 1 pictures', 'labels: 0 (1)', 'pictures: 1 grey, made colour; 1 resized']
+        """
+        lines = [f"{self.source}: {len(self):,} pictures"]
+        if self.labels is not None:
+            lines.append(f"labels: {self._labels_text(self.labels)}")
+        if image is not None:
+            lines += self._conversions(image)
+        return [*lines, *self.notes]
+
+    def _labels_text(self, labels: np.ndarray) -> str:
+        """Return each class with its label and, in parentheses, its number of pictures."""
+        name_of = {label: f"{name} = {label}" for name, label in self.classes.items()}
+        values, counts = np.unique(labels, return_counts=True)
+        texts = [
+            f"{name_of.get(label, label)} ({count})"
+            for label, count in zip(values.tolist(), counts.tolist(), strict=True)
+        ]
+        if len(texts) > NAMED_CLASSES:
+            more = len(texts) - NAMED_CLASSES
+            texts = [*texts[:NAMED_CLASSES], f"and {more} more classes"]
+        return ", ".join(texts)
+
+    def _conversions(self, image: tuple[int, int, int]) -> list[str]:
+        """Return a line that counts what `picture` does to pictures; none where it does nothing."""
+        present = np.flatnonzero(self.sizes >= 0)
+        spaced = np.linspace(0, len(present) - 1, min(len(present), LOOKED_AT)).astype(int)
+        counts: Counter[str] = Counter()
+        for row in present[spaced].tolist():
+            try:
+                with self._open(row) as picture:
+                    counts.update(_changes(picture, image))
+            except Exception:  # see `picture`
+                counts["cannot be opened"] += 1
+        if not counts:
+            return []
+        of_all = f" ({len(spaced):,} of {len(present):,} looked at)"
+        sample = of_all if len(spaced) < len(present) else ""
+        return [f"pictures{sample}: " + "; ".join(f"{counts[key]} {key}" for key in counts)]
+
+    def _open(self, row: int) -> Image.Image:
+        """Return picture number `row`, opened by Pillow; ValueError when it is not there."""
+        if self.sizes[row] < 0:
+            raise ValueError("it is not there")
+        return self.open_picture(row)
 
     def fingerprint(self, row: int) -> str:
         """Return eight hex digits of the SHA-256 over a picture's id, label and size in bytes.
@@ -108,6 +193,22 @@ class Dataset:
         label = None if self.labels is None else int(self.labels[row])
         text = repr((self.sample_ids[row], label, size))
         return hashlib.sha256(text.encode()).hexdigest()[:FINGERPRINT_DIGITS]
+
+    def content(self, row: int) -> str:
+        """Return 16 hex digits of the SHA-256 of a picture's bytes, which are read.
+
+        It is `NO_CONTENT` where it cannot be opened.
+        """
+        try:
+            with self._open(row) as picture:
+                return content_digest(picture)
+        except Exception:  # see `picture`
+            return NO_CONTENT
+
+    @cached_property
+    def stats(self) -> np.ndarray:
+        """Digests of size, time and inode of each picture's file, [N] bytes: `stat_digests`."""
+        return stat_digests(self.source, self.sample_ids)
 
     def in_order(self, sample_ids: Sequence[str], positions: np.ndarray) -> "Dataset":
         """Return the data set whose picture number i is this one's picture number `positions[i]`.
@@ -144,3 +245,21 @@ class Dataset:
         path = Path(self.source)
         source = str(path.resolve()) if path.exists() else self.source
         return {"source": source, "columns": asdict(self.columns)}
+
+
+def _changes(picture: Image.Image, image: tuple[int, int, int]) -> list[str]:
+    """Return what `to_array` does to a picture, of which only the head was read."""
+    channels, height, width = image
+    changes = []
+    is_grey = picture.mode in ("1", "L", "LA", "La", "I") or picture.mode.startswith("I;16")
+    if is_grey and channels == 3:
+        changes.append("grey, made colour")
+    if not is_grey and channels == 1:
+        changes.append("in colour, made grey")
+    if picture.has_transparency_data:
+        changes.append("transparent, taken without transparency")
+    if picture.size != (width, height):
+        changes.append("resized")
+    if is_turned(picture):
+        changes.append("turned upright by EXIF")
+    return changes

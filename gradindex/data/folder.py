@@ -5,60 +5,168 @@ lies in, by name. It is opened from its file.
 """
 
 import os
+import warnings
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from gradindex.data.dataset import Columns, Dataset
-from gradindex.errors import CallError
+from gradindex.data.images import picture_suffixes
+from gradindex.data.splits import class_labels, counts_text, select_training
+from gradindex.errors import CallError, DataError
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
+# Files that describe pictures or belong to the system: that these are no pictures surprises nobody.
+DESCRIPTIONS = {
+    *(".txt", ".caption", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".toml"),
+    *(".md", ".rst", ".html", ".htm", ".log", ".db", ".ini", ".lock", ".sha256", ".md5"),
+    *(".py", ".ipynb", ".sh"),
+}
+DESCRIBING_NAMES = {"license", "readme", "copying", "authors", "notice", "makefile", "version"}
+NAMED = 3  # links that a message names
+
+
+@dataclass
+class Listing:
+    """The files in a folder and the folders in it.
+
+    Attributes:
+        sizes: {relative path with slashes: bytes} of the files that Pillow's suffixes say are
+            pictures.
+        tables: relative paths of Parquet files.
+        others: {suffix: how many} of the other files that may hold pictures.
+        hidden: relative paths of hidden and system files and folders, which are left out.
+        dangling: relative paths of links that lead nowhere.
+        circles: relative paths of links that lead to a folder that they are in.
+    """
+
+    sizes: dict[str, int] = field(default_factory=dict)
+    tables: list[str] = field(default_factory=list)
+    others: Counter[str] = field(default_factory=Counter)
+    hidden: list[str] = field(default_factory=list)
+    dangling: list[str] = field(default_factory=list)
+    circles: list[str] = field(default_factory=list)
+
+    def problems(self) -> list[str]:
+        """Return a line for each kind of thing that was left out and may have been meant."""
+        lines = []
+        if self.dangling:
+            lines.append(f"{_named(self.dangling)} leads nowhere and is left out")
+        if self.circles:
+            lines.append(f"{_named(self.circles)} leads to a folder that it is in; not followed")
+        if self.others:
+            count = sum(self.others.values())
+            lines.append(f"{count} files of other kinds left out: {counts_text(self.others)}")
+        return lines
 
 
 def open_folder(path: Path, columns: Columns) -> Dataset:
     """Return the data set of all pictures in a folder and the folders in it, in the order of ids.
 
+    What was left out and may have been meant is warned of: held-out folders beside one for
+    training, files of other kinds, links that lead nowhere.
+
     Raises:
         CallError: columns were named, which only a table has.
+        DataError: a folder cannot be listed.
     """
     if columns != Columns():
         raise CallError(f"data {path}: a plain folder of pictures has no columns")
-    size_of = _picture_sizes(path)
-    sample_ids = sorted(size_of)
-    sizes = np.array([size_of[name] for name in sample_ids], np.int64)
+    listing = list_files(path)
+    selection = select_training(sorted(listing.sizes))
+    problems = listing.problems()
+    if selection.left_out:
+        problems.insert(0, str(selection))
+    for problem in problems:
+        warnings.warn(f"data {path}: {problem}", stacklevel=3)
+    files = selection.kept
+    sample_ids = [sample_id(file) for file in files]
+    labels, classes = class_labels(sample_ids, selection.parents)
 
     def open_picture(row: int) -> Image.Image:
-        return Image.open(path / sample_ids[row])
+        if sample_ids[row] != files[row]:
+            raise ValueError("its name is not UTF-8; rename the file")
+        return Image.open(path / files[row])
 
-    return Dataset(str(path), columns, sample_ids, _class_labels(sample_ids), sizes, open_picture)
-
-
-def _picture_sizes(path: Path) -> dict[str, int]:
-    """Return {relative path with slashes: size in bytes} of every picture file under a folder."""
-    sizes = {}
-    for folder, _, names in os.walk(path):
-        for name in names:
-            file = os.path.join(folder, name)
-            suffix = os.path.splitext(name)[1].lower()
-            if suffix in SUFFIXES and os.path.isfile(file):
-                sample_id = os.path.relpath(file, path).replace(os.sep, "/")
-                sizes[sample_id] = os.path.getsize(file)
-    return sizes
+    return Dataset(
+        source=str(path),
+        columns=columns,
+        sample_ids=sample_ids,
+        labels=labels,
+        sizes=np.array([listing.sizes[file] for file in files], np.int64),
+        open_picture=open_picture,
+        classes=classes,
+        notes=[f"hidden, left out: {_named(listing.hidden)}"] if listing.hidden else [],
+    )
 
 
-def _class_labels(sample_ids: list[str]) -> np.ndarray | None:
-    """Return the number of each picture's top folder, [N] int64.
+def list_files(path: Path) -> Listing:
+    """Return the files in a folder and the folders in it; links to folders are followed.
 
-    None when a picture lies in no folder, or when there are no pictures.
+    Hidden files and folders (`.name`) and system folders (`__name`) are left out, as `datasets`
+    leaves them out.
 
-    >>> _class_labels(["cat/1.png", "dog/1.png", "dog/2.png"])
-    array([0, 1, 1])
-    >>> _class_labels(["1.png", "dog/2.png"]) is None
-    True
+    Raises:
+        DataError: a folder cannot be listed.
     """
-    if not sample_ids or not all("/" in name for name in sample_ids):
-        return None
-    folders = [name.partition("/")[0] for name in sample_ids]
-    label_of = {folder: label for label, folder in enumerate(sorted(set(folders)))}
-    return np.array([label_of[folder] for folder in folders], np.int64)
+    suffixes = picture_suffixes()
+    listing = Listing()
+    # Each folder with its relative path and the folders that it is in, by device and inode.
+    waiting: list[tuple[str, str, frozenset[tuple[int, int]]]] = [(str(path), "", frozenset())]
+    while waiting:
+        folder, prefix, above = waiting.pop()
+        try:
+            above |= {_identity(folder)}
+            with os.scandir(folder) as scan:
+                entries = list(scan)
+        except OSError as error:
+            raise DataError(f"data {folder}: cannot be listed ({error.strerror})") from error
+        for entry in entries:
+            name = prefix + entry.name
+            if entry.name.startswith(".") or (entry.name.startswith("__") and entry.is_dir()):
+                listing.hidden.append(name)
+            elif entry.is_dir():
+                if entry.is_symlink() and _identity(entry.path) in above:
+                    listing.circles.append(name)
+                else:
+                    waiting.append((entry.path, name + "/", above))
+            elif entry.is_symlink() and not os.path.exists(entry.path):
+                listing.dangling.append(name)
+            elif entry.is_file():
+                _add_file(listing, entry, name, suffixes)
+            else:
+                listing.others["no file"] += 1  # a pipe, a socket, a device
+    return listing
+
+
+def sample_id(file: str) -> str:
+    r"""Return the id of a relative path: itself, with bytes that are not UTF-8 written as `\xff`.
+
+    >>> print(sample_id("caf\udce9.png"), sample_id("café.png"))
+    caf\xe9.png café.png
+    """
+    return file.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _add_file(listing: Listing, entry: os.DirEntry[str], name: str, suffixes: set[str]) -> None:
+    """Put a file where it belongs in a listing."""
+    suffix = os.path.splitext(name)[1].lower()
+    if suffix in suffixes:
+        listing.sizes[name] = entry.stat().st_size
+    elif suffix == ".parquet":
+        listing.tables.append(name)
+    elif suffix not in DESCRIPTIONS and entry.name.casefold() not in DESCRIBING_NAMES:
+        listing.others[suffix or "no suffix"] += 1
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def _named(names: list[str]) -> str:
+    """Return the first of some names, and how many more there are."""
+    shown = ", ".join(repr(sample_id(name)) for name in sorted(names)[:NAMED])
+    return shown + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")

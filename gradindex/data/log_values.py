@@ -3,6 +3,7 @@
 import operator
 import os
 from collections.abc import Sequence
+from pathlib import Path, PurePath
 from typing import Any
 
 from gradindex.errors import CallError
@@ -25,8 +26,32 @@ def checked_ids(sample_ids: Sequence[Any]) -> list[str]:
         name = to_python(item)
         if not isinstance(name, str | int | os.PathLike):
             raise CallError(f"sample_ids: {name!r} is not an id; give text, paths or whole numbers")
-        ids.append(os.fspath(name) if isinstance(name, os.PathLike) else str(name))
+        ids.append(_path_text(name) if isinstance(name, os.PathLike) else str(name))
     return ids
+
+
+def _path_text(path: os.PathLike[Any]) -> str:
+    """Return a path as the ids of a data set are written, with `/` on Windows too.
+
+    >>> from pathlib import PureWindowsPath
+    >>> _path_text(PureWindowsPath("a/b.png"))
+    'a/b.png'
+    """
+    return path.as_posix() if isinstance(path, PurePath) else os.fsdecode(path)
+
+
+def relative_path(path: Path, folder: Path) -> str:
+    """Return a path relative to a folder, with `/`, so that both can be moved together.
+
+    Where there is none, as between two drives of Windows, it is the path itself.
+
+    >>> relative_path(Path("/run/checkpoint-1"), Path("/run/log"))
+    '../checkpoint-1'
+    """
+    try:
+        return Path(os.path.relpath(path, folder)).as_posix()
+    except ValueError:
+        return path.as_posix()
 
 
 def whole_number(step: Any) -> int:

@@ -1,11 +1,25 @@
 """Append records to a file of a training log, which one process at a time may write."""
 
-import fcntl
 import os
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
+from gradindex.data.file_lock import lock
 from gradindex.data.log_file import pack_record
 from gradindex.errors import CallError, StoreError
+
+# Windows would write two bytes for each line feed.
+OPEN_FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
+
+# What processes have open, {process and file: writer}. A forked process has a number of its own: it
+# must not let go of what its parent writes.
+_open_writers: dict[tuple[int, Path], "LogWriter"] = {}
+
+
+def open_writer(file: Path) -> "LogWriter | None":
+    """Return what appends to a file in this very process, or None where nothing does."""
+    return _open_writers.get((os.getpid(), file.resolve()))
 
 
 class LogWriter:
@@ -13,20 +27,29 @@ class LogWriter:
 
     Args:
         file: in the log's folder, which is made where it is not there.
+        settings: of the recorder that appends, as `open_writer` finds them.
 
     Raises:
         BlockingIOError: another recorder has locked the file. OSError: it cannot be opened.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, settings: Mapping[str, int]) -> None:
+        self.settings = settings
+        self._key = os.getpid(), file.resolve()
         self._folder = file.parent
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._descriptor = os.open(file, OPEN_FLAGS, 0o644)
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_locked = lock(self._descriptor)
         except BaseException:
             self.close()
             raise
+        if not is_locked:
+            warnings.warn(
+                f"{file}: files cannot be locked there; see to it that one process alone writes it",
+                stacklevel=4,
+            )
+        _open_writers[self._key] = self
 
     @property
     def closed(self) -> bool:
@@ -59,11 +82,22 @@ class LogWriter:
             raise StoreError(f"{self._folder}: the disk is full; the log so far stays readable")
 
     def sync(self) -> None:
-        """Wait until what was appended is safe from a power failure."""
-        os.fsync(self._descriptor)
+        """Wait until what was appended is safe from a power failure.
+
+        Raises:
+            StoreError: the disk fails.
+        """
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise StoreError(
+                f"{self._folder}: {error.strerror}; the log may lack its end"
+            ) from error
 
     def close(self) -> None:
         """Let go of the file and its lock; once more does nothing."""
         if not self.closed:
             os.close(self._descriptor)
             self._descriptor = -1
+            if _open_writers.get(self._key) is self:
+                del _open_writers[self._key]

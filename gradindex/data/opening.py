@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 from gradindex.data.dataset import Columns, Dataset
-from gradindex.data.folder import SUFFIXES, open_folder
+from gradindex.data.folder import open_folder
 from gradindex.data.table import is_table, open_table
 from gradindex.errors import CallError, DataError
 
@@ -13,13 +13,13 @@ def open_dataset(source: str | Path, columns: Columns | None = None) -> Dataset:
     """Return the data set at a path, or of a name on the hub.
 
     Args:
-        source: a folder of pictures, a `datasets` image folder, a `save_to_disk` folder, a parquet
-            file or a folder of them, or a name on the hub.
+        source: a folder of pictures, one with a metadata file that names them in `file_name`, a
+            `save_to_disk` folder, a parquet file or a folder of them, or a name on the hub.
         columns: picture, id and label columns of a table.
 
     Raises:
         CallError: nothing is there, it holds no pictures, or a column does not exist.
-        DataError: two pictures have the same id, or an id is not UTF-8.
+        DataError: two pictures have the same id, an id is not UTF-8, or a folder cannot be listed.
 
     >>> from tempfile import TemporaryDirectory
     >>> from PIL import Image
@@ -30,12 +30,12 @@ def open_dataset(source: str | Path, columns: Columns | None = None) -> Dataset:
     """
     columns = columns or Columns()
     path = Path(source)
-    if path.is_dir() and not is_table(path):
+    if path.is_dir() and not is_table(path, columns):
         dataset = open_folder(path, columns)
     else:
         dataset = open_table(str(source), path, columns)
     if not len(dataset):
-        raise CallError(f"data {source}: no pictures there ({', '.join(sorted(SUFFIXES))})")
+        raise CallError(f"data {source}: no pictures there, of any format that Pillow reads")
     _check_ids(source, dataset)
     return dataset
 
@@ -44,7 +44,7 @@ def _check_ids(source: str | Path, dataset: Dataset) -> None:
     """Raise DataError when an id is not UTF-8, or stands for several pictures."""
     for name in dataset.sample_ids:
         if not _is_utf8(name):
-            raise DataError(f"data {source}: the name {name!r} is not UTF-8; rename the file")
+            raise DataError(f"data {source}: the id {name!r} is not UTF-8; give it another")
     if len(set(dataset.sample_ids)) < len(dataset):
         counts = Counter(dataset.sample_ids)
         repeated = sorted(name for name, count in counts.items() if count > 1)

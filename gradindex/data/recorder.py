@@ -9,7 +9,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,8 +31,14 @@ from gradindex.data.log_file import (
     records,
     unpack_step,
 )
-from gradindex.data.log_values import checked_ids, checked_seed, to_python, whole_number
-from gradindex.data.log_writer import LogWriter
+from gradindex.data.log_values import (
+    checked_ids,
+    checked_seed,
+    relative_path,
+    to_python,
+    whole_number,
+)
+from gradindex.data.log_writer import LogWriter, open_writer
 from gradindex.errors import CallError, StoreError
 from gradindex.random_numbers import noise, random_timestep
 from gradindex.recipe import NOISE_VERSION, require_positive
@@ -45,7 +51,8 @@ class TrainingRecorder:
     `gradindex.noise(seed, id, timestep, step, shape)`: both can be made again, so no noise is
     stored. Steps count from 0, and a checkpoint's step is the number of steps done. When a run is
     resumed from a checkpoint, what an earlier session logged from the resumed step on no longer
-    counts.
+    counts. Where the same process makes a recorder again, as a notebook does whose cell runs twice,
+    the one before is closed.
 
     Args:
         path: the log's folder; each rank of a data-parallel run appends to a file of its own.
@@ -53,8 +60,9 @@ class TrainingRecorder:
         rank: of this process; by default torch.distributed's, or the environment's RANK, or 0.
 
     Raises:
-        CallError: another recorder writes to the same file, or the log there has another seed.
-        DataError: the log there is damaged. StoreError: the disk does not take the log.
+        CallError: another process writes to the same file, or the log there has another seed.
+        DataError: the log there is damaged. StoreError: the disk does not take the log, or NumPy
+            draws other noise, see `gradindex.noise`.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -82,7 +90,9 @@ class TrainingRecorder:
         self.rank, self.world = _rank_and_world() if rank is None else (rank, None)
         self._numbers: dict[str, int] = {}  # of the ids that the file has named
         self._last_step = -1  # of this session; −1: none yet
-        self._writer, self._earlier_step = self._open(self.path / f"rank-{self.rank:05d}.log")
+        file = self.path / f"rank-{self.rank:05d}.log"
+        self._close_earlier(file)
+        self._writer, self._earlier_step = self._open(file)
 
     def draw(
         self, sample_ids: Sequence[Any], shape: Sequence[int], step: int, device: Any = "cpu"
@@ -186,9 +196,8 @@ class TrainingRecorder:
             )
         if not isinstance(lr, float | int):
             raise CallError(f"lr = {lr!r}: give one number")
-        # Relative, so that the folder of a run can be moved.
-        relative_path = os.path.relpath(Path(path).resolve(), self.path.resolve())
-        record = CheckpointRecord(step, relative_path, float(lr))
+        saved = relative_path(Path(path).resolve(), self.path.resolve())
+        record = CheckpointRecord(step, saved, float(lr))
         self._writer.append(CHECKPOINT, pack_json(record))
         self._writer.sync()
 
@@ -206,6 +215,24 @@ class TrainingRecorder:
         """Close the recorder."""
         self.close()
 
+    def _close_earlier(self, file: Path) -> None:
+        """Close the recorder of this process that writes to the same file, and say so.
+
+        Raises:
+            CallError: it has other settings, with which the file cannot go on.
+        """
+        earlier = open_writer(file)
+        if earlier is None:
+            return
+        if file.exists():
+            self._require_settings(file, earlier.settings)
+        earlier.sync()
+        earlier.close()
+        warnings.warn(
+            f"{file}: a recorder that this process made before is closed; this one goes on there",
+            stacklevel=3,
+        )
+
     def _open(self, file: Path) -> tuple[LogWriter, int]:
         """Lock the file, cut it after its last whole record, and begin a session in it.
 
@@ -213,7 +240,7 @@ class TrainingRecorder:
             What appends to the file, and the last step that earlier sessions logged; −1 for none.
         """
         try:
-            writer = LogWriter(file)
+            writer = LogWriter(file, self._settings())
             try:
                 earlier_step, end = self._read(file)
                 writer.truncate(end)
@@ -224,7 +251,8 @@ class TrainingRecorder:
                 raise
         except BlockingIOError:
             raise CallError(
-                f"{file}: another recorder writes there; give this one its own folder or rank"
+                f"{file}: another recorder writes there, in another process; end that process, or"
+                " give this one its own folder or rank"
             ) from None
         except OSError as error:
             raise StoreError(f"{file}: {error.strerror or error}") from error
@@ -260,7 +288,7 @@ class TrainingRecorder:
             "num_train_timesteps": self.num_train_timesteps,
         }
 
-    def _require_settings(self, file: Path, earlier: dict[str, Any]) -> None:
+    def _require_settings(self, file: Path, earlier: Mapping[str, Any]) -> None:
         """Raise CallError when an earlier session of the file, of any format, had others."""
         differences = []
         for name, value in self._settings().items():

@@ -9,6 +9,7 @@ from torch import Tensor
 from gradindex.gradients.parameters import capture_for
 from gradindex.gradients.random_batch import random_batch
 from gradindex.models.denoiser import Denoiser
+from gradindex.models.devices import plain_torch
 from gradindex.recipe import Recipe
 
 LARGEST_BATCH = {"cpu": 64, "cuda": 1024}
@@ -31,6 +32,7 @@ def fitting_batch(denoiser: Denoiser, recipe: Recipe, processes: int = 1) -> int
     return int(2 ** np.floor(np.log2(fitting)))
 
 
+@plain_torch()
 def _bytes_kept_for_backward(denoiser: Denoiser, recipe: Recipe) -> int:
     """Bytes that one event keeps between forward and backward pass, the weights not counted."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in denoiser.model.parameters()}

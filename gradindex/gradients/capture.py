@@ -18,6 +18,7 @@ from gradindex.gradients.bare_parameters import BareParameter, Watch
 from gradindex.gradients.captured_layers import CapturedLayer, captured_layers
 from gradindex.gradients.layers import Copies, Factors, mixes_samples, runs_its_own_forward
 from gradindex.gradients.projection import WHOLE, Projection
+from gradindex.models.devices import plain_torch
 
 # Numbers of unprojected weight gradients in memory at once, 256 MiB in float32.
 WEIGHT_GRADIENT_NUMBERS = 2**26
@@ -118,6 +119,7 @@ class Capture:
                 for local_name in layer.names:
                     parameters[local_name] = parameters[local_name].parameter
 
+    @plain_torch()
     def gradients(self, losses: Callable[[], Tensor], scale: float = 1) -> Tensor:
         """Return the projected gradient of every sample, [n, D] float32.
 

@@ -7,6 +7,7 @@ from gradindex.errors import CallError
 from gradindex.gradients.capture import Capture
 from gradindex.gradients.projection import make_projection
 from gradindex.models.denoiser import Denoiser
+from gradindex.models.devices import plain_torch
 from gradindex.recipe import Recipe
 
 
@@ -31,6 +32,7 @@ def choose_parameters(names: Sequence[str], params: str | None) -> list[str]:
     return chosen
 
 
+@plain_torch()
 def capture_for(denoiser: Denoiser, recipe: Recipe) -> Capture:
     """Return the capture of a recipe's parameters and projection on a denoiser's model."""
     names = choose_parameters(denoiser.trainable, recipe.params)

@@ -12,6 +12,7 @@ from gradindex.errors import ModelError
 from gradindex.gradients.capture import Capture
 from gradindex.gradients.events import Events
 from gradindex.models.denoiser import Denoiser
+from gradindex.models.devices import plain_torch
 from gradindex.random_numbers import noise
 from gradindex.recipe import Recipe
 
@@ -24,6 +25,7 @@ class Event(NamedTuple):
     m: int
 
 
+@plain_torch()
 def sample_gradients(
     denoiser: Denoiser,
     capture: Capture,
@@ -87,6 +89,7 @@ def sample_gradients(
     return (sums / events.draws).view(picture_count, timestep_count, -1).cpu().numpy()
 
 
+@plain_torch()
 @torch.no_grad()
 def mean_losses(
     denoiser: Denoiser,

@@ -11,6 +11,7 @@ from gradindex.gradients.parameters import choose_parameters
 from gradindex.gradients.projection import Exact
 from gradindex.gradients.random_batch import random_batch
 from gradindex.models.denoiser import Denoiser
+from gradindex.models.devices import plain_torch
 from gradindex.recipe import Recipe
 
 # A parameter's captured gradient may differ from autograd's by this share of its norm, and by this
@@ -19,6 +20,7 @@ PARAMETER_TOLERANCE = 1e-2
 GRADIENT_TOLERANCE = 1e-5
 
 
+@plain_torch()
 def check_capture(denoiser: Denoiser, recipe: Recipe) -> None:
     """Compare the hooks on a batch of two events with plain autograd on the first alone.
 
@@ -32,7 +34,7 @@ def check_capture(denoiser: Denoiser, recipe: Recipe) -> None:
     """
     names = choose_parameters(denoiser.trainable, recipe.params)
     dtype = denoiser.model.dtype
-    denoiser.model.float()
+    denoiser.cast(torch.float32)
     parameters = {name: denoiser.model.get_parameter(name) for name in names}
     x, t, labels = random_batch(denoiser, recipe, 2)
     epsilon = torch.zeros_like(x)
@@ -61,7 +63,8 @@ def check_capture(denoiser: Denoiser, recipe: Recipe) -> None:
             "two pictures at one timestep do not fit into the device's memory"
         ) from error
     finally:
-        denoiser.model.requires_grad_(False).to(dtype)
+        denoiser.model.requires_grad_(False)
+        denoiser.cast(dtype)
     truth = dict(zip(names, gradients, strict=True))
     if not all(gradient.isfinite().all() for gradient in truth.values()):
         raise ModelError(

@@ -9,6 +9,7 @@ from torch import Size
 from gradindex.errors import ModelError
 from gradindex.models.denoiser import Denoiser, DenoiserDescription
 from gradindex.models.loading import load_denoiser
+from gradindex.models.refusals import require_path
 
 
 class Checkpoints:
@@ -20,6 +21,9 @@ class Checkpoints:
         scheduler: a scheduler folder or its JSON file; found beside the model when None.
         device: "cpu" or "cuda".
         dtype: of the weights while gradients are taken.
+
+    Raises:
+        CallError: the model is no path.
     """
 
     def __init__(
@@ -30,6 +34,7 @@ class Checkpoints:
         device: str,
         dtype: str,
     ) -> None:
+        require_path("model", model)
         self._paths = list(paths)
         self._model = model
         self._scheduler = scheduler
@@ -54,10 +59,13 @@ class Checkpoints:
             self._loaded = number, denoiser
         return self._loaded[1]
 
-    def recipe_fields(self) -> dict[str, Any]:
+    def recipe_fields(self, stored_config: str | None = None) -> dict[str, Any]:
         """Return the fields of a `Recipe` that models and scheduler decide, as keyword arguments.
 
         Every checkpoint is loaded for it, one after the other.
+
+        Args:
+            stored_config: the field `config` of a store's recipe, see `config_digest`.
 
         Raises:
             ModelError: a checkpoint cannot be loaded, or differs from the first in more than the
@@ -75,7 +83,22 @@ class Checkpoints:
             digests.append(digest)
         assert first_identity is not None, "a run has one checkpoint or more"
         description, _ = first_identity
-        return {**description.recipe_fields(), "checkpoints": tuple(digests)}
+        fields = {**description.recipe_fields(), "checkpoints": tuple(digests)}
+        if stored_config not in (None, description.config):
+            fields["config"] = self.config_digest(stored_config)
+        return fields
+
+    def config_digest(self, stored: str | None) -> str:
+        """Return the field `config` of a `Recipe`, the store's own one where both are right.
+
+        Gradindex once made it of all that config.json holds, EMAModel's own fields too; a store
+        that was built then keeps it.
+
+        Args:
+            stored: the field in a store's recipe.
+        """
+        denoiser = self[0]
+        return stored if stored == denoiser.former_config else denoiser.description.config
 
     def _identify(self, number: int) -> tuple[tuple[DenoiserDescription, dict[str, Size]], str]:
         """What all checkpoints of a run share (parameter shapes too), and the weights' digest."""

@@ -4,16 +4,16 @@ This is all that the rest of gradindex needs of a model. A family that is called
 or trained on another target, differs in `Denoiser._predict` and `Denoiser._target`.
 """
 
-import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from gradindex.errors import ModelError
+from gradindex.errors import GradindexError, ModelError, first_line
+from gradindex.models.configuration import config_digest, own_arguments
 from gradindex.models.devices import DTYPES
 from gradindex.models.schedules import PREDICTION_TYPES, SCHEDULE_FIELDS, alphas_cumprod
 from gradindex.recipe import MEAN_SQUARE
@@ -45,6 +45,8 @@ class Denoiser:
         device: where the model is.
         digest: SHA-256 of the weight files.
         description: the fields of a Recipe that the model and its scheduler decide.
+        former_config: what `description.config` was where config.json holds more than the model's
+            own arguments, in stores that gradindex made before it left the rest out.
         num_train_timesteps: timesteps are 0 … num_train_timesteps − 1.
 
     Args:
@@ -53,25 +55,39 @@ class Denoiser:
         digest: SHA-256 of the weight files.
         device: "cpu" or "cuda".
         dtype: a key of `DTYPES`.
+        former_config: see there.
 
     Raises:
         ModelError: model or schedule are of a kind that gradindex does not know.
     """
 
     def __init__(
-        self, model: Any, schedule: dict[str, Any], digest: str, device: str, dtype: str
+        self,
+        model: Any,
+        schedule: dict[str, Any],
+        digest: str,
+        device: str,
+        dtype: str,
+        former_config: str | None = None,
     ) -> None:
         self.trainable = [
             name for name, parameter in model.named_parameters() if parameter.requires_grad
         ]
-        self.model = model.eval().requires_grad_(False).to(device, DTYPES[dtype])
+        self.model = model.eval().requires_grad_(False)
+        self.cast(DTYPES[dtype], device)
         self.device = torch.device(device)
         self.digest = digest
         self.description = _describe(model, schedule, dtype)
+        self.former_config = former_config or self.description.config
         self.num_train_timesteps: int = schedule["num_train_timesteps"]
         alphas = alphas_cumprod(schedule).to(device)
         self._signal_scale = alphas.sqrt()
         self._noise_scale = (1 - alphas).sqrt()
+
+    def cast(self, dtype: torch.dtype, device: str | None = None) -> None:
+        """Have the model's weights in another precision, or on another device too."""
+        # Not by the model's own `to`: diffusers' warns of casts even where nothing is wrong.
+        nn.Module.to(self.model, device, dtype)
 
     @property
     def memory(self) -> int:
@@ -109,7 +125,16 @@ class Denoiser:
     def _predict(self, noisy: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
         """What the model makes of the noisy pictures, [B, channels, height, width] float32."""
         conditions = {} if labels is None else {"class_labels": labels}
-        output = self.model(noisy.to(self.model.dtype), t, return_dict=False, **conditions)
+        try:
+            output = self.model(noisy.to(self.model.dtype), t, return_dict=False, **conditions)
+        except (torch.OutOfMemoryError, GradindexError):
+            raise
+        except (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            # A config.json can hold what only shows when the model is called.
+            raise ModelError(
+                f"the model cannot be run on pictures of {tuple(noisy.shape[1:])}"
+                f" ({first_line(error)}); its config.json may not be the one it was trained with"
+            ) from error
         return output[0].float()
 
     def _target(
@@ -128,30 +153,22 @@ def _describe(model: Any, schedule: dict[str, Any], dtype: str) -> DenoiserDescr
     """The description of a model with this schedule, once it is sure that its loss is known."""
     config = model.config
     size = config.sample_size
-    if size is None:
-        raise ModelError(
-            'the model\'s config.json has no "sample_size": write the training size there'
-        )
-    if config.in_channels != config.out_channels:
-        raise ModelError(
-            f"the model takes {config.in_channels} channels and gives {config.out_channels}:"
-            " not a denoiser"
-        )
     prediction_type = schedule["prediction_type"]
     if prediction_type not in PREDICTION_TYPES:
         raise ModelError(
             f"prediction_type {prediction_type!r}: known are {', '.join(PREDICTION_TYPES)}"
         )
-    if config.class_embed_type is not None:
+    timesteps = schedule["num_train_timesteps"]
+    table = getattr(model, "time_proj", None)
+    if isinstance(table, nn.Embedding) and table.num_embeddings < timesteps:
         raise ModelError(
-            f"class_embed_type {config.class_embed_type!r}: only learned class embeddings are known"
+            f"the model has learned embeddings for {table.num_embeddings} timesteps, and its"
+            f" scheduler has {timesteps}: name the scheduler that it was trained with"
         )
     height, width = (size, size) if isinstance(size, int) else size
-    # Private fields say which diffusers wrote the config, and where; they do not make the model.
-    public = {name: value for name, value in config.items() if not name.startswith("_")}
     return DenoiserDescription(
         model=type(model).__name__,
-        config=hashlib.sha256(json.dumps(public, sort_keys=True).encode()).hexdigest(),
+        config=config_digest(own_arguments(type(model), config)),
         scheduler=json.dumps(
             {name: schedule.get(name) for name in SCHEDULE_FIELDS}, sort_keys=True
         ),

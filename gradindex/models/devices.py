@@ -1,10 +1,14 @@
 """Where a model runs, and in which precision."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
 import torch
 
 from gradindex.errors import CallError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+CPU = torch.device("cpu")
 
 
 def resolve_device(device: str) -> str:
@@ -23,3 +27,29 @@ def resolve_device(device: str) -> str:
     if device != "cpu" and not torch.cuda.is_available():
         raise CallError(f"device = {device!r}: this machine has no CUDA GPU that torch can use")
     return device
+
+
+@contextmanager
+def plain_torch() -> Iterator[None]:
+    """Have torch compute as it does unasked, whatever the caller of gradindex has switched on.
+
+    Inside, inference mode and autocast are off, new tensors are float32 and on the CPU. Serves as a
+    decorator too.
+
+    >>> with torch.inference_mode(), torch.autocast("cpu"), plain_torch():
+    ...     torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
+    (False, False)
+    """
+    with ExitStack() as stack:
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+        for device_type in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device_type):
+                stack.enter_context(torch.autocast(device_type, enabled=False))
+        if torch.get_default_device() != CPU:
+            stack.enter_context(CPU)
+        default_dtype = torch.get_default_dtype()
+        if default_dtype != torch.float32:
+            torch.set_default_dtype(torch.float32)
+            stack.callback(torch.set_default_dtype, default_dtype)
+        yield

@@ -2,57 +2,82 @@
 
 import hashlib
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gradindex.errors import ModelError
+from gradindex.errors import ModelError, first_line
 
 # Folders of a pipeline or a training checkpoint that hold the model itself.
 MODEL_FOLDERS = ("unet", "unet_ema", "transformer")
-# Parts of a pipeline that turn pictures into latents.
-LATENT_PARTS = {"vae", "vqvae"}
+PIPELINE_FILE = "model_index.json"  # names a pipeline's parts, {part: [library, class]}
+# Parts of a pipeline that turn pictures into latents, by their names and by their classes.
+LATENT_PARTS = ("vae", "vqvae", "movq", "vqgan")
+LATENT_CLASS = re.compile(r"Autoencoder|VQModel|VAE")
 WEIGHTS_NAME = "diffusion_pytorch_model"  # what diffusers calls every model's weight files
 
 
-def find_model_folder(root: Path) -> Path:
+def find_model_folder(root: Path) -> Path | None:
     """Return the folder with the model's config.json: `root`, or its part that holds the model.
 
-    Raises:
-        ModelError: there is no config.json in any of them.
+    None if there is no config.json in any of them.
     """
     for folder in (root, *(root / name for name in MODEL_FOLDERS)):
         if (folder / "config.json").is_file():
             return folder
-    raise ModelError(
-        f"{root}: no model here (looked for config.json, unet/config.json and unet_ema/config.json)"
-    )
+    return None
 
 
-def require_pixels(root: Path) -> None:
-    """Raise ModelError if the folder is a pipeline whose model works on latents."""
-    file = root / "model_index.json"
-    pipeline = read_json(file) if file.is_file() else {}
-    latent_parts = LATENT_PARTS & pipeline.keys()
-    if latent_parts:
-        raise ModelError(
-            f"{root}: a latent pipeline (it has a {latent_parts.pop()});"
-            " gradindex knows models of pixels so far"
-        )
+def read_pipeline(folder: Path) -> dict[str, Any] | None:
+    """Return what a pipeline's model_index.json says; None if there is none in this folder.
+
+    Raises:
+        ModelError: the file is not a JSON object.
+    """
+    file = folder / PIPELINE_FILE
+    return read_json(file) if file.is_file() else None
+
+
+def require_pixels(folder: Path) -> None:
+    """Raise ModelError if the model of a folder belongs to a pipeline that works on latents.
+
+    The pipeline is the nearest one: in the folder itself, or one or two above, as for
+    `pipeline/unet` and `pipeline/checkpoint-500/unet`. Where none is, a `vae` beside the folder
+    tells as much.
+    """
+    for place in (Path(folder.absolute()), folder.resolve()):
+        for around in (place, *list(place.parents)[:2]):
+            parts = _latent_parts(around)
+            if not parts and around == place.parent:
+                parts = [name for name in LATENT_PARTS if (around / name / "config.json").is_file()]
+            if parts:
+                raise ModelError(
+                    f"{folder}: the model of a latent pipeline ({around} has a {parts[0]});"
+                    " gradindex knows models of pixels so far"
+                )
+            if (around / PIPELINE_FILE).is_file():
+                break
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the model's weight files, sorted; safetensors before pickles, whole before sharded.
+    """Return the model's weight files: those that diffusers' `from_pretrained` loads, sorted.
+
+    safetensors come before pickles; of either, the shards of an index before a single file.
 
     Raises:
-        ModelError: there are none.
+        ModelError: there are none, or a shard is not there.
     """
     for suffix in ("safetensors", "bin"):
-        for pattern in (f"{WEIGHTS_NAME}.{suffix}", f"{WEIGHTS_NAME}-*.{suffix}"):
-            files = sorted(folder.glob(pattern))
-            if files:
-                return files
+        index = folder / f"{WEIGHTS_NAME}.{suffix}.index.json"
+        if index.is_file():
+            return list(_shards(index))
+        single = folder / f"{WEIGHTS_NAME}.{suffix}"
+        if single.is_file():
+            return [single]
     raise ModelError(
         f"{folder}: no weights (looked for {WEIGHTS_NAME}.safetensors and {WEIGHTS_NAME}.bin)"
+        + _other_weights(folder)
     )
 
 
@@ -69,9 +94,63 @@ def read_json(file: Path) -> dict[str, Any]:
     """Return the JSON object in a file.
 
     Raises:
-        ModelError: the file is not JSON.
+        ModelError: the file cannot be read, or is not a JSON object.
     """
     try:
-        return json.loads(file.read_text())
-    except ValueError as error:
-        raise ModelError(f"{file}: not JSON ({error})") from error
+        value = json.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise ModelError(f"{file}: cannot be read ({error.strerror or error})") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{file}: not JSON ({first_line(error)})") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{file}: a JSON object {{…}} is expected, not {shortened(value)}")
+    return value
+
+
+def shortened(value: Any) -> str:
+    """Return a JSON value as it would be written, its first 40 characters.
+
+    >>> shortened(["a" * 80])
+    '["aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa…'
+    """
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else f"{text[:40]}…"
+
+
+def _latent_parts(folder: Path) -> list[str]:
+    """The parts of the pipeline in a folder that turn pictures into latents."""
+    parts = []
+    for name, part in (read_pipeline(folder) or {}).items():
+        # A part that a pipeline can do without may be [null, null].
+        class_name = part[-1] if isinstance(part, list) and part else None
+        if isinstance(class_name, str) and (
+            name in LATENT_PARTS or LATENT_CLASS.search(class_name)
+        ):
+            parts.append(name)
+    return parts
+
+
+def _shards(index: Path) -> Iterator[Path]:
+    """The files that an index of shards names, sorted."""
+    weight_map = read_json(index).get("weight_map")
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise ModelError(f'{index}: its "weight_map" must say which file has each weight')
+    for name in sorted(set(names)):
+        if not (index.parent / name).is_file():
+            raise ModelError(f"{index}: names {name}, which is not there; copy all shards")
+        yield index.parent / name
+
+
+def _other_weights(folder: Path) -> str:
+    """What an error says of weight files that the folder has under other names."""
+    others = sorted(
+        file.name
+        for suffix in ("safetensors", "bin", "pt", "pth", "ckpt", "msgpack")
+        for file in folder.glob(f"*.{suffix}")
+    )
+    if not others:
+        return ""
+    if re.match(rf"{WEIGHTS_NAME}-\d", others[0]):
+        return f"; it has shards such as {others[0]} without their index, a file ….index.json"
+    return f"; it has {others[0]}: name that file itself, as checkpoint beside this model"

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from gradindex.errors import CallError, ModelError
-from gradindex.models.folder import read_json
+from gradindex.errors import CallError, ModelError, first_line
+from gradindex.models.folder import read_json, shortened
 
 SCHEDULER_FILE = "scheduler_config.json"
 # What decides ᾱ_t, the share of a picture's variance that is left of it at timestep t.
@@ -23,6 +23,7 @@ SCHEDULE_FIELDS = (
     "rescale_betas_zero_snr",
 )
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+MOST_TIMESTEPS = 2**20
 
 
 def find_scheduler(folder: Path, scheduler: str | Path | None, model: str | Path | None) -> Path:
@@ -55,13 +56,21 @@ def read_schedule(file: Path) -> dict[str, Any]:
     """Return the schedule in a scheduler's JSON file, with a `prediction_type`.
 
     Raises:
-        ModelError: the file is not JSON, or not of a scheduler with betas.
+        ModelError: the file is not JSON, or not of a scheduler with betas for a number of
+            timesteps.
     """
     schedule = read_json(file)
     if "beta_schedule" not in schedule or "num_train_timesteps" not in schedule:
         raise ModelError(
             f"{file}: scheduler {schedule.get('_class_name')!r} has no beta schedule;"
             " give a DDPM-like one"
+        )
+    timesteps = schedule["num_train_timesteps"]
+    is_count = isinstance(timesteps, int) and not isinstance(timesteps, bool)
+    if not is_count or not 1 <= timesteps <= MOST_TIMESTEPS:
+        raise ModelError(
+            f"{file}: num_train_timesteps = {shortened(timesteps)}: allowed is a whole number, 1 to"
+            f" {MOST_TIMESTEPS}"
         )
     return {**schedule, "prediction_type": schedule.get("prediction_type", "epsilon")}
 
@@ -70,16 +79,25 @@ def alphas_cumprod(schedule: dict[str, Any]) -> Tensor:
     """Return ᾱ_t of a schedule, [num_train_timesteps] float32 on the CPU (Ho et al. 2020, eq. 4).
 
     Raises:
-        ModelError: diffusers cannot make a schedule of these settings.
+        ModelError: these settings make no schedule, or one that is not in 0 … 1.
     """
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
+    settings = {name: schedule[name] for name in SCHEDULE_FIELDS if name in schedule}
     try:
-        return DDPMScheduler.from_config(schedule).alphas_cumprod
-    except (NotImplementedError, ValueError, TypeError) as error:
+        alphas = DDPMScheduler.from_config(settings).alphas_cumprod
+    except Exception as error:  # of a dozen kinds, where a setting has another type
         raise ModelError(
-            f"the scheduler's config does not make a noise schedule ({error})"
+            f"the scheduler's config does not make a noise schedule ({first_line(error)})"
         ) from error
+    timesteps = schedule["num_train_timesteps"]
+    if alphas.shape != (timesteps,):
+        raise ModelError(
+            f"the scheduler's config has {timesteps} timesteps and {alphas.numel()} trained_betas"
+        )
+    if not ((alphas >= 0) & (alphas <= 1)).all():  # NaN is neither
+        raise ModelError("the scheduler's betas leave a share of the picture outside of 0 … 1")
+    return alphas
 
 
 def _scheduler_files(folder: Path) -> list[Path]:

@@ -1,7 +1,7 @@
 """What people read.
 
-- `rendering` shows the answers of a query as JSON or a table, `page` as HTML; `info` describes an
-  index.
+- `rendering` shows the answers of a query as JSON or a table, `page` as HTML with `thumbnails`;
+  `printable` escapes what would break a line; `info` describes an index.
 - `diagnose` measures what an index is worth: `agreement` of noise seeds, `self_influence`, both
   with a `training_sample`; `diagnosis_text` shows it.
 - `evaluate` has the linear datamodeling score, `counterfactual` trainings without pictures;

@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import TypedDict
 
 import numpy as np
-from tqdm import tqdm
 
 from gradindex.gradients.fold import unit
 from gradindex.models.denoiser import Denoiser
@@ -22,6 +21,7 @@ from gradindex.search.index import Index
 from gradindex.search.query import QUERY_DRAWS, QUERY_TIMESTEPS
 from gradindex.search.scoring import row_pieces
 from gradindex.search.whitening import whitened_by
+from gradindex.store.progress import progress
 from gradindex.store.store import Store
 
 
@@ -81,7 +81,7 @@ def noise_agreement(
     rows = _sampled_rows(index.store, compared, query_rows)
     agreements = []
     settings = _settings(recipe, denoiser.num_train_timesteps)
-    for timesteps, draws in tqdm(settings, "noise", unit="setting", delay=2, disable=None):
+    for timesteps, draws in progress(settings, "noise", unit="setting"):
         if timesteps == len(recipe.timesteps):
             chosen = recipe.timesteps
         else:

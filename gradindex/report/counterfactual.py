@@ -3,7 +3,7 @@
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack
@@ -16,13 +16,15 @@ from gradindex.recipe import require_positive
 from gradindex.report.evaluate import model_losses
 from gradindex.report.training_sample import kept_rows
 from gradindex.search.index import Index
-from gradindex.search.pictures import Picture
+from gradindex.search.pictures import Picture, picture_list
 from gradindex.search.query import QueryOptions
 from gradindex.search.results import Result
 from gradindex.store.store import Store
 
 HIGHEST = "highest"
 RANDOM = "random"
+PLACES = ("{data}", "{out}")  # in a command
+STDERR = 2  # the command's output goes there: stdout is for data
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class _RemovedRows:
 
 def counterfactual(
     index: Index,
-    pictures: Sequence[Picture],
+    pictures: Picture | Iterable[Picture],
     command: str,
     work: str | Path,
     *,
@@ -81,12 +83,43 @@ def counterfactual(
         Removals, for each picture and then for each random removal and picture.
 
     Raises:
-        CallError: the data set is not a folder of pictures. GradindexError: the command failed.
+        CallError: before anything is trained: the command lacks `{data}` or `{out}`, the index has
+            too few pictures, or its data set is not a folder of pictures.
+        GradindexError: the command failed, or saved no model.
     """
     require_positive(k=k)
+    if random < 0:
+        raise CallError(f"random = {random}: give 0 or more")
+    absent = [place for place in PLACES if place not in command]
+    if absent:
+        raise CallError(
+            f"command {command!r} has no {' and no '.join(absent)}: write {{data}} where it takes"
+            " the folder of pictures, and {out} where it takes the folder to save the model in"
+        )
+    count = len(kept_rows(index.store))
+    if k >= count:
+        raise CallError(
+            f"k = {k}: the index has {count} pictures, and some have to stay; give fewer"
+        )
+    _require_folder(index)
+    queries = picture_list(pictures)
+    return _removals_of(index, queries, command, Path(work), k, method, random, options)
+
+
+def _removals_of(
+    index: Index,
+    pictures: Sequence[Picture],
+    command: str,
+    work: Path,
+    k: int,
+    method: str,
+    random: int,
+    options: QueryOptions,
+) -> Iterator[Removal]:
+    """Do what `counterfactual` says, whose arguments these are."""
     results = index.query(pictures, k, method, **options)
     for number, removal in enumerate(_removals(index.store, results, k, random)):
-        folder = Path(work) / str(number)
+        folder = work / str(number)
         model = _train_without(index, removal.rows, command, folder)
         losses = model_losses(index, [model], pictures, options.get("class_label"))[0]
         removed = [index.store.sample_ids[row] for row in removal.rows]
@@ -113,27 +146,37 @@ def _train_without(index: Index, rows: Sequence[int], command: str, folder: Path
 
     A model that a run before has trained without the same pictures is used.
     """
-    dataset = index.training_pictures.require()
-    source = Path(dataset.source)
-    if not source.is_dir() or not (source / dataset.sample_ids[0]).is_file():
-        raise CallError(f"{source}: pictures can only be left out of a folder of pictures")
+    dataset = _require_folder(index)
     data = folder / "data"
     model = folder / "model"
     removed_file = folder / "removed.txt"  # written last: the model is there
-    removed = "\n".join(index.store.sample_ids[row] for row in rows)
-    if removed_file.exists() and removed_file.read_text(encoding="utf-8") == removed:
+    names = "\n".join(index.store.sample_ids[row] for row in rows)
+    removed = names.encode("utf-8", "surrogateescape")
+    if removed_file.exists() and removed_file.read_bytes() == removed:
         return model
     shutil.rmtree(folder, ignore_errors=True)
     _link_pictures(dataset, {*rows, *index.store.excluded}, data)
     line = command.replace("{data}", shlex.quote(str(data)))
     line = line.replace("{out}", shlex.quote(str(model)))
-    status = subprocess.run(line, shell=True).returncode
+    status = subprocess.run(line, shell=True, stdout=STDERR).returncode
     if status:
         raise GradindexError(
             f"{line}: ended with status {status}; what was trained before stays, run it again"
         )
-    removed_file.write_text(removed, encoding="utf-8")
+    if not model.exists():
+        raise GradindexError(f"{line}: ended with status 0, but saved nothing in {model}")
+    removed_file.write_bytes(removed)
     return model
+
+
+def _require_folder(index: Index) -> Dataset:
+    """Return the training pictures; CallError unless they are a folder of pictures."""
+    dataset = index.training_pictures.require()
+    source = Path(dataset.source)
+    first = dataset.sample_ids[kept_rows(index.store)[0]]
+    if not source.is_dir() or not (source / first).is_file():
+        raise CallError(f"{source}: pictures can only be left out of a folder of pictures")
+    return dataset
 
 
 def _link_pictures(dataset: Dataset, excluded: set[int], folder: Path) -> None:
@@ -143,4 +186,8 @@ def _link_pictures(dataset: Dataset, excluded: set[int], folder: Path) -> None:
         if row not in excluded:
             link = folder / name
             link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to((source / name).resolve())
+            original = (source / name).resolve()
+            try:
+                link.symlink_to(original)
+            except OSError:  # exFAT and some network drives have no links, Windows wants rights
+                shutil.copyfile(original, link)

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from gradindex.builder.build import build
 from gradindex.data.images import read_thumbnail
@@ -21,6 +20,7 @@ from gradindex.errors import MissingPackage
 from gradindex.report.page import to_html
 from gradindex.search.index import Index
 from gradindex.search.results import Result
+from gradindex.store.progress import progress
 
 STEPS = 1500  # of training
 BATCH = 64
@@ -130,7 +130,7 @@ def _train(pictures: Path, folder: Path) -> None:
     scheduler = DDPMScheduler(num_train_timesteps=NUM_TRAIN_TIMESTEPS)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=STEPS)
-    for _ in tqdm(range(STEPS), desc="training", unit="step", delay=2, disable=None):
+    for _ in progress(range(STEPS), "training", unit="step"):
         x = x_0[torch.randint(len(x_0), (BATCH,))]
         t = torch.randint(NUM_TRAIN_TIMESTEPS, (BATCH,))
         noise = torch.randn_like(x)

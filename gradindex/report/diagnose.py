@@ -4,7 +4,7 @@ Gradient norms by timestep, which pictures are influential for everything, which
 self-influence, and how far scores depend on the noise.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NotRequired, TypedDict
 
@@ -23,7 +23,7 @@ from gradindex.report.training_sample import (
     read_training_pictures,
 )
 from gradindex.search.index import Index
-from gradindex.search.pictures import Picture, picture_name, read_labels
+from gradindex.search.pictures import Picture, picture_list, picture_name, read_labels
 from gradindex.search.scoring import METHODS
 from gradindex.store.store import Store
 
@@ -87,7 +87,7 @@ class QueryPictures:
 
 def report(
     index: Index,
-    pictures: Sequence[Picture] = (),
+    pictures: Picture | Iterable[Picture] = (),
     *,
     k: int = 10,
     queries: int = 24,
@@ -124,7 +124,7 @@ def report(
         raise CallError(f"compared = {compared}: give 0, or at least 2 pictures")
     if compared or (outliers and store.recipe.events):
         index.training_pictures.require(ADVICE)
-    chosen = _choose_queries(index, pictures, queries, class_label)
+    chosen = _choose_queries(index, picture_list(pictures), queries, class_label)
     scores = _scores(index, chosen, whiten)
     norm = picture_norms(store)
     diagnosis: Diagnosis = {

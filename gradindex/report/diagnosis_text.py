@@ -1,13 +1,15 @@
 """A diagnosis for people: lines of text, and the files that `gradindex diagnose` writes."""
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gradindex.errors import MissingPackage
+from gradindex.errors import first_line
 from gradindex.report.agreement import SettingAgreement
 from gradindex.report.diagnose import Diagnosis, NormStatistics
+from gradindex.report.printable import printable
 from gradindex.report.ranking import Influence
 from gradindex.report.self_influence import Outliers
 from gradindex.search.scoring import METHODS
@@ -67,35 +69,42 @@ def _agreement_lines(setting: SettingAgreement) -> list[str]:
 def _outlier_line(method: str, outliers: Outliers) -> str:
     """The ids of the first pictures that stand out by self-influence."""
     end = "highest" if method == "tracin" else "lowest"
-    names = ", ".join(picture["id"] for picture in outliers["outliers"][:OUTLIERS_SHOWN])
+    names = ", ".join(printable(picture["id"]) for picture in outliers["outliers"][:OUTLIERS_SHOWN])
     return f"outliers, {end} plain self-influence ({method}): {names}"
 
 
 def save(diagnosis: Diagnosis, folder: Path) -> list[Path]:
     """Write diagnose.json and norms.png, the figure of gradient norms against timesteps.
 
-    Returns:
-        The two files.
+    Without matplotlib there is no figure, and a warning says so.
 
-    Raises:
-        MissingPackage: matplotlib is not installed; the JSON is written then.
+    Returns:
+        The files that were written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     json_file = folder / "diagnose.json"
-    json_file.write_text(json.dumps(diagnosis, indent=1) + "\n")
+    json_file.write_text(json.dumps(diagnosis, indent=1) + "\n", encoding="utf-8")
     figure_file = folder / "norms.png"
-    _plot_norms(diagnosis["norm"], figure_file)
+    try:
+        _plot_norms(diagnosis["norm"], figure_file)
+    except ImportError as error:
+        figure_file.unlink(missing_ok=True)  # of a diagnosis before this one
+        warnings.warn(
+            f"no norms.png without matplotlib ({first_line(error)}): pip install 'gradindex[plot]'",
+            stacklevel=2,
+        )
+        return [json_file]
     return [json_file, figure_file]
 
 
 def _plot_norms(norm: Sequence[NormStatistics], file: Path) -> None:
-    """Write the figure of norms against timesteps: their median, and the middle 80 %."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingPackage(
-            "no figure without matplotlib: pip install 'gradindex[plot]'"
-        ) from error
+    """Write the figure of norms against timesteps: their median, and the middle 80 %.
+
+    Raises:
+        ImportError: matplotlib is not installed, or does not fit what is.
+    """
+    from matplotlib.figure import Figure
+
     timesteps = [statistics["timestep"] for statistics in norm]
     low = [statistics["p10"] for statistics in norm]
     high = [statistics["p90"] for statistics in norm]

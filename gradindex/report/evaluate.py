@@ -1,6 +1,6 @@
 """What scores are worth: the linear datamodeling score, against models trained on subsets."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack
@@ -14,7 +14,7 @@ from gradindex.models.loading import load_denoiser
 from gradindex.recipe import grid
 from gradindex.report.ranking import correlations, ranks
 from gradindex.search.index import Index
-from gradindex.search.pictures import Picture, read_labels
+from gradindex.search.pictures import Picture, picture_list, read_labels
 from gradindex.search.query import QueryOptions
 from gradindex.search.scoring import METHODS
 
@@ -122,7 +122,7 @@ def read_models(folder: str | Path, index: Index) -> tuple[list[Path], np.ndarra
     row_of = {name: row for row, name in enumerate(index.store.sample_ids)}
     subsets = np.zeros((len(files), len(row_of)), bool)
     for subset, file in zip(subsets, files, strict=True):
-        names = file.read_text(encoding="utf-8").splitlines()
+        names = _read_names(file)
         unknown = [name for name in names if name not in row_of]
         if unknown:
             raise CallError(
@@ -130,6 +130,12 @@ def read_models(folder: str | Path, index: Index) -> tuple[list[Path], np.ndarra
             )
         subset[[row_of[name] for name in names]] = True
     return [file.parent for file in files], subsets
+
+
+def _read_names(file: Path) -> list[str]:
+    """The lines of a file; names may hold any character but a line feed, and any bytes."""
+    text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    return [line for line in text.split("\n") if line]
 
 
 def model_losses(
@@ -182,7 +188,7 @@ def pixel_scores(index: Index, pictures: Sequence[Picture]) -> np.ndarray:
 
 def compare(
     index: Index,
-    pictures: Sequence[Picture],
+    pictures: Picture | Iterable[Picture],
     subsets: np.ndarray,
     losses: np.ndarray,
     embeddings: tuple[np.ndarray, np.ndarray] | None = None,
@@ -199,7 +205,12 @@ def compare(
 
     Returns:
         {name of the scores: their LDS}.
+
+    Raises:
+        CallError: before any gradient is taken: the shapes do not fit.
     """
+    pictures = picture_list(pictures)
+    _require_shapes(index, len(pictures), subsets, losses, embeddings)
     options["whiten"] = False
     query = index.to_query(pictures, **options)
     blocks = index.query_blocks(query, *METHODS)
@@ -216,3 +227,29 @@ def compare(
     chance = np.random.default_rng(0).standard_normal((losses.shape[1], subsets.shape[1]))
     results["random"] = lds(chance, subsets, losses)
     return results
+
+
+def _require_shapes(
+    index: Index,
+    count: int,
+    subsets: np.ndarray,
+    losses: np.ndarray,
+    embeddings: tuple[np.ndarray, np.ndarray] | None,
+) -> None:
+    """Raise CallError unless the arrays of `compare` fit the index and `count` pictures."""
+    rows = index.store.shape[1]
+    models = len(losses) if losses.ndim else 0
+    if subsets.shape != (models, rows) or losses.shape != (models, count) or models < FEWEST_MODELS:
+        raise CallError(
+            f"subsets {subsets.shape}, losses {losses.shape}: give [M, {rows}] and [M, {count}],"
+            f" {rows} pictures in the index and {count} asked, with three subsets or more"
+        )
+    if embeddings is None:
+        return
+    training, queries = embeddings
+    fits = training.ndim == queries.ndim == 2 and training.shape[1] == queries.shape[1]
+    if not fits or (len(training), len(queries)) != (rows, count):
+        raise CallError(
+            f"embeddings: training {training.shape}, queries {queries.shape}; give [{rows}, E] and"
+            f" [{count}, E]"
+        )

@@ -1,14 +1,14 @@
 """The answer to a query as a page of HTML that stands alone: all pictures are inside the file."""
 
-import base64
 import html
-import io
 from collections.abc import Callable, Sequence
 from pathlib import PurePath
 
 from PIL import Image
 
+from gradindex.report.printable import printable
 from gradindex.report.rendering import plus_minus, score_kind, timestep_text, titled_lists
+from gradindex.report.thumbnails import Thumbnails
 from gradindex.search.results import Hit, Result
 
 Section = tuple[str, Sequence[Result]]  # a method, and its result for each query
@@ -24,62 +24,58 @@ def to_html(
 ) -> str:
     """Return a page of every query picture with its rankings.
 
+    Pictures are shown at up to 256 × 256 pixels, and each is in the page once.
+
     Args:
         sections: (method, results of that method), whose rankings are shown one below the other.
-        picture_of: the training picture of a row; None where it is gone.
+        picture_of: the training picture of a row; None where it is gone. One that fails to open
+            leaves its place empty.
         query_pictures: one per query; None where it cannot be shown.
         notes: paragraphs above the rankings.
         whitened: whether the queries were.
     """
+    thumbnails = Thumbnails(picture_of)
     parts = [f"<h1>{html.escape(title)}</h1>"]
     parts += [f"<p>{html.escape(note)}</p>" for note in notes]
     for number, picture in enumerate(query_pictures):
         results = [(method, section_results[number]) for method, section_results in sections]
-        parts += _query_parts(picture, results, picture_of, whitened)
-    page = PAGE.replace("{title}", html.escape(title))
-    return page.replace("{body}", "\n".join(parts))
+        parts += _query_parts(picture, results, thumbnails, whitened)
+    beginning = BEGINNING.replace("{title}", html.escape(title))
+    beginning = beginning.replace("{pictures}", thumbnails.style_sheet())
+    return "\n".join([beginning, *parts, END])
 
 
 def _query_parts(
     picture: Image.Image | None,
     results: Sequence[tuple[str, Result]],
-    picture_of: Callable[[int], Image.Image | None],
+    thumbnails: Thumbnails,
     whitened: bool,
 ) -> list[str]:
     """The lines of one query: its picture, and the rankings of each (method, result)."""
     name = PurePath(results[0][1].picture).name
-    parts = ["<section>", _figure("query", picture, name), "<div>"]
+    parts = ["<section>", _figure("query", thumbnails.element(picture, name), name), "<div>"]
     for method, result in results:
         kind = score_kind(method, whitened)
         for heading, hits in titled_lists(result):
             label = f"{method} {heading} <small>{kind} ± standard error over timesteps</small>"
-            figures = "".join(_hit_figure(hit, picture_of(hit.row)) for hit in hits)
+            figures = "".join(_hit_figure(hit, thumbnails) for hit in hits)
             parts.append(f"<h2>{label}</h2><div class=row>{figures}</div>")
     parts.append("</div></section>")
     return parts
 
 
-def _hit_figure(hit: Hit, picture: Image.Image | None) -> str:
+def _hit_figure(hit: Hit, thumbnails: Thumbnails) -> str:
     """A hit's picture with its score, and bars of what each timestep adds to it."""
     caption = f"<span><b>{hit.score:.3g}</b>{plus_minus(hit)}</span><br>"
     if hit.by_timestep is not None:
         caption += _bars(hit.by_timestep)
-    return _figure("hit", picture, hit.id, caption)
+    return _figure("hit", thumbnails.of_row(hit.row, hit.id), hit.id, caption)
 
 
-def _figure(css_class: str, picture: Image.Image | None, name: str, caption: str = "") -> str:
-    """A picture with a caption, in HTML, and its name below."""
-    shown = "<div class=gone>picture not found</div>" if picture is None else _img(picture, name)
-    caption += html.escape(name)
-    return f"<figure class={css_class}>{shown}<figcaption>{caption}</figcaption></figure>"
-
-
-def _img(picture: Image.Image, name: str) -> str:
-    """A picture as an element that holds its PNG."""
-    stream = io.BytesIO()
-    picture.save(stream, "PNG")
-    content = base64.b64encode(stream.getvalue()).decode()
-    return f'<img alt="{html.escape(name)}" src="data:image/png;base64,{content}">'
+def _figure(css_class: str, element: str, name: str, caption: str = "") -> str:
+    """The element of a picture with a caption in HTML, and its name below."""
+    caption += html.escape(printable(name))
+    return f"<figure class={css_class}>{element}<figcaption>{caption}</figcaption></figure>"
 
 
 def _bars(by_timestep: dict[float, float]) -> str:
@@ -98,7 +94,7 @@ def _bars(by_timestep: dict[float, float]) -> str:
     return f"<svg {view}>{title}{''.join(bars)}</svg>"
 
 
-PAGE = """<!doctype html>
+BEGINNING = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
@@ -110,13 +106,15 @@ section { display: flex; gap: 1.5rem; border-top: 1px solid #ddd; padding: 1rem 
 .row { display: flex; flex-wrap: wrap; gap: .5rem; margin-bottom: .6rem }
 figure { margin: 0; width: 7rem; text-align: center; font-size: .75rem; overflow-wrap: anywhere }
 figure.query { width: 8.5rem; flex: none }
-img { width: 5.5rem; height: 5.5rem; object-fit: contain; image-rendering: pixelated; \
-background: #eee }
+img { width: 5.5rem; height: 5.5rem; background: #eee center / contain no-repeat; \
+print-color-adjust: exact }
+.small { image-rendering: pixelated }
 figcaption span { white-space: nowrap }
 svg { width: 5.5rem; height: 1.5rem; fill: #456; \
 background: linear-gradient(#ccc, #ccc) center/100% 1px no-repeat }
 .query img { width: 8rem; height: 8rem } .gone { height: 5.5rem; background: #eee; color: #666 }
-</style></head><body>
-{body}
-</body></html>
+{pictures}
+</style></head><body>"""
+
+END = """</body></html>
 """

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from gradindex.report.printable import printable
 from gradindex.search.results import Hit, Result
 
 PLAIN_SCORES = {"tracin": "inner product", "retrac": "cosine"}  # what they are, by method
@@ -49,7 +50,8 @@ def to_table(results: Sequence[Result], method: str, whitened: bool = False) -> 
     for result in results:
         for title, hits in titled_lists(result):
             lines.append(
-                f"{result.picture}: {title} ({method}, {kind} ± standard error over timesteps)"
+                f"{printable(result.picture)}: {title}"
+                f" ({method}, {kind} ± standard error over timesteps)"
             )
             for hit in hits:
                 lines += _hit_lines(hit)
@@ -59,7 +61,7 @@ def to_table(results: Sequence[Result], method: str, whitened: bool = False) -> 
 
 def _hit_lines(hit: Hit) -> list[str]:
     """A hit's line of the table, and one for its timesteps where they were asked for."""
-    lines = [f"{hit.rank:>5}  {hit.score:>11.4g}{plus_minus(hit):<12}  {hit.id}"]
+    lines = [f"{hit.rank:>5}  {hit.score:>11.4g}{plus_minus(hit):<12}  {printable(hit.id)}"]
     if hit.by_timestep is not None:
         lines.append(f"       {timestep_text(hit.by_timestep)}")
     return lines

@@ -13,7 +13,7 @@ from gradindex.recipe import Recipe
 from gradindex.search.index import Index
 from gradindex.store.store import Store
 
-ADVICE = "; give pictures, --compared 0 and, with recorded timesteps, --no-outliers"
+ADVICE = "; give pictures, compared=0 and, with recorded timesteps, outliers=False"
 GROUP = 64  # training pictures whose gradients are in memory at once
 
 

@@ -5,12 +5,12 @@ sums of two rows as queries.
 """
 
 import time
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
-from tqdm import tqdm
 
 from gradindex.errors import CallError, first_line
 from gradindex.search.ann_index import (
@@ -32,6 +32,7 @@ from gradindex.store.digests import sha256
 from gradindex.store.manifest import seal
 from gradindex.store.memory import free_memory
 from gradindex.store.prefetch import prefetch
+from gradindex.store.progress import progress as show_progress
 from gradindex.store.store import Store
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 # What `auto` tries, one after the other, until the measured recall is high enough
 LADDER = ("PCA64,SQfp16", "PCA256,SQfp16", "HR,RaBitQ4", STORE)
+WIDEST_VECTOR = 1 << 20  # numbers; FAISS refuses to read files of wider ones
 FLAT_BYTES = 1 << 30  # of search vectors, up to which they are kept as they are
 FILE_BYTES = 64 << 20  # of an index file, about
 TRAINED_ON = 4096  # vectors, or 64 for each list of an inverted file
@@ -69,12 +71,17 @@ def build_ann_index(
         raise CallError(
             f"{store.location}: every picture was skipped or removed; there is nothing to search"
         )
+    if factory not in ("auto", STORE) and store.recipe.search_width > WIDEST_VECTOR:
+        raise CallError(
+            f"factory {factory}: FAISS reads vectors of {WIDEST_VECTOR:,} numbers at the most,"
+            f" these have {store.recipe.search_width:,}; give auto or store"
+        )
     before = saved_ann_index(store, name)
     # Named here, not read from the record, which may be another index's in the wrong place.
     count = len(before.record.files) if before else 0
     obsolete = {index_file(name, number) for number in range(count)}
     for candidate in _factories(store, factory):
-        index = AnnBuilder(store, name, candidate, whitening).build()
+        index = _build_or_scan(store, name, candidate, whitening)
         whitening = index.whitening
         obsolete |= {part.file for part in index.record.files}
         if index.record.recall_at_10 >= GOAL:
@@ -86,10 +93,30 @@ def build_ann_index(
     return index
 
 
+def _build_or_scan(
+    store: Store, name: str, factory: str, whitening: "Whitening | None"
+) -> AnnIndex:
+    """The index of a factory; one that scans the store where FAISS cannot make that of these rows.
+
+    Codes may need more pictures to train than there are; FAISS then raises what it likes.
+    """
+    try:
+        return AnnBuilder(store, name, factory, whitening).build()
+    except (RuntimeError, AssertionError, MemoryError) as error:
+        warnings.warn(
+            f"{store.location}: FAISS cannot make {factory} of these rows ({first_line(error)});"
+            " queries scan the store",
+            stacklevel=3,
+        )
+        return AnnBuilder(store, name, STORE, whitening).build()
+
+
 def _factories(store: Store, factory: str) -> Sequence[str]:
     """What is tried for a factory that was asked for, in this order."""
     if factory != "auto":
         return [factory]
+    if store.recipe.search_width > WIDEST_VECTOR:
+        return [STORE]
     flat_bytes = store.shape[1] * store.recipe.search_width * 4
     if flat_bytes <= min(FLAT_BYTES, free_memory() // 4):
         return [FLAT, *LADDER]
@@ -146,7 +173,7 @@ class AnnBuilder:
         pictures, shard_rows = self._store.shape[1], self._store.shard_rows
         step = max(1, FILE_BYTES // self._code_bytes() // shard_rows) * shard_rows
         starts = range(0, pictures, step)
-        bar = tqdm(starts, f"{self._name} index", unit="file", delay=2, disable=None)
+        bar = show_progress(starts, f"{self._name} index", unit="file")
         files = []
         for number, start in enumerate(bar):
             files.append(self._make_file(number, start, min(start + step, pictures)))

@@ -6,9 +6,10 @@ It proposes candidates, whose exact scores the store then has. The search vector
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import cache, cached_property, partial
 from importlib.metadata import distributions
+from threading import RLock
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -169,6 +170,7 @@ class AnnIndex:
             self.whitening = whitening
         self._open: dict[str, Any] = {}
         self._workers: SearchWorkers | None = None
+        self._lock = RLock()  # for threads that share an index; FAISS on a GPU takes one at a time
 
     @cached_property
     def whitening(self) -> "Whitening | None":
@@ -249,11 +251,16 @@ class AnnIndex:
             search = partial(self.search_file, queries=queries, count=count)
             yield from prefetch(search, numbers, threads, 4 * threads)
             return
-        if self._workers is None:
-            opened = partial(_open_again, str(self._store.location), self._name, self.record)
-            self._workers = SearchWorkers(self._ray, opened, len(numbers))
+        with self._lock:
+            if self._workers is None:
+                self._workers = self._start_workers(len(numbers))
         answers = dict(self._workers.search(queries, count))
         yield from (answers[number] for number in numbers)
+
+    def _start_workers(self, files: int) -> SearchWorkers:
+        assert self._ray is not None
+        opened = partial(_open_again, str(self._store.location), self._name, self.record)
+        return SearchWorkers(self._ray, opened, files)
 
     def search_file(
         self, number: int, queries: np.ndarray, count: int
@@ -271,7 +278,8 @@ class AnnIndex:
             return rows[None] + first, products[None, rows]
         threads = max(1, CPUS // len(self.record.files))
         require_faiss().omp_set_num_threads(threads)  # of this thread's searches
-        scores, rows = index.search(queries, count)
+        with self._lock if self._gpu else nullcontext():
+            scores, rows = index.search(queries, count)
         return rows + first, np.where(rows < 0, -np.inf, scores)
 
     def load(self, number: int) -> Any:
@@ -299,7 +307,10 @@ class AnnIndex:
             # FAISS raises RuntimeError for a file that another version of it wrote
             message = f"{location}: {part.file} is damaged ({first_line(error)})"
             raise StoreError(message) from error
-        return require_faiss().index_cpu_to_gpu(self._gpu, 0, index) if self._gpu else index
+        if not self._gpu:
+            return index
+        number = int(self._device.partition(":")[2] or 0)
+        return require_faiss().index_cpu_to_gpu(self._gpu, number, index)
 
     @cached_property
     def _gpu(self) -> Any:
@@ -316,7 +327,7 @@ def require_faiss() -> ModuleType:
     """The faiss module.
 
     Raises:
-        MissingPackage: no wheel is installed, or two that overwrite each other.
+        MissingPackage: it is not installed, or two wheels are that overwrite each other.
     """
     names = {distribution.name or "" for distribution in distributions()}
     wheels = sorted(name for name in names if name.startswith(("faiss-cpu", "faiss-gpu")))
@@ -325,10 +336,11 @@ def require_faiss() -> ModuleType:
             f"{' and '.join(wheels)} overwrite each other's files: uninstall all of them, then"
             " install gradindex[cpu] or gradindex[gpu]"
         )
-    if not wheels:
+    try:
+        # Whatever it is called: conda's packages and builds from source have other names
+        import faiss
+    except ImportError as error:
         raise MissingPackage(
             "FAISS is not installed: pip install 'gradindex[cpu]', or [gpu] where there is CUDA"
-        )
-    import faiss
-
+        ) from error
     return faiss

@@ -1,7 +1,7 @@
 """An open index: a picture → its gradients → candidates → exact scores from the store."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Unpack
 
@@ -11,7 +11,7 @@ from PIL import Image
 from gradindex.errors import CallError
 from gradindex.models.devices import resolve_device
 from gradindex.recipe import FOLDED, require, require_positive
-from gradindex.search.pictures import Picture, picture_name, read_pictures
+from gradindex.search.pictures import Picture, picture_list, picture_name, read_pictures
 from gradindex.search.query import Query, QueryOptions
 from gradindex.search.query_gradients import QueryGradients
 from gradindex.search.ranker import Ranker
@@ -58,8 +58,9 @@ class Index:
             [C, N, T, D].
         gradients: takes a query's gradients. ranker: whitens and ranks by them.
         training_pictures: the training pictures, where they still are.
-        seconds: how long the last query took, `{"gradients": …, "search": …}`; loading the model is
-            in neither, whitening in the search.
+
+    Threads may share one: the gradients of their queries are taken one after the other, everything
+    else side by side.
     """
 
     def __init__(
@@ -69,11 +70,10 @@ class Index:
         self.gradients = QueryGradients(store, model, device)
         self.ranker = Ranker(store, device, ray)
         self.training_pictures = TrainingPictures(store)
-        self.seconds = {"gradients": 0.0, "search": 0.0}
 
     def query(
         self,
-        pictures: Sequence[Picture],
+        pictures: Picture | Iterable[Picture],
         k: int = 10,
         method: str = "retrac",
         *,
@@ -84,7 +84,8 @@ class Index:
         """The training pictures with the highest influence on each picture.
 
         Args:
-            pictures: Q paths, PIL pictures, or tensors [channels, height, width] in [−1, 1].
+            pictures: Q paths, PIL pictures, or tensors [channels, height, width] in [−1, 1]; or one
+                alone, which gives a list of one result.
             k: how many hits; more than there are pictures gives all of them.
             method: "retrac" (cosine) or "tracin" (inner product).
             opponents: also return the k most negative.
@@ -100,13 +101,15 @@ class Index:
         """
         require_positive(k=k)
         require("method", method, METHODS)
+        pictures = picture_list(pictures)
         if by_timestep and self.store.recipe.rows == FOLDED:
             raise CallError(
                 "by_timestep: the rows of this index are folded into one for each picture"
             )
         query = self.to_query(pictures, **options)
-        (block,) = self.query_blocks(query, method)
+        (block,), gradient_seconds = self.gradients.blocks(query, [method])
         began = time.perf_counter()
+        (block,) = self._whitened([block], query, [method])
         signs = (1, -1) if opponents else (1,)
         proposed = self.ranker.proposed(block, k, method, query.span, query.damping, signs)
         if not any(map(len, proposed[1])):
@@ -120,15 +123,19 @@ class Index:
             for sign, rows in proposed.items()
             if sign in signs
         }
-        self.seconds["search"] += time.perf_counter() - began
+        seconds = {"gradients": gradient_seconds, "search": time.perf_counter() - began}
         results = []
         for number, picture in enumerate(pictures):
             worst = lists[-1][number] if opponents else None
-            results.append(Result(picture_name(picture, number), lists[1][number], worst))
+            name = picture_name(picture, number)
+            results.append(Result(name, lists[1][number], worst, seconds))
         return results
 
     def scores(
-        self, pictures: Sequence[Picture], method: str = "retrac", **options: Unpack[QueryOptions]
+        self,
+        pictures: Picture | Iterable[Picture],
+        method: str = "retrac",
+        **options: Unpack[QueryOptions],
     ) -> np.ndarray:
         """The exact score of every training picture, float32 [Q, N].
 
@@ -138,7 +145,7 @@ class Index:
         return self.scores_by_method(pictures, method, **options)[method]
 
     def scores_by_method(
-        self, pictures: Sequence[Picture], *methods: str, **options: Unpack[QueryOptions]
+        self, pictures: Picture | Iterable[Picture], *methods: str, **options: Unpack[QueryOptions]
     ) -> dict[str, np.ndarray]:
         """The `scores` of several methods, whose query gradients are taken once."""
         for method in methods:
@@ -150,7 +157,9 @@ class Index:
             for method, block in zip(methods, blocks, strict=True)
         }
 
-    def to_query(self, pictures: Sequence[Picture], **options: Unpack[QueryOptions]) -> Query:
+    def to_query(
+        self, pictures: Picture | Iterable[Picture], **options: Unpack[QueryOptions]
+    ) -> Query:
         """A query's pictures and options, checked against the store."""
         _ = self.store.summary  # raises unless a build has finished
         return Query.of(self.store, pictures, **options)
@@ -160,17 +169,21 @@ class Index:
 
         They are the `QueryGradients.blocks`, whitened unless the query says not to.
         """
-        blocks, gradient_seconds = self.gradients.blocks(query, methods)
-        began = time.perf_counter()
-        if query.damping is not None:
-            blocks = [
-                self.ranker.whitened(method, block, query.damping)
-                for method, block in zip(methods, blocks, strict=True)
-            ]
-        self.seconds = {"gradients": gradient_seconds, "search": time.perf_counter() - began}
-        return blocks
+        blocks, _ = self.gradients.blocks(query, methods)
+        return self._whitened(blocks, query, methods)
 
-    def read_pictures(self, pictures: Sequence[Picture]) -> np.ndarray:
+    def _whitened(
+        self, blocks: list[np.ndarray], query: Query, methods: Sequence[str]
+    ) -> list[np.ndarray]:
+        """Query blocks of methods, whitened unless the query says not to."""
+        if query.damping is None:
+            return blocks
+        return [
+            self.ranker.whitened(method, block, query.damping)
+            for method, block in zip(methods, blocks, strict=True)
+        ]
+
+    def read_pictures(self, pictures: Picture | Iterable[Picture]) -> np.ndarray:
         """Pictures as the model takes them, [Q, channels, height, width] float32 in [−1, 1]."""
         return read_pictures(pictures, self.store.recipe.image)
 

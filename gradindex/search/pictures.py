@@ -1,17 +1,44 @@
 """A query's pictures, of any kind, as the model takes them, and their class labels."""
 
-from collections.abc import Sequence
+import io
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from gradindex.data.images import UNREADABLE, to_array
-from gradindex.errors import CallError
+from gradindex.data.images import require_channels, to_array
+from gradindex.errors import CallError, first_line
 
-# A path, a PIL picture, or a tensor [channels, height, width] in [−1, 1]
-Picture = str | Path | Image.Image | Any
+# A path, the bytes of a file, a file that is open, a PIL picture, or a tensor
+# [channels, height, width] in [−1, 1]
+Picture = str | Path | bytes | Image.Image | Any
+ALLOWED = "give paths, bytes, PIL pictures, or tensors [channels, height, width] in [-1, 1]"
+
+
+def picture_list(pictures: Picture | Iterable[Picture]) -> list[Picture]:
+    """Return a query's pictures as a list: one picture alone as one of them, a generator read once.
+
+    Raises:
+        CallError: it is neither a picture nor several.
+
+    >>> picture_list("gen.png"), picture_list(name for name in ("a.png", "b.png"))
+    (['gen.png'], ['a.png', 'b.png'])
+    >>> len(picture_list(np.zeros((3, 8, 8)))), len(picture_list(np.zeros((2, 3, 8, 8))))
+    (1, 2)
+    """
+    if _is_one_picture(pictures):
+        return [pictures]
+    if isinstance(pictures, Mapping) or hasattr(pictures, "parameters"):
+        kind = type(pictures).__name__
+        hint = "; of what a pipeline returns, give its .images" if "images" in dir(pictures) else ""
+        raise CallError(f"pictures: a {kind} holds none; {ALLOWED}{hint}")
+    try:
+        return list(pictures)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise CallError(f"pictures: a {type(pictures).__name__} is none; {ALLOWED}") from error
 
 
 def picture_name(picture: Picture, number: int) -> str:
@@ -23,41 +50,99 @@ def picture_name(picture: Picture, number: int) -> str:
     return str(picture) if isinstance(picture, str | Path) else f"picture {number}"
 
 
-def read_pictures(pictures: Sequence[Picture], image: tuple[int, int, int]) -> np.ndarray:
+def read_pictures(pictures: Picture | Iterable[Picture], image: tuple[int, int, int]) -> np.ndarray:
     """Pictures as the model takes them, [Q, channels, height, width] float32 in [−1, 1].
 
     Args:
+        pictures: see `picture_list`.
         image: channels, height and width of the model.
 
     Raises:
-        CallError: a picture does not open, or a tensor is not of that shape.
+        CallError: there is none, one does not open, or a tensor is not of that shape.
     """
-    return np.stack([_read_picture(picture, image) for picture in pictures])
+    arrays = [
+        _read_picture(picture, number, image)
+        for number, picture in enumerate(picture_list(pictures))
+    ]
+    if not arrays:
+        raise CallError("pictures: give at least one")
+    return np.stack(arrays)
 
 
-def _read_picture(picture: Picture, image: tuple[int, int, int]) -> np.ndarray:
+def _is_one_picture(pictures: Any) -> bool:
+    """Whether an argument is a picture, not several of them."""
+    one = (str, Path, bytes, bytearray, memoryview, Image.Image)
+    is_tensor = hasattr(pictures, "shape") and len(pictures.shape) in (2, 3)
+    return isinstance(pictures, one) or is_tensor or hasattr(pictures, "read")
+
+
+def _read_picture(picture: Picture, number: int, image: tuple[int, int, int]) -> np.ndarray:
+    name = picture_name(picture, number)
     if isinstance(picture, str | Path):
-        return _read_file(picture, image)
+        _require_file(picture)
+        return _read_file(picture, name, image)
+    if isinstance(picture, bytes | bytearray | memoryview):
+        return _read_file(io.BytesIO(picture), name, image)
+    if hasattr(picture, "read"):
+        return _read_file(picture, name, image)
     if isinstance(picture, Image.Image):
+        return _to_array(picture, name, image)
+    return _read_tensor(picture, name, image)
+
+
+def _require_file(file: str | Path) -> None:
+    """Raise CallError, with what to give, unless a path is one of a file."""
+    path = Path(file)
+    problem = None
+    if path.is_dir():
+        problem = "a folder; give its pictures one by one, such as sorted(Path(…).glob('*.png'))"
+    elif "://" in str(file):
+        problem = "an address; download it, and give the file or its bytes"
+    elif not path.exists():
+        problem = "no such file"
+        if any(letter in str(file) for letter in "*?["):
+            problem += "; a pattern is not expanded, give what glob.glob finds for it"
+    if problem:
+        raise CallError(f"{file}: not a picture that opens ({problem})")
+
+
+def _read_file(file: Any, name: str, image: tuple[int, int, int]) -> np.ndarray:
+    """The picture in a file, given as a path or open."""
+    require_channels(image[0])
+    try:
+        opened = Image.open(file)
+    except Exception as error:  # Pillow raises whatever damaged bytes lead it to
+        raise CallError(f"{name}: not a picture that opens ({first_line(error)})") from error
+    with opened:
+        return _to_array(opened, name, image)
+
+
+def _to_array(picture: Image.Image, name: str, image: tuple[int, int, int]) -> np.ndarray:
+    """`to_array` of a picture, whose errors name it."""
+    require_channels(image[0])
+    try:
         return to_array(picture, image)
-    if hasattr(picture, "detach"):  # a torch tensor of any type, on any device
-        picture = picture.detach().float().cpu()
-    array = np.asarray(picture, dtype=np.float32)
+    except MemoryError:  # the machine's fault, not the picture's
+        raise
+    except Exception as error:
+        raise CallError(f"{name}: not a picture that opens ({first_line(error)})") from error
+
+
+def _read_tensor(tensor: Any, name: str, image: tuple[int, int, int]) -> np.ndarray:
+    """A tensor or array that is a picture already, as float32."""
+    if not (isinstance(tensor, list | tuple) or hasattr(tensor, "__array__")):
+        raise CallError(f"{name}: a {type(tensor).__name__} is no picture; {ALLOWED}")
+    if hasattr(tensor, "detach"):  # a torch tensor of any type, on any device
+        tensor = tensor.detach().float().cpu()
+    try:
+        array = np.asarray(tensor, dtype=np.float32)
+    except (ValueError, TypeError) as error:
+        raise CallError(f"{name}: no picture ({first_line(error)}); {ALLOWED}") from error
     if array.shape != image or not np.isfinite(array).all() or np.abs(array).max() > 1:
         raise CallError(
             f"a picture tensor of shape {array.shape}: give {image} with values in [-1, 1]"
         )
     return array
-
-
-def _read_file(file: str | Path, image: tuple[int, int, int]) -> np.ndarray:
-    try:
-        with Image.open(file) as picture:
-            return to_array(picture, image)
-    except CallError:
-        raise
-    except UNREADABLE as error:
-        raise CallError(f"{file}: not a picture that opens ({error})") from error
 
 
 def read_labels(
@@ -78,9 +163,21 @@ def read_labels(
         return None
     if class_label is None:
         raise CallError(f"the model is class-conditional: give class_label, 0 to {classes - 1}")
-    labels = [class_label] * count if isinstance(class_label, int) else list(class_label)
+    try:
+        labels = _whole_numbers(class_label, count)
+    except TypeError as error:
+        raise CallError(f"class_label = {class_label!r}: give whole numbers") from error
     if len(labels) != count or not all(0 <= label < classes for label in labels):
         raise CallError(
             f"class_label = {class_label}: give one from 0 to {classes - 1} per picture"
         )
     return labels
+
+
+def _whole_numbers(class_label: Any, count: int) -> list[int]:
+    """One label, of NumPy or a tensor too, `count` times, or each of several; else TypeError."""
+    if hasattr(class_label, "tolist"):
+        class_label = class_label.tolist()
+    if isinstance(class_label, Iterable):
+        return [operator.index(label) for label in class_label]
+    return [operator.index(class_label)] * count

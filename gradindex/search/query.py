@@ -1,7 +1,7 @@
 """A query: pictures and options, checked against the store that is asked."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self, TypedDict
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from gradindex.errors import CallError
 from gradindex.recipe import FOLDED, Recipe, require, require_positive
-from gradindex.search.pictures import Picture, read_labels, read_pictures
+from gradindex.search.pictures import Picture, picture_list, read_labels, read_pictures
 from gradindex.search.scoring import Span, inside, to_span
 from gradindex.search.whitening import DAMPING
 from gradindex.store.store import Store
@@ -78,7 +78,7 @@ class Query:
     def of(
         cls,
         store: Store,
-        pictures: Sequence[Picture],
+        pictures: Picture | Iterable[Picture],
         *,
         pairing: str | None = None,
         query_timesteps: int | Sequence[int] | None = None,
@@ -95,6 +95,7 @@ class Query:
         Raises:
             CallError: an option does not fit the store or another option.
         """
+        pictures = picture_list(pictures)
         recipe = store.recipe
         span = to_span(timesteps)
         matched = _is_matched(recipe, pairing)

@@ -1,13 +1,14 @@
 """A query's gradients: the build's checkpoints, and what their rows are multiplied with."""
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from threading import RLock
 
 import numpy as np
-from tqdm import tqdm
 
 from gradindex.errors import CallError
 from gradindex.gradients.batch_size import fitting_batch
@@ -18,11 +19,15 @@ from gradindex.gradients.sampling import sample_gradients
 from gradindex.models.checkpoints import Checkpoints
 from gradindex.recipe import FOLDED, NOISE_VERSION, PROJECTION_VERSION, grid
 from gradindex.search.query import Query
+from gradindex.store.progress import progress as show_progress
 from gradindex.store.store import Store
 
 
 class QueryGradients:
     """What takes the gradients of queries, at the checkpoints that the store was built from.
+
+    One query at a time: while gradients are taken, the model has hooks, and one checkpoint is in
+    memory. Threads wait for each other.
 
     Args:
         model: where the model is now, when it was moved since the build (one checkpoint only).
@@ -31,6 +36,7 @@ class QueryGradients:
 
     def __init__(self, store: Store, model: str | Path | None, device: str) -> None:
         self._store, self._model, self._device = store, model, device
+        self._lock = RLock()
 
     @cached_property
     def checkpoints(self) -> Checkpoints:
@@ -48,7 +54,7 @@ class QueryGradients:
             store.recipe,
             noise_version=NOISE_VERSION,
             projection_version=PROJECTION_VERSION,
-            **checkpoints.recipe_fields(),
+            **checkpoints.recipe_fields(store.recipe.config),
         )
         message = f"model {model} or this gradindex is not the one that indexed"
         store.require_recipe(now, message)
@@ -58,13 +64,34 @@ class QueryGradients:
         """The model's path, and those of the checkpoints."""
         header = self._store.header
         paths = [checkpoint.path for checkpoint in header.checkpoints]
+        if header.scheduler is not None and not os.path.exists(header.scheduler):
+            raise CallError(
+                f"scheduler {header.scheduler}: no such file or folder, and"
+                f" {self._store.location} was built with it; put it back, or a link to it"
+            )
         if self._model is None:
+            # A bare weights file needs the model too: its config.json is there.
+            needed = paths if all(map(os.path.isdir, paths)) else [*paths, header.model]
+            if gone := [path for path in needed if not os.path.exists(path)]:
+                raise CallError(self._moved(gone[0], len(paths)))
             return header.model, paths
         if len(paths) > 1:
             raise CallError(
-                f"model = {str(self._model)!r}: this index has {len(paths)} checkpoints"
+                f"model = {str(self._model)!r}: this index has {len(paths)} checkpoints, and a"
+                " model stands for one; put them back, or links to them, where they were:"
+                f" {paths[0]}, …"
             )
         return self._model, [str(self._model)]
+
+    def _moved(self, path: str, checkpoints: int) -> str:
+        """What an error says of a path of the build where nothing is any more."""
+        message = f"model {path}: no such file or folder, and {self._store.location}"
+        if checkpoints == 1:
+            return f"{message} was built from it; say where it is now with --model (model=)"
+        return (
+            f"{message} was built from it and others, {checkpoints} checkpoints; put it back, or a"
+            " link to it (--model stands for one checkpoint only)"
+        )
 
     @cached_property
     def fitting_batch(self) -> int:
@@ -79,13 +106,17 @@ class QueryGradients:
             [Q, 1, 1, W], and divided by T. And the seconds that the gradients took, loading the
             models not counted.
         """
+        with self._lock:
+            return self._blocks(query, methods)
+
+    def _blocks(self, query: Query, methods: Sequence[str]) -> tuple[list[np.ndarray], float]:
         recipe = self._store.recipe
         timesteps = grid(query.timesteps, self.checkpoints[0].num_train_timesteps)
         events = grid_events(recipe, query.ids, timesteps, query.draws)
         count = events.timesteps.size * events.draws * len(query.weights)
         parts: list[list[np.ndarray]] = [[] for _ in methods]
         seconds = 0.0
-        with tqdm(total=count, desc="query", unit="gradient", delay=2, disable=None) as bar:
+        with show_progress(title="query", total=count, unit="gradient") as bar:
             for checkpoint, weight in enumerate(query.weights):
                 gradients, duration = self._gradients(query, events, checkpoint, bar.update)
                 seconds += duration

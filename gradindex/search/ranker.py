@@ -1,12 +1,13 @@
 """From query blocks to hits: candidates from FAISS or a scan, then exact scores from the store."""
 
+import warnings
 from collections.abc import Sequence
+from threading import RLock
 
 import numpy as np
 
-from gradindex.errors import StoreError
-from gradindex.search.ann_builder import build_ann_index, open_ann_index
-from gradindex.search.ann_index import AnnIndex
+from gradindex.errors import MissingPackage, StoreError
+from gradindex.search.ann_index import STORE, AnnIndex, require_faiss, saved_ann_index
 from gradindex.search.factors import WHITENED, is_wide
 from gradindex.search.results import Hit
 from gradindex.search.scoring import (
@@ -27,7 +28,9 @@ READ_ROWS = 256  # candidates whose rows are in memory at once
 class Ranker:
     """What whitens query blocks [Q, C, T, D] and ranks the store's rows by them.
 
-    It keeps the whitening factors and search files that it has opened.
+    It keeps the whitening factors and search files that it has opened, and writes nothing: where
+    the store has no factors it makes them in memory, where it has no search files that fit, or
+    FAISS cannot read them, it scans the store and warns. Threads may share one.
 
     Args:
         device: where whitening and FAISS compute. ray: see `AnnIndex`.
@@ -35,8 +38,9 @@ class Ranker:
 
     def __init__(self, store: Store, device: str, ray: str | None = None) -> None:
         self._store, self._device, self._ray = store, device, ray
-        self._indexes: dict[str, AnnIndex] = {}
+        self._indexes: dict[str, AnnIndex | None] = {}  # None: the store is scanned
         self._whitenings: dict[str, Whitening] = {}
+        self._lock = RLock()
 
     def whitened(self, method: str, block: np.ndarray, damping: float = DAMPING) -> np.ndarray:
         """(GᵀG/N + λI)⁻¹ q of query blocks [Q, C, T, D] float32."""
@@ -79,20 +83,44 @@ class Ranker:
         self, name: str, block: np.ndarray, k: int, signs: Sequence[int]
     ) -> dict[int, list[np.ndarray]] | None:
         """The candidates of the search index of that name; None where it has no files."""
+        index = self._index(name)
+        if index is None:
+            return None
         try:
+            return index.proposed(block, k, signs)
+        except StoreError as error:  # a file is damaged, or another version of FAISS wrote it
+            self._scan_from_now_on(name, str(error))
+            return None
+
+    def _index(self, name: str) -> AnnIndex | None:
+        """The search index of that name; None where there is none of the store's rows."""
+        with self._lock:
             if name not in self._indexes:
                 self._indexes[name] = self._open_index(name)
-            return self._indexes[name].proposed(block, k, signs)
-        except StoreError:
-            # An index file is damaged: it is made anew from the rows. Where those are damaged,
-            # making it raises the error again.
-            build_ann_index(self._store, name, whitening=self._whitening_of(name))
-            self._indexes[name] = self._open_index(name)
-            return self._indexes[name].proposed(block, k, signs)
+            return self._indexes[name]
 
-    def _open_index(self, name: str) -> AnnIndex:
+    def _open_index(self, name: str) -> AnnIndex | None:
+        saved = saved_ann_index(self._store, name)
         whitening = self._whitening_of(name)
-        return open_ann_index(self._store, name, self._ray, self._device, whitening)
+        if saved is None or not saved.fits():
+            self._scan_from_now_on(name, f"{self._store.location}: no {name} index fits the rows")
+            return None
+        if saved.record.factory != STORE:
+            try:
+                require_faiss()
+            except MissingPackage as error:
+                self._scan_from_now_on(name, str(error))
+                return None
+        return AnnIndex(self._store, name, saved.record, self._ray, self._device, whitening)
+
+    def _scan_from_now_on(self, name: str, reason: str) -> None:
+        """Answer without a search index: exactly, but every row is read."""
+        self._indexes[name] = None
+        warnings.warn(
+            f"{reason}; the store is scanned. `gradindex index {self._store.location}` makes search"
+            " files anew",
+            stacklevel=2,
+        )
 
     def _whitening_of(self, name: str) -> Whitening | None:
         """What half-whitens the rows of a search index of that name."""
@@ -101,9 +129,11 @@ class Ranker:
         return self._whitening(name.removesuffix(WHITENED))
 
     def _whitening(self, method: str) -> Whitening:
-        if method not in self._whitenings:
-            self._whitenings[method] = Whitening(self._store, method, self._device)
-        return self._whitenings[method]
+        with self._lock:
+            if method not in self._whitenings:
+                whitening = Whitening(self._store, method, self._device, save=False)
+                self._whitenings[method] = whitening
+            return self._whitenings[method]
 
     def hits(
         self,

@@ -1,6 +1,6 @@
 """What a query gives back: a ranking of training pictures for each of its pictures."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class Result:
         picture: its path or number, see `picture_name`.
         hits: its proponents, the training pictures of the highest scores, best first.
         opponents: those of the lowest scores, most negative first; None unless asked for.
+        seconds: how long the call took for all of its pictures, {"gradients": …, "search": …};
+            loading the model is in neither, whitening in the search.
 
     >>> result = Result("gen.png", hits=[Hit(1, "cat/7.png", row=17, score=0.42, stderr=0.03)])
     >>> result.ids, result.scores
@@ -43,6 +45,7 @@ class Result:
     picture: str
     hits: list[Hit]
     opponents: list[Hit] | None = None
+    seconds: dict[str, float] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def ids(self) -> list[str]:

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from gradindex.errors import CallError
 from gradindex.recipe import FOLDED, Recipe
 from gradindex.store.prefetch import prefetch
+from gradindex.store.progress import progress as show_progress
 from gradindex.store.store import Store
 
 METHODS = ("tracin", "retrac")
@@ -70,7 +70,7 @@ def scan(
 
     blocks = list(store.blocks())
     scored = prefetch(score, blocks, threads=THREADS)
-    yield from tqdm(scored, "scores", len(blocks), unit="block", delay=2, disable=None)
+    yield from show_progress(scored, "scores", len(blocks), unit="block")
 
 
 def scan_both_ends(

@@ -17,12 +17,12 @@ Removed pictures count until `compact` makes the folder anew; skipped ones have 
 
 from collections.abc import Iterator
 from functools import partial
+from threading import RLock
 from typing import Any
 
 import msgspec
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from gradindex.errors import CallError
 from gradindex.search.factors import (
@@ -43,6 +43,7 @@ from gradindex.store.digests import sha256
 from gradindex.store.manifest import seal
 from gradindex.store.memory import free_memory
 from gradindex.store.prefetch import prefetch
+from gradindex.store.progress import progress as show_progress
 from gradindex.store.store import Store
 
 DAMPING = 0.0003  # good at every D and T that was tried: `tools/bench lds`
@@ -55,6 +56,11 @@ _TOO_SMALL = "damping = {}: too small for these rows"
 class Whitening:
     """What whitens the queries of a method; made from the store's rows where it does not fit them.
 
+    Args:
+        device: where it computes.
+        save: whether factors that are made are written into the store, as a build does; a reader
+            keeps them in memory.
+
     Attributes:
         record: which rows it was made from, and the files of its factors.
 
@@ -62,14 +68,16 @@ class Whitening:
         CallError: rows are too wide for D × D matrices.
     """
 
-    def __init__(self, store: Store, method: str, device: str = "cpu") -> None:
+    def __init__(self, store: Store, method: str, device: str = "cpu", save: bool = True) -> None:
         if is_wide(store):
             raise CallError(
                 f"rows of {store.shape[3]} numbers are too wide to whiten search files,"
                 f" {WIDEST} is the most"
             )
         self._store, self._method, self._device = store, method, device
+        self._save = save
         self._open: dict[str, Any] = {}
+        self._lock = RLock()  # for threads that share an index
         saved = saved_factors(store, method)
         self.record = saved if saved and factors_fit(store, method, saved) else self._make(saved)
 
@@ -117,13 +125,14 @@ class Whitening:
 
     def _factor(self, block: FactorBlock) -> Any:
         """A block's L. They stay in memory where all of them fit into half of what is free."""
-        if block.file in self._open:
-            return self._open[block.file]
-        factor = self._fetch(block)
-        dim = self._store.shape[3]
-        if len(self.record.blocks) * dim * dim * 4 < free_memory() // 2:
-            self._open[block.file] = factor
-        return factor
+        with self._lock:
+            if block.file in self._open:
+                return self._open[block.file]
+            factor = self._fetch(block)
+            dim = self._store.shape[3]
+            if len(self.record.blocks) * dim * dim * 4 < free_memory() // 2:
+                self._open[block.file] = factor
+            return factor
 
     def _fetch(self, block: FactorBlock) -> Any:
         """A block's L from its file; where that is damaged, all factors are made anew."""
@@ -132,6 +141,8 @@ class Whitening:
         except (ValueError, FileNotFoundError):
             self.record = self._make(None)
             block = next(new for new in self.record.blocks if new.block == block.block)
+            if not self._save:
+                return self._open[block.file]
             content = self._store.location.fetch(block.file, block.sha256)
         dim = self._store.shape[3]
         factor = np.frombuffer(content, np.float32).reshape(dim, dim).copy()
@@ -154,23 +165,28 @@ class Whitening:
                     total = gram.double()
                     if old:
                         total += self._gram_of(old, old.blocks[c * timesteps + t])
-                    blocks.append(self._publish(c, t, total / max(1, record.counted)))
+                    blocks.append(self._keep(c, t, total / max(1, record.counted)))
         record = msgspec.structs.replace(record, blocks=blocks)
-        store.location.publish(factors_file(method), seal(record))
+        if self._save:
+            store.location.publish(factors_file(method), seal(record))
         return record
 
     def _gram_of(self, old: FactorRecord, block: FactorBlock) -> Any:
         """GᵀG [D, D] float64 of the pictures that a factor was made from: N (LLᵀ − λI)."""
         factor = self._fetch(block).double()
-        identity = torch.eye(self._store.shape[3]).to(factor)
+        identity = torch.eye(self._store.shape[3], dtype=torch.float32).to(factor)
         return old.counted * (factor @ factor.T - block.added * identity)
 
-    def _publish(self, c: int, t: int, mean: Any) -> FactorBlock:
-        """Write the factor of one block from its GᵀG/N, [D, D] float64."""
+    def _keep(self, c: int, t: int, mean: Any) -> FactorBlock:
+        """Write the factor of one block from its GᵀG/N, [D, D] float64, or keep it in memory."""
         added = DAMPING * float(mean.trace()) or 1.0
-        content = _cholesky(mean, added).float().cpu().numpy().tobytes()
+        factor = _cholesky(mean, added).float()
+        content = factor.cpu().numpy().tobytes()
         file = f"whiten/{self._method}-{c}-{t}.f32"
-        self._store.location.publish(file, content)
+        if self._save:
+            self._store.location.publish(file, content)
+        else:
+            self._open[file] = factor
         return FactorBlock(block=(c, t), added=added, file=file, sha256=sha256(content))
 
     def _grams(self, checkpoint: int, timesteps: range, first: int) -> Any:
@@ -180,10 +196,10 @@ class Whitening:
         """
         dim = self._store.shape[3]
         read = partial(_method_rows, self._store, self._method, checkpoint)
-        grams = torch.zeros(len(timesteps), dim, dim, device=self._device)
+        grams = torch.zeros(len(timesteps), dim, dim, dtype=torch.float32, device=self._device)
         blocks = list(self._store.blocks(first))
         title = f"{self._method} whitening"
-        bar = tqdm(prefetch(read, blocks, READERS), title, len(blocks), delay=2, disable=None)
+        bar = show_progress(prefetch(read, blocks, READERS), title, len(blocks), unit="block")
         for rows in bar:
             for gram, t in zip(grams, timesteps, strict=True):
                 g = torch.from_numpy(rows[:, t]).to(self._device)

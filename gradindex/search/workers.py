@@ -18,6 +18,8 @@ from gradindex.ray_connection import (
     require_ray,
 )
 
+SECOND_ASKED_SECONDS = 5  # after which the other actor that has a file is asked, too
+
 
 class SearchWorker:
     """An actor that searches some files of a search index; it keeps those that it has opened.
@@ -84,18 +86,34 @@ class SearchWorkers:
         sent = ray.put(queries)
         losses = Counter[int]()  # of the actors that searched a file
         running: dict[Any, tuple[int, int]] = {}  # {reference of a call: file and actor number}
-        for file in range(self._files):
-            owner = self._owner(file, 0)
+        unanswered = set(range(self._files))
+        silent_seconds = 0
+
+        def ask(file: int, owner: int) -> None:
             running[self._actors[owner].search.remote(file, sent, count)] = file, owner
-        while running:
-            done, _ = ray.wait(list(running), timeout=PLACING_SECONDS)
+
+        for file in range(self._files):
+            ask(file, self._owner(file, 0))
+        while unanswered:
+            done, _ = ray.wait(list(running), timeout=SECOND_ASKED_SECONDS)
             if not done:
-                raise GradindexError(
-                    f"no CPU was free for a searching worker within {PLACING_SECONDS} s"
-                )
+                silent_seconds += SECOND_ASKED_SECONDS
+                if silent_seconds >= PLACING_SECONDS:
+                    raise GradindexError(
+                        f"no CPU was free for a searching worker within {PLACING_SECONDS} s"
+                    )
+                # An actor may hang without being known as lost: the other one answers.
+                asked = Counter(file for file, _ in running.values())
+                for file in unanswered:
+                    if asked[file] == 1:
+                        ask(file, self._owner(file, losses[file] + 1))
+                continue
+            silent_seconds = 0
             file, owner = running.pop(done[0])
+            if file not in unanswered:
+                continue
             try:
-                yield file, answer(ray, done[0])
+                result = answer(ray, done[0])
             except ray.exceptions.RayError as error:
                 losses[file] += 1
                 if losses[file] == MOST_LOSSES:
@@ -105,8 +123,10 @@ class SearchWorkers:
                 both_are_lost = losses[file] % 2 == 0
                 if both_are_lost or self._count == 1:
                     self._actors[owner] = self._start(owner)
-                owner = self._owner(file, losses[file])
-                running[self._actors[owner].search.remote(file, sent, count)] = file, owner
+                ask(file, self._owner(file, losses[file]))
+            else:
+                unanswered.remove(file)
+                yield file, result
 
     def _start(self, number: int) -> Any:
         """Start actor `number`, which opens its files."""

@@ -5,5 +5,5 @@
 - `manifest` has the sealed JSON files, `records` what is in them, `arrays` the rows.
 - `location` is a `disk` or a `bucket` (anything that fsspec opens, S3 among them); `digests` are
   SHA-256.
-- `prefetch` and `memory` are for whoever walks through many rows.
+- `prefetch`, `progress` and `memory` are for whoever walks through many rows.
 """

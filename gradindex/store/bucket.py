@@ -44,9 +44,9 @@ class Bucket:
     def exists(self) -> bool:
         return bool(self.names())
 
-    def names(self) -> set[str]:
+    def names(self, folder: str = "") -> set[str]:
         with suppress(FileNotFoundError):
-            keys = self._call("ls", self._root, detail=False)
+            keys = self._call("ls", self._key(folder).rstrip("/"), detail=False)
             return {key.rstrip("/").rpartition("/")[2] for key in keys}
         return set()
 
@@ -59,8 +59,8 @@ class Bucket:
     def drop_aside(self) -> None:
         """Do nothing: nothing was set aside."""
 
-    def delete(self) -> None:
-        self._call("rm", self._root, recursive=True)
+    def delete_drafts(self) -> None:
+        """Do nothing: an object store puts an object whole by itself."""
 
     def read(self, name: str) -> bytes:
         return self._call("cat_file", self._key(name))
@@ -83,10 +83,10 @@ class Bucket:
     def read_many(self, names: Iterable[str]) -> Iterator[bytes | None]:
         for batch in _batched(names, AT_ONCE):
             keys = [self._key(name) for name in batch]
-            answers = self._call("cat", keys, on_error="return")
-            for key in keys:
+            ends = [None] * len(keys)  # whole objects; `cat` would take `[ ] ? *` for patterns
+            for answer in self._call("cat_ranges", keys, ends, ends, on_error="return"):
                 try:
-                    yield self._content(answers[key])
+                    yield self._content(answer)
                 except FileNotFoundError:
                     yield None
 

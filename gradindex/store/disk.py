@@ -1,19 +1,26 @@
 """An index in a folder on a disk."""
 
-import ctypes
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 
+from gradindex.errors import CallError
 from gradindex.store.digests import require_digest
+from gradindex.store.drafts import (
+    RENAME_EXCHANGE,
+    delete_left_drafts,
+    give_new_name,
+    rename_in_kernel,
+    sync_folder,
+    write_draft,
+)
 
-AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
+MARK = "set-aside"  # the file that marks a folder which may be deleted
 
 
 class Disk:
@@ -30,29 +37,72 @@ class Disk:
         """Whether anything is there, be it an empty folder."""
         return self.path.exists()
 
-    def names(self) -> set[str]:
-        """What lies in it, folders too, or the file itself that is there."""
-        if self.path.is_dir():
-            return set(os.listdir(self.path))
-        return {self.path.name} if self.path.exists() else set()
+    def names(self, folder: str = "") -> set[str]:
+        """What lies in it or in a folder of it, folders too, or the file itself that is there."""
+        path = self.path / folder
+        if path.is_dir():
+            return set(os.listdir(path))
+        return {path.name} if path.exists() else set()
 
     def set_aside(self) -> None:
         """Rename it to NAME.replaced, until `drop_aside`.
 
         Where something was set aside before, that stays and this folder is deleted.
+
+        Raises:
+            CallError: something that was not set aside lies at NAME.replaced.
         """
-        if self._aside.exists():
+        aside = self.beside("replaced")
+        if aside.is_marked():
             shutil.rmtree(self.path)
-        else:
-            self.path.rename(self._aside)
+            return
+        aside.require_free()
+        self.mark()
+        self.path.rename(aside.path)
 
     def drop_aside(self) -> None:
-        """Delete what was set aside."""
-        shutil.rmtree(self._aside, ignore_errors=True)
+        """Delete what was set aside; a folder of that name that was not set aside stays."""
+        aside = self.beside("replaced")
+        if aside.is_marked():
+            shutil.rmtree(aside.path, ignore_errors=True)
 
-    @property
-    def _aside(self) -> Path:
-        return self.beside("replaced").path
+    def mark(self) -> None:
+        """Mark this very folder, made if need be, as one that may be deleted.
+
+        A copy of it is not marked.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.publish(MARK, self._mark())
+
+    def unmark(self) -> None:
+        """Take the mark away, if there is one."""
+        self.discard(MARK)
+
+    def is_marked(self) -> bool:
+        """Whether `mark` has marked this very folder."""
+        try:
+            return self.read(MARK) == self._mark()
+        except OSError:
+            return False
+
+    def require_free(self) -> None:
+        """Raise CallError when anything lies there that `mark` has not marked."""
+        if self.is_marked() or not os.path.lexists(self.path):
+            return
+        # A kill, or a full disk, can leave an empty folder with a draft of its mark.
+        is_folder = self.path.is_dir() and not self.path.is_symlink()
+        if is_folder and all(name.startswith(f".{MARK}-") for name in self.names()):
+            shutil.rmtree(self.path)
+        else:
+            raise CallError(
+                f"{self.path}: exists and was not made by this index's builds; move it away, its"
+                " name is needed"
+            )
+
+    def _mark(self) -> bytes:
+        """What marks the folder: its number on its file system, which no copy shares."""
+        status = self.path.stat()
+        return f"{status.st_dev} {status.st_ino}\n".encode()
 
     def beside(self, suffix: str) -> "Disk":
         """The folder NAME.suffix next to it."""
@@ -63,12 +113,12 @@ class Disk:
 
         Where the kernel can, there is no instant without one of them.
         """
-        if not _exchange_in_kernel(other.path, self.path):
+        if not rename_in_kernel(other.path, self.path, RENAME_EXCHANGE):
             between = self.beside("exchanged").path
             self.path.rename(between)
             other.path.rename(self.path)
             between.rename(other.path)
-        _fsync(self.path.parent)
+        sync_folder(self.path.parent)
 
     def delete(self) -> None:
         """Delete the folder and all that is in it."""
@@ -112,22 +162,20 @@ class Disk:
         """
         file = self.path / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        handle, draft = tempfile.mkstemp(prefix=f".{file.name}-", dir=file.parent)
+        draft = write_draft(file, content)
         try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.chmod(draft, 0o644)
             if only_new:
-                os.link(draft, file)
-                os.unlink(draft)
+                give_new_name(draft, file)
             else:
                 os.replace(draft, file)
         except BaseException:
-            Path(draft).unlink(missing_ok=True)
+            draft.unlink(missing_ok=True)
             raise
-        _fsync(file.parent)
+        sync_folder(file.parent)
+
+    def delete_drafts(self) -> None:
+        """Delete the drafts that kills have left, see `delete_left_drafts`."""
+        delete_left_drafts(self.path)
 
     def discard(self, name: str) -> None:
         """Delete a file, if it is there."""
@@ -145,22 +193,3 @@ class Disk:
         """SHA-256 hex of a file; FileNotFoundError when there is none."""
         with (self.path / name).open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _exchange_in_kernel(first: Path, second: Path) -> bool:
-    """Exchange two names in one step; False where the kernel or the file system cannot."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if not hasattr(libc, "renameat2"):
-        return False
-    names = os.fsencode(first), os.fsencode(second)
-    status = libc.renameat2(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE)
-    return status == 0
-
-
-def _fsync(path: Path) -> None:
-    """Make a folder's entries survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -12,12 +12,14 @@ Location = Disk | Bucket
 
 
 def locate(path: str | Path | Location) -> Location:
-    """The location at a path or URL.
+    """The location at a path or URL; a file:// URL is a path, in which nothing is encoded.
 
-    >>> str(locate("folder/idx"))
-    'folder/idx'
+    >>> str(locate("folder/idx")), str(locate("file:///folder/idx [v2]"))
+    ('folder/idx', '/folder/idx [v2]')
     """
     if isinstance(path, Disk | Bucket):
         return path
+    if isinstance(path, str):
+        path = path.removeprefix("file://")
     is_url = isinstance(path, str) and "://" in path
     return Bucket(str(path)) if is_url else Disk(Path(path))

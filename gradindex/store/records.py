@@ -5,6 +5,9 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from gradindex.data.dataset import FINGERPRINT_DIGITS
+from gradindex.data.picture_facts import CONTENT_DIGITS, NO_CONTENT, NO_STAT, STAT_DIGITS
+
 Record = TypeVar("Record", bound=msgspec.Struct)
 
 
@@ -15,7 +18,7 @@ class ShardFile(msgspec.Struct, frozen=True):
     sha256: str
 
 
-class ShardEntry(msgspec.Struct, frozen=True):
+class ShardEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     """The manifest entry of a committed shard.
 
     Attributes:
@@ -25,6 +28,9 @@ class ShardEntry(msgspec.Struct, frozen=True):
         skipped: row numbers without a picture.
         pictures: the pictures' `Dataset.fingerprint`s one after the other; may be empty.
         files: {name: ShardFile} for every array.
+        contents: digests of the pictures' bytes that were read, see `content_digest`, one after the
+            other; `NO_CONTENT` for a picture whose bytes were not; empty in earlier versions.
+        stats: digests of their files' sizes, times and inodes, see `stat_digests`, likewise.
     """
 
     checkpoint: int
@@ -34,6 +40,25 @@ class ShardEntry(msgspec.Struct, frozen=True):
     skipped: list[int]
     pictures: str
     files: dict[str, ShardFile]
+    contents: str = ""
+    stats: str = ""
+
+    def fingerprint(self, row: int) -> str:
+        """The `Dataset.fingerprint` of the picture that a row was made from; empty if not known."""
+        return self._digits(self.pictures, row, FINGERPRINT_DIGITS)
+
+    def content(self, row: int) -> str:
+        """The `content_digest` of the picture of a row; `NO_CONTENT` if not known."""
+        return self._digits(self.contents, row, CONTENT_DIGITS) or NO_CONTENT
+
+    def stat(self, row: int) -> str:
+        """What `stat_digests` gave for the picture of a row; `NO_STAT` if not known."""
+        return self._digits(self.stats, row, STAT_DIGITS) or NO_STAT
+
+    def _digits(self, text: str, row: int, count: int) -> str:
+        """What a text says of a row, which has so many digits for each."""
+        start = (row - self.rows[0]) * count
+        return text[start : start + count]
 
 
 class Summary(msgspec.Struct, frozen=True):
@@ -76,7 +101,8 @@ class Header(msgspec.Struct, frozen=True):
         pictures: N, those that a running build adds included.
         shard_rows, chunk_rows: pictures in a shard and in a chunk.
         files: {name: SHA-256} of the arrays' metadata and the ids.
-        removed: {`id_key` of an id: its row}; None for a row that `compact` erased.
+        removed: {`id_key` of an id: its row}; None for a row that `compact` erased. Pictures that
+            were removed since have files of their own, see `removals`; a `Store` adds these.
         model, scheduler, checkpoints, data, log: where things were when the index was built.
         weights: one per checkpoint, applied to queries.
         before: what `files` was before the store grew, as far as it changed.

@@ -60,6 +60,8 @@ def make_shard_entry(
     zero_gradients: int,
     skipped: Sequence[int],
     pictures: str,
+    contents: str,
+    stats: str,
 ) -> ShardEntry:
     """The manifest entry of a shard with these files, {name: content}."""
     return ShardEntry(
@@ -73,4 +75,6 @@ def make_shard_entry(
             name: ShardFile(bytes=len(content), sha256=sha256(content))
             for name, content in files.items()
         },
+        contents=contents,
+        stats=stats,
     )

@@ -12,9 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
+import msgspec
 import numpy as np
 
-from gradindex.data.dataset import FINGERPRINT_DIGITS
 from gradindex.errors import RecipeMismatch, StoreError
 from gradindex.recipe import Recipe
 from gradindex.store.arrays import ROW_ARRAYS, WIDE, SampleIds, open_array, read_pieces, skeleton
@@ -34,7 +34,8 @@ from gradindex.store.manifest import (
     seal,
     seal_header,
 )
-from gradindex.store.records import Header, Summary, to_json
+from gradindex.store.records import Header, ShardEntry, Summary, to_json
+from gradindex.store.removals import mend_removals, read_removals
 from gradindex.store.shard_files import make_shard_entry, make_shard_files, row_norms
 from gradindex.store.shard_list import ShardList
 
@@ -61,7 +62,7 @@ class Store(ShardList):
 
     def __init__(self, path: str | Path | Location) -> None:
         self.location = locate(path)
-        self.header = read_header(self.location)
+        self.header = _read_header(self.location)
         self.recipe = Recipe.from_json(self.header.recipe)
         self.shape = self.recipe.shape(self.header.pictures)
         self.shard_rows = self.header.shard_rows
@@ -102,7 +103,7 @@ class Store(ShardList):
 
     @classmethod
     def mended(cls, path: str | Path | Location) -> Self:
-        """The store at a path, its header, ids and array metadata made whole from their copies.
+        """The store at a path, its header, ids, removals and array metadata made whole from copies.
 
         Raises:
             StoreError: a file is damaged and so is its copy.
@@ -110,6 +111,7 @@ class Store(ShardList):
         location = locate(path)
         header = read_header(location)
         publish_header(location, read_header_fields(location))
+        mend_removals(location)
         for name, digest in header.files.items():
             copy = COPIES + name
             for damaged, twin in ((name, copy), (copy, name)):
@@ -185,7 +187,7 @@ class Store(ShardList):
         """Change fields of the header; what another process has changed of the others stays."""
         fields = {name: to_json(value) for name, value in changes.items()}
         publish_header(self.location, {**read_header_fields(self.location), **fields})
-        self.header = read_header(self.location)
+        self.header = _read_header(self.location)
 
     def write(
         self,
@@ -195,6 +197,8 @@ class Store(ShardList):
         skipped: Sequence[int] = (),
         pictures: str = "",
         units: np.ndarray | None = None,
+        contents: str = "",
+        stats: str = "",
     ) -> None:
         """Write and commit one shard.
 
@@ -205,6 +209,7 @@ class Store(ShardList):
                 them.
             pictures: the pictures' `Dataset.fingerprint`s one after the other, for the manifest.
             units: the normalized rows, where these are not `rows` divided by their norms.
+            contents, stats: what tells that pictures have changed, see `ShardEntry`.
 
         Raises:
             StoreError: a row is not finite, or the disk gives back something else than was written.
@@ -217,7 +222,8 @@ class Store(ShardList):
         norm = row_norms(rows)
         files = make_shard_files(shard, rows, norm, units, timestep, *layout)
         zeros = int((norm == 0).sum()) - len(skipped) * self.shape[2]
-        entry = make_shard_entry(shard, files, self.recipe.digest, zeros, skipped, pictures)
+        facts = pictures, contents, stats
+        entry = make_shard_entry(shard, files, self.recipe.digest, zeros, skipped, *facts)
         for name, content in files.items():
             self.location.publish(name, content)
         if wrong := self.damaged(entry):
@@ -249,11 +255,13 @@ class Store(ShardList):
 
     def fingerprint(self, row: int) -> str | None:
         """The `Dataset.fingerprint` of the picture that a row was made from; None if not known."""
-        number, place = divmod(row, self.shard_rows)
-        start = place * FINGERPRINT_DIGITS
-        for _, entry in self.committed([self.shards()[number]]):
-            return entry.pictures[start : start + FINGERPRINT_DIGITS] or None
+        for _, entry in self.committed([self.shards()[row // self.shard_rows]]):
+            return entry.fingerprint(row) or None
         return None
+
+    def update_stats(self, shard: Shard, entry: ShardEntry, stats: str) -> None:
+        """Publish a shard's manifest entry with other `stats`; its pictures are the same."""
+        self.location.publish(shard.entry, seal(msgspec.structs.replace(entry, stats=stats)))
 
     def blocks(self, first: int = 0, stop: int | None = None) -> Iterator[slice]:
         """Slices of rows that are read best together: whole shards, a few MB of them."""
@@ -270,10 +278,8 @@ class Store(ShardList):
             StoreError: it is not as it was made; while pictures are being added it may also be as
                 it was before.
         """
-        before = self.header.before or {}
-        digests = [files[name] for files in (self.header.files, before) if name in files]
         problem = "is missing"
-        for digest in digests:
+        for digest in self._digests(name):
             try:
                 return self.location.fetch(name, digest)
             except ValueError as error:
@@ -282,9 +288,30 @@ class Store(ShardList):
                 pass
         raise self.damage(f"{name} {problem}")
 
+    def _digests(self, name: str) -> Iterator[str]:
+        """The SHA-256 hex digests that one of the header's files may have.
+
+        They are that of the header and that of before the last growth; then, as the store may have
+        grown since it was opened, those of the header as it is now, for as long as it changes.
+        """
+        header, read = self.header, set[str]()
+        while header.files.get(name, "") not in read:
+            for files in (header.files, header.before or {}):
+                if name in files:
+                    yield files[name]
+            read.add(header.files.get(name, ""))
+            header = read_header(self.location)
+
     def damage(self, what: str) -> StoreError:
         """An error that says what to do about it."""
         return StoreError(f"{self.location}: {what}; run the same build again, it mends that")
+
+
+def _read_header(location: Location) -> Header:
+    """The header of a store; its `removed` holds the pictures removed since it was written too."""
+    header = read_header(location)
+    removed = {**header.removed, **read_removals(location)}
+    return msgspec.structs.replace(header, removed=removed)
 
 
 def _chunk_rows(recipe: Recipe) -> int:

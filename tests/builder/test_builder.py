@@ -283,7 +283,7 @@ def test_without_faiss_nothing_is_written(
     build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ann_index_module.require_faiss.cache_clear()
-    monkeypatch.setattr(ann_index_module, "distributions", lambda: [])
+    monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(gradindex.GradindexError, match="FAISS is not installed"):
         build()
     assert not (tmp_path / "idx").exists()
@@ -611,12 +611,13 @@ def test_a_gradient_that_is_not_finite_is_named(
     with pytest.raises(ModelError, match="the model's gradient is not finite"):
         build(checkpoints=[tmp_path / "huge.safetensors"])
     assert not (tmp_path / "idx").exists()
-    picture = Dataset.picture
+    read = Dataset.read
 
-    def broken(self: Dataset, row: int, image: tuple[int, int, int]) -> np.ndarray:
-        return picture(self, row, image) * (np.inf if row == 7 else 1)
+    def broken(self: Dataset, row: int, image: tuple[int, int, int]) -> tuple[np.ndarray, str]:
+        picture, content = read(self, row, image)
+        return picture * (np.inf if row == 7 else 1), content
 
-    monkeypatch.setattr(Dataset, "picture", broken)
+    monkeypatch.setattr(Dataset, "read", broken)
     with pytest.raises(ModelError, match=r"gradient of 'p007.png' at timestep 100 is not finite"):
         build()
     assert len(Store(tmp_path / "idx").missing()) == 1

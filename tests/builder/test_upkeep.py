@@ -116,6 +116,7 @@ def test_new_pictures_are_added_at_the_end(
     assert taken == []
 
 
+@pytest.mark.filterwarnings("ignore:.*the store is scanned")
 def test_until_they_are_in_the_old_ones_answer(
     build: Build, data: Path, tmp_path: Path, queries: list[Path]
 ) -> None:
@@ -306,6 +307,7 @@ def test_what_a_compaction_leaves_behind_is_no_harm(build: Build, tmp_path: Path
     """Killed after the exchange, the old index lies beside; the next compaction deletes it."""
     build()
     shutil.copytree(tmp_path / "idx", tmp_path / "idx.compact")
+    Disk(tmp_path / "idx.compact").mark()
     remove(tmp_path / "idx", [OLD[0]])
     assert compact(tmp_path / "idx").sample_ids == [*OLD[1:]]
     assert not (tmp_path / "idx.compact").exists()

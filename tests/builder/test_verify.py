@@ -13,6 +13,7 @@ from gradindex.builder.verify import damages
 from gradindex.errors import StoreError
 from gradindex.search.ann_builder import build_ann_index
 from gradindex.search.factors import WHITENED
+from gradindex.search.query_gradients import QueryGradients
 from gradindex.search.scoring import METHODS
 from gradindex.store import store as store_module
 
@@ -111,6 +112,7 @@ def test_all_damages_are_named_at_once_and_mended(
         assert (place / name).read_bytes() == (built / name).read_bytes()
 
 
+@pytest.mark.filterwarnings("ignore:.*the store is scanned")
 @pytest.mark.parametrize("method", ["tracin", "retrac"])
 @pytest.mark.parametrize("damage", [flip, cut, empty, swap, Path.unlink])
 def test_no_answer_comes_from_damaged_files(
@@ -126,8 +128,8 @@ def test_no_answer_comes_from_damaged_files(
     The query's gradients, which are no matter of the index, are taken once.
     """
     opened = gradindex.open(built)
-    blocks = opened.query_blocks(opened.to_query(queries), method)
-    monkeypatch.setattr(gradindex.Index, "query_blocks", lambda *_: blocks)
+    blocks = opened.gradients.blocks(opened.to_query(queries), [method])
+    monkeypatch.setattr(QueryGradients, "blocks", lambda *_: blocks)
     truth = gradindex.open(built).scores(queries, method)
     top = [result.ids for result in gradindex.open(built).query(queries, 3, method)]
     refused = 0

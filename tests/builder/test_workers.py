@@ -320,8 +320,31 @@ def test_killed_finders_are_replaced(
 
 
 @pytest.mark.slow
-def test_a_damaged_index_file_is_made_anew_with_ray_too(build: Build, queries: list[Path]) -> None:
+def test_a_finder_that_hangs_is_not_waited_for(
+    build: Build, cluster: Any, queries: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is stopped, not dead, which Ray takes minutes to notice; the other one answers."""
+    cluster.add_node(num_cpus=1)
+    monkeypatch.setattr(ann_builder_module, "FILE_BYTES", 1)
     place = build().store.location
-    expected = gradindex.open(place, device="cpu").query(queries, 7)
+    expected = gradindex.open(place, device="cpu").query(queries, 7, "tracin")
+    index = gradindex.open(place, device="cpu", ray=cluster.address)
+    assert index.query(queries, 7, "tracin") == expected
+    stopped, _ = finders()
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        assert index.query(queries, 7, "tracin") == expected
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+
+
+@pytest.mark.slow
+def test_a_damaged_index_file_is_scanned_around_with_ray_too(
+    build: Build, queries: list[Path]
+) -> None:
+    place = build().store.location
+    expected = gradindex.open(place, device="cpu").query(queries, 7, whiten=False)
     place.publish("faiss/retrac.faiss", b"damaged")
-    assert gradindex.open(place, device="cpu", ray="local").query(queries, 7) == expected
+    with pytest.warns(UserWarning, match="the store is scanned"):
+        answers = gradindex.open(place, device="cpu", ray="local").query(queries, 7, whiten=False)
+    assert [result.ids for result in answers] == [result.ids for result in expected]

@@ -119,8 +119,8 @@ def test_diagnose(built: Path, tmp_path: Path) -> None:
             "Error: absent: no such index; make it with `gradindex build`",
         ),
         (["query", ".", "x.png"], 2, "Error: .: not a gradindex index (no zarr.json of one)"),
-        (["query", "{idx}", "x.png"], 2, "Error: x.png: not a picture that opens"),
-        (["query", "{idx}", "{q}", "-k", "0"], 2, "Error: k = 0"),
+        (["query", "{idx}", "x.png"], 2, "Error: x.png: not a picture that opens (no such file)"),
+        (["query", "{idx}", "{q}", "-k", "0"], 2, "Error: -k 0: give"),
         (["query", "{idx}", "{q}", "--query-timesteps", "5"], 2, "Error: with pairing matched"),
         (["query", "{idx}"], 2, "Missing argument 'PICTURE...'"),
         (
@@ -131,14 +131,18 @@ def test_diagnose(built: Path, tmp_path: Path) -> None:
         (
             ["build", "i", "--model", "{m}", "--data", "{d}", "--timesteps", "0"],
             2,
-            "Error: timesteps = 0",
+            "Error: --timesteps 0: give",
         ),
         (
             ["build", "i", "--model", "{m}", "--data", "{d}", "--timesteps", "many"],
             2,
             "'many': give a number",
         ),
-        (["build", "i", "--model", "{m}", "--data", "{d}", "--dim", "0"], 2, "Error: dim = 0"),
+        (
+            ["build", "i", "--model", "{m}", "--data", "{d}", "--dim", "0"],
+            2,
+            "Error: --dim 0: give",
+        ),
         (["build", "i", "--model", "{d}", "--data", "{d}"], 1, "no model here"),
         (["build", "{idx}", "--model", "{m}", "--data", "{d}", "--seed", "7"], 2, "seed: 0, now 7"),
     ],
@@ -307,19 +311,21 @@ def test_table_and_page_escape_and_survive_missing_pictures() -> None:
         ("0/4", {"SLURM_ARRAY_TASK_ID": "3"}, (0, 4)),
         (None, {}, (0, 1)),
         (
-            None,
+            "slurm",
             {
                 "SLURM_ARRAY_TASK_ID": "7",
                 "SLURM_ARRAY_TASK_MIN": "5",
+                "SLURM_ARRAY_TASK_MAX": "7",
                 "SLURM_ARRAY_TASK_COUNT": "3",
             },
             (2, 3),
         ),
         (
-            None,
+            "slurm",
             {
                 "SLURM_ARRAY_TASK_ID": "3",
                 "SLURM_ARRAY_TASK_MIN": "0",
+                "SLURM_ARRAY_TASK_MAX": "3",
                 "SLURM_ARRAY_TASK_COUNT": "4",
             },
             (3, 4),
@@ -340,6 +346,7 @@ def test_parts_come_from_the_option_or_the_cluster(
     for name in (
         "SLURM_ARRAY_TASK_ID",
         "SLURM_ARRAY_TASK_MIN",
+        "SLURM_ARRAY_TASK_MAX",
         "SLURM_ARRAY_TASK_COUNT",
         "JOB_COMPLETION_INDEX",
     ):

@@ -1,6 +1,7 @@
 """The training log: what is written comes back, whatever happens to the process or the file."""
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gradindex
-from gradindex import TrainingRecorder
+from gradindex import TrainingRecorder, random_numbers
 from gradindex.data.log_file import records
 from gradindex.data.training_log import open_log, training_weights
 from gradindex.errors import CallError, DataError
@@ -269,8 +270,6 @@ def test_a_damaged_log_stays_unlocked(tmp_path: Path) -> None:
 
 def test_misuse_is_one_clear_line(tmp_path: Path) -> None:
     recorder = TrainingRecorder(tmp_path / "log")
-    with pytest.raises(CallError, match="another recorder writes there"):
-        TrainingRecorder(tmp_path / "log")
     recorder.log(["a"], [1], 3)
     for call, message in [
         (lambda: recorder.log(["a"], [1], 2), "step 2 after step 3: steps go forwards"),
@@ -381,3 +380,148 @@ def test_two_processes_of_accelerate_log_every_picture_once(tmp_path: Path) -> N
         t, _ = recorder.draw(names, SHAPE, 1)
     assert t.tolist() == log.events["timestep"][log.events["step"] == 1].tolist()
     assert [each.step for each in log.checkpoints] == [2]
+
+
+# --- notebooks, other systems ---------------------------------------------------------------------
+
+
+def test_a_recorder_made_again_in_a_notebook_goes_on(tmp_path: Path) -> None:
+    """A cell that runs twice makes the second before the first is dropped, or closed."""
+    first = TrainingRecorder(tmp_path / "log", seed=3)
+    first.log(["a"], [1], 0)
+    with pytest.warns(UserWarning, match=r"rank-00000\.log: a recorder .* made before is closed"):
+        second = TrainingRecorder(tmp_path / "log", seed=3)
+    second.log(["a"], [2], 1)
+    with pytest.raises(CallError, match="this recorder is closed"):
+        first.log(["a"], [3], 2)
+    first.close()  # once more; the second keeps its lock
+    second.log(["a"], [3], 2)
+    second.close()
+    assert events(tmp_path / "log") == [("a", 0, 1), ("a", 1, 2), ("a", 2, 3)]
+
+
+def test_a_recorder_that_was_dropped_does_not_keep_its_file(tmp_path: Path) -> None:
+    """As where a training loop ended in an error, without `close`."""
+    TrainingRecorder(tmp_path / "log").log(["a"], [1], 0)
+    with pytest.warns(UserWarning, match="made before is closed"):
+        TrainingRecorder(tmp_path / "log").close()
+    TrainingRecorder(tmp_path / "log").close()
+    assert events(tmp_path / "log") == [("a", 0, 1)]
+
+
+def test_a_recorder_of_other_settings_does_not_close_the_one_before(tmp_path: Path) -> None:
+    with TrainingRecorder(tmp_path / "log") as recorder:
+        with pytest.raises(CallError, match=r"seed: 0, now 1.*; give this run another folder"):
+            TrainingRecorder(tmp_path / "log", seed=1)
+        recorder.log(["a"], [1], 0)
+        # Nobody can go on with a log that is gone.
+        part(tmp_path / "log").unlink()
+        with pytest.warns(UserWarning, match="made before is closed"):
+            TrainingRecorder(tmp_path / "log", seed=1).close()
+
+
+def test_another_process_is_never_closed(tmp_path: Path) -> None:
+    """Neither one of its own, nor a forked one, which has all that its parent had."""
+    code = (
+        "import sys; from gradindex import TrainingRecorder\n"
+        "try: TrainingRecorder(sys.argv[1])\n"
+        "except ValueError as error: print(error)\n"
+    )
+    with TrainingRecorder(tmp_path / "log") as recorder:
+        command = [sys.executable, "-c", code, str(tmp_path / "log")]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert "another recorder writes there, in another process; end that" in done.stdout
+        child = os.fork()
+        if child == 0:
+            try:
+                TrainingRecorder(tmp_path / "log")
+            except CallError:
+                os._exit(3)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+        recorder.log(["a"], [1], 0)
+    assert events(tmp_path / "log") == [("a", 0, 1)]
+
+
+# What Windows lacks, and what it locks files with.
+ON_WINDOWS = """
+import sys, types, warnings
+import torch  # on Linux it needs what Windows has not
+sys.modules["fcntl"] = sys.modules["resource"] = None
+locks = []
+if "msvcrt" in sys.argv:
+    windows = sys.modules["msvcrt"] = types.ModuleType("msvcrt")
+    windows.LK_NBLCK = 2
+    def locking(descriptor, mode, length):
+        if locks: raise PermissionError(13, "Permission denied")
+        locks.append((mode, length))
+    windows.locking = locking
+import gradindex
+from gradindex import TrainingRecorder
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    with TrainingRecorder(sys.argv[1]) as recorder:
+        recorder.draw(["a"], (1, 4, 4), 0)
+        recorder.checkpoint(1, sys.argv[1] + "/c", 0.1)
+print(locks, [str(warning.message) for warning in caught if "locked" in str(warning.message)])
+try: TrainingRecorder(sys.argv[1])
+except ValueError as error: print(error)
+"""
+
+
+@pytest.mark.parametrize("module", ["msvcrt", "none"])
+def test_the_recorder_works_where_there_is_no_fcntl(tmp_path: Path, module: str) -> None:
+    """On Windows, with its own locks; and where files have none, with a line that says so."""
+    command = [sys.executable, "-c", ON_WINDOWS, str(tmp_path / "log"), module]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("Traceback")) == (0, 0), done.stderr
+    if module == "msvcrt":
+        assert done.stdout.splitlines()[0] == "[(2, 1)] []"
+        assert "another recorder writes there" in done.stdout.splitlines()[1]
+    else:
+        assert done.stdout.count("files cannot be locked there; see to it that one process") == 1
+    assert [(name, step) for name, step, _ in events(tmp_path / "log")] == [("a", 0)]
+
+
+def test_a_file_system_without_locks_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with (
+        pytest.warns(UserWarning, match="files cannot be locked there"),
+        TrainingRecorder(tmp_path / "log") as recorder,
+    ):
+        recorder.log(["a"], [1], 0)
+    assert events(tmp_path / "log") == [("a", 0, 1)]
+
+
+def test_a_numpy_of_other_noise_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a training run has logged noise that nobody can make again."""
+    monkeypatch.setattr("gradindex.random_numbers.GOLDEN_DIGEST", "0" * 64)
+    random_numbers._require_golden_noise.cache_clear()
+    with (
+        TrainingRecorder(tmp_path / "log") as recorder,
+        pytest.raises(gradindex.GradindexError, match="draws other normal numbers"),
+    ):
+        recorder.draw(["a"], SHAPE, 0)
+    monkeypatch.undo()
+    assert part(tmp_path / "log").stat().st_size < 200  # the session alone
+
+
+def test_a_checkpoint_on_another_drive_keeps_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows has no relative path from one drive to another."""
+
+    def refuse(path: Path, start: Path) -> str:
+        raise ValueError("path is on mount 'C:', start on mount 'D:'")
+
+    with TrainingRecorder(tmp_path / "log") as recorder:
+        recorder.log(["a"], [1], 0)
+        with monkeypatch.context() as context:
+            context.setattr("os.path.relpath", refuse)
+            recorder.checkpoint(1, tmp_path / "checkpoint-1", 0.1)
+    assert open_log(tmp_path / "log").checkpoints[0].path == str(tmp_path / "checkpoint-1")

@@ -201,13 +201,13 @@ def test_counterfactual_trains_without_the_highest_and_without_random_ones(
     assert {*seen[:6]} == every - {*removals[0].removed}
     losses = model_losses(index, [models / "1"], queries)[0]
     assert [one.loss for one in removals] == pytest.approx([*losses, *losses, *losses])
-    again = ("--command", "false", "--work", work, "-k", 3)
+    again = ("--command", "false {data} {out}", "--work", work, "-k", 3)
     done = run("evaluate", "counterfactual", index.store.location, *queries, *again)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("random") == 4
     shutil.rmtree(work / "2")
     with pytest.raises(GradindexError, match="ended with status 1"):
-        list(counterfactual(index, queries, "false", work, k=3, random=2))
+        list(counterfactual(index, queries, "false {data} {out}", work, k=3, random=2))
 
 
 def test_models_of_other_pictures_are_refused(

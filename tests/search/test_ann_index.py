@@ -1,6 +1,7 @@
 """What FAISS proposes holds the true hits, as often as is said, whatever the index is made of."""
 
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -310,5 +311,6 @@ def test_both_faiss_wheels_or_none(
     monkeypatch.setattr(
         search_index, "distributions", lambda: [Wheel(name) for name in [*wheels, "numpy"]]
     )
+    monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(MissingPackage, match=message):
         search_index.require_faiss()

@@ -162,8 +162,8 @@ def query_costs(model: Path, folder: Path, pictures: np.ndarray, device: str) ->
         began = time.perf_counter()
         pipeline(num_inference_steps=STEPS)
         generation.append(time.perf_counter() - began)
-        index.query([torch.from_numpy(picture)])
-        for part, duration in index.seconds.items():
+        (result,) = index.query([torch.from_numpy(picture)])
+        for part, duration in result.seconds.items():
             seconds[part].append(duration)
     costs = {}
     for part, durations in seconds.items():

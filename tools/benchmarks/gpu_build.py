@@ -104,9 +104,9 @@ def query(place: Path, pictures: np.ndarray, device: str) -> dict[str, Any]:
         parts: dict[str, list[float]] = defaultdict(list)
         for picture in pictures:
             began = time.perf_counter()
-            index.query([torch.from_numpy(picture)], whiten=whitened)
+            (result,) = index.query([torch.from_numpy(picture)], whiten=whitened)
             times.append(time.perf_counter() - began)
-            for part, seconds in index.seconds.items():
+            for part, seconds in result.seconds.items():
                 parts[part].append(seconds)
         later = {part: float(np.median(seconds[1:])) for part, seconds in parts.items()}
         found[name] = {"first": times[0], "later": float(np.median(times[1:])), **later}

@@ -1,0 +1,127 @@
+"""The columns of a table: which holds the pictures, and the labels and ids of its rows.
+
+Rows are a `datasets.Dataset`; no library is imported here.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gradindex.errors import CallError
+
+USUAL_IMAGE_COLUMNS = ("image", "img", "picture")
+
+
+def holds_pictures(column: str, kind: str) -> bool:
+    """Whether a column holds encoded pictures, by its name and type."""
+    is_usual_bytes = kind in ("binary", "large_binary") and column in USUAL_IMAGE_COLUMNS
+    is_cell = kind.startswith("struct<") and "bytes: " in kind
+    return kind == "Image" or is_usual_bytes or is_cell
+
+
+def image_column_of(source: str, rows: Any) -> str:
+    """Return the column that holds pictures; of several, `image`; or else one with a usual name.
+
+    Raises:
+        CallError: there is none, or there are several.
+    """
+    found = []
+    for name, feature in rows.features.items():
+        kind = str(rows.data.schema.field(name).type)
+        if type(feature).__name__ == "Image":
+            kind = "Image"
+        elif type(feature).__name__ not in ("Value", "dict"):
+            kind = ""  # of another medium, such as Audio, which has bytes too
+        if holds_pictures(name, kind):
+            found.append(name)
+    if USUAL_IMAGE_COLUMNS[0] in found:
+        return USUAL_IMAGE_COLUMNS[0]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise CallError(
+            f"data {source}: {', '.join(found)} hold pictures; say which with --image-column"
+        )
+    for name in USUAL_IMAGE_COLUMNS:
+        if name in rows.column_names:
+            return name
+    raise CallError(
+        f"data {source}: which column holds the pictures? there are {', '.join(rows.column_names)}"
+    )
+
+
+def class_labels(
+    source: str, rows: Any, column: str | None
+) -> tuple[np.ndarray | None, dict[str, int]]:
+    """Return the label column as whole numbers, [N] int64, and {class: label} where it has names.
+
+    Where no column was named, `label` is taken if it holds whole numbers.
+
+    Returns:
+        None and {} when there is none.
+
+    Raises:
+        CallError: the column was named, and does not hold whole numbers.
+    """
+    name = column or "label"
+    if name not in rows.column_names:
+        return None, {}
+    labels = np.empty(len(rows), np.int64)
+    for row, value in enumerate(rows.data.column(name).to_pylist()):
+        try:
+            labels[row] = _whole_number(value)
+        except (ValueError, TypeError, OverflowError) as error:
+            if column is None:
+                return None, {}
+            raise CallError(
+                f"data {source}: label column {column!r} does not hold whole numbers, but"
+                f" {value!r} in row {row}"
+            ) from error
+    names = getattr(rows.features[name], "names", None) or []
+    return labels, {text: label for label, text in enumerate(names)}
+
+
+def _whole_number(value: Any) -> int:
+    """Return a label as an int; ValueError, TypeError or OverflowError where it is none.
+
+    >>> _whole_number(1.0), _whole_number("3")
+    (1, 3)
+    """
+    number = int(value)
+    if isinstance(value, float) and number != value:
+        raise ValueError("not whole")
+    return number
+
+
+def row_ids(
+    source: str, rows: Any, id_column: str | None, names: Sequence[str] | None
+) -> list[str]:
+    """Return the ids: the id column, paths relative to an image folder, or else row numbers.
+
+    Args:
+        names: the paths; None: it is no image folder.
+
+    Raises:
+        CallError: the id of a row is missing.
+    """
+    if id_column is None:
+        texts = [""] * len(rows) if names is None else names
+        missing = "" if names is None else "row "
+        return [text or f"{missing}{row}" for row, text in enumerate(texts)]
+    values = rows.data.column(id_column).to_pylist()
+    for row, value in enumerate(values):
+        is_nan = value != value
+        if value is None or value == "" or is_nan:
+            raise CallError(
+                f"data {source}: id column {id_column!r} is empty in row {row}; give every row an"
+                " id, or name another column"
+            )
+    return [str(value) for value in values]
+
+
+def file_size(path: str | None) -> int:
+    """Return the bytes of a file; 0 where there is none."""
+    file = Path(path or "")
+    return file.stat().st_size if file.is_file() else 0
