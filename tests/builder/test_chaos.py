@@ -9,7 +9,10 @@ sys.path.append(str(Path(__file__).parents[2] / "tools" / "benchmarks"))
 import chaos
 from digit_indexes import Setting
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*the store is scanned"),
+]
 
 
 @pytest.fixture(scope="module")
