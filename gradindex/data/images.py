@@ -103,7 +103,7 @@ def _upright_8_bits(picture: Image.Image) -> Image.Image:
 def _resize_and_crop(picture: Image.Image, height: int, width: int) -> Image.Image:
     """Return the centre of a picture that was resized to just cover `height` × `width` pixels.
 
-    torchvision 0.26, transforms/functional.py: `Resize(size)` makes the shorter side `size` and the
+    torchvision, transforms/functional.py: `Resize(size)` makes the shorter side `size` and the
     longer one `int(size * long / short)`, which truncates (`_compute_resized_output_size`);
     `CenterCrop` begins at `int(round((side - size) / 2.0))`, which rounds halves to even
     (`center_crop`). Its models are square; where ours is not, the side that just fits takes the
