@@ -1,22 +1,18 @@
 """Which pictures are other ones than those that rows were made from."""
 
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Callable, Iterator
 
 from gradindex.data.dataset import GONE, Dataset
 from gradindex.data.picture_facts import NO_CONTENT, NO_STAT
 from gradindex.store.records import ShardEntry
 
 
-class Contents:
-    """The digests of pictures' bytes, each read once; see `Dataset.content`."""
-
-    def __init__(self, dataset: Dataset) -> None:
-        self.of = cache(dataset.content)
-
-
 def changed_pictures(
-    entry: ShardEntry, dataset: Dataset, contents: Contents, *, read_all: bool = False
+    entry: ShardEntry,
+    dataset: Dataset,
+    content_of: Callable[[int], str],
+    *,
+    read_all: bool = False,
 ) -> Iterator[int]:
     """Yield the rows of a committed shard that were made of another picture than is there now.
 
@@ -25,7 +21,7 @@ def changed_pictures(
 
     Args:
         dataset: in the order of the store's rows.
-        contents: of its pictures.
+        content_of: `Dataset.content`, cached where several checkpoints have the same pictures.
         read_all: read every picture, not only those whose file has another size, time or inode.
     """
     start, stop = entry.rows
@@ -35,7 +31,7 @@ def changed_pictures(
             continue
         has_changed = fingerprint != entry.fingerprint(row)
         if not has_changed and (read_all or _may_have_changed(entry, dataset, row)):
-            has_changed = _has_changed(entry, contents, row)
+            has_changed = _has_changed(entry, content_of, row)
         if has_changed:
             yield row
 
@@ -60,7 +56,7 @@ def _may_have_changed(entry: ShardEntry, dataset: Dataset, row: int) -> bool:
     return before != NO_STAT and before != dataset.stats[row].decode()
 
 
-def _has_changed(entry: ShardEntry, contents: Contents, row: int) -> bool:
+def _has_changed(entry: ShardEntry, content_of: Callable[[int], str], row: int) -> bool:
     """Whether a picture has other bytes, which are read, than those that its row was made from."""
     before = entry.content(row)
-    return before != NO_CONTENT and before != contents.of(row)
+    return before != NO_CONTENT and before != content_of(row)

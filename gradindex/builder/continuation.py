@@ -1,10 +1,11 @@
 """The store that a build fills: a new one, or one that an earlier build has begun."""
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 
-from gradindex.builder.changes import Contents, changed_pictures, stats_now
+from gradindex.builder.changes import changed_pictures, stats_now
 from gradindex.builder.job import BuildJob
 from gradindex.builder.plan import Plan, find_high_rank
 from gradindex.builder.upkeep import grow, id_key
@@ -68,9 +69,9 @@ def _check_unchanged(store: Store, dataset: Dataset) -> None:
     """Raise RecipeMismatch when committed rows were made of another picture than is there now."""
     # The entry of a shard that has grown since still tells of the pictures that it has rows of.
     begun = [replace(shard, stop=shard.start + 1) for shard in store.shards()]
-    contents = Contents(dataset)
+    content_of = cache(dataset.content)
     for shard, entry in store.committed(begun):
-        for row in changed_pictures(entry, dataset, contents):
+        for row in changed_pictures(entry, dataset, content_of):
             raise _other_data(store, f"{dataset.sample_ids[row]!r} is another picture now")
         stats = stats_now(entry, dataset)
         if stats != entry.stats:

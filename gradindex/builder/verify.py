@@ -6,11 +6,12 @@ Files are found that were changed, are missing, or do not belong where they are.
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from gradindex.builder.changes import Contents, changed_pictures
+from gradindex.builder.changes import changed_pictures
 from gradindex.data.dataset import Columns, Dataset
 from gradindex.data.opening import open_dataset
 from gradindex.data.picture_facts import NO_CONTENT
@@ -78,12 +79,12 @@ def data_damages(path: str | Path | Location, data: str | Path | None = None) ->
     for row in np.flatnonzero(dataset.sizes < 0).tolist():
         if row not in excluded:
             yield f"{dataset.sample_ids[row]!r} is gone"
-    contents = Contents(dataset)
+    content_of = cache(dataset.content)
     shards = len(store.shards())
     changed: set[int] = set()
     unknown: set[int] = set()
     for entry in progress(store.entries(), "pictures", shards, unit="shard"):
-        new = set(changed_pictures(entry, dataset, contents, read_all=True)) - excluded - changed
+        new = set(changed_pictures(entry, dataset, content_of, read_all=True)) - excluded - changed
         for row in sorted(new):
             yield f"{dataset.sample_ids[row]!r} is another picture now"
         changed |= new
