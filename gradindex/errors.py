@@ -15,9 +15,13 @@ GradindexError           base of all; command line status 1
 
 from collections.abc import Iterable
 
+LONGEST_LINE = 400  # letters of another library's error that are repeated
+
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's text, or the name of its class if it has no text.
+
+    A line that is very long, as where it repeats what a file holds, is cut.
 
     >>> first_line(ValueError("no such key\\nTraceback …"))
     'no such key'
@@ -25,7 +29,18 @@ def first_line(error: BaseException) -> str:
     'KeyboardInterrupt'
     """
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    line = lines[0] if lines else type(error).__name__
+    return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}…"
+
+
+def quoted(text: str) -> str:
+    """Return a text from a file in quotes, in one line and no longer than an error can be.
+
+    >>> print(quoted("a\\nb.png"))
+    'a\\nb.png'
+    """
+    line = repr(text)
+    return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}…'"
 
 
 class GradindexError(Exception):

@@ -11,6 +11,8 @@ from gradindex.errors import CallError, StoreError
 NOISE_VERSION = 2  # raised whenever `noise` gives other numbers for the same key
 PROJECTION_VERSION = 3  # raised whenever a projection of the same name and seed gives other numbers
 
+FLOW = "flow"  # the prediction type of flow matching
+CUSTOM = "custom"  # that of a user's own denoiser
 LOSSES = ("mse", "l1")
 LOSS, MEAN_SQUARE = OUTPUTS = ("loss", "mean-square")
 NOISES = ("shared", "own", "recorded")
@@ -19,7 +21,11 @@ SEARCH_WIDTH = 4096  # numbers in a search vector, unless all rows side by side 
 
 # Fields that came after format 1: a recipe's JSON leaves them out where they are None, so that the
 # digests of stores without them stay what they were.
-_OPTIONAL_FIELDS = ("events", "log", "rows", "output")
+_OPTIONAL_FIELDS = (
+    *("events", "log", "rows", "output"),
+    *("picture", "encoder", "latents", "base", "captioned", "guidance"),
+    *("weighting", "noise_offset"),
+)
 
 # Fields that the JSON of format 1 calls by another name, {field: name in the JSON}.
 _JSON_NAMES = {"high_rank": "strong"}
@@ -39,13 +45,15 @@ class Recipe:
         config: SHA-256 of the model's config without its private fields.
         checkpoints: SHA-256 of the weight files, one per checkpoint.
         scheduler: canonical JSON of the noise schedule.
-        prediction_type: what the model predicts: "epsilon", "v_prediction" or "sample".
-        image: channels, height, width.
+        prediction_type: what the model predicts: "epsilon", "v_prediction", "sample", "flow", or
+            "custom" for a denoiser of the user's own.
+        image: channels, height, width of what the model takes: pictures, or their latents.
         classes: class labels are 0 … classes − 1; None for an unconditional model.
         params: regular expression that picks parameters by name; None for all trainable ones.
         parameter_count: numbers in the chosen parameters.
         dtype: of the weights while gradients are taken.
-        timesteps: of the grid; empty for recorded ones.
+        timesteps: of the grid, whole numbers, or of float32 for flow matching; empty for recorded
+            ones.
         draws: of the noise at each timestep, over which gradients are averaged.
         noise: one of `NOISES`.
         seed: of noise and projection.
@@ -62,6 +70,16 @@ class Recipe:
         rows: "folded" for one row per picture, its search vector; None for one per (c, t).
         output: "mean-square" for gradients of the mean square of what the model gives; None for
             gradients of the loss.
+        picture: channels, height, width of pictures before they are encoded; None for a model of
+            pixels.
+        encoder: SHA-256 of the files of VAE, text encoders and tokenizers; None likewise.
+        latents: "mean" of the VAE's distribution or "sample"; None likewise.
+        base: SHA-256 of the weight files of the model that adapters were trained on; `checkpoints`
+            are then those of the adapters. None: the model's own weights were trained.
+        weighting: of the loss by timestep, see `gradients.weighting`; None for none.
+        noise_offset: how much of a number for each whole channel is added to the noise; None: none.
+        captioned: True for a model that is given captions; None for others.
+        guidance: the scale that a model with guidance embedding is told; None for others.
     """
 
     model: str
@@ -74,7 +92,7 @@ class Recipe:
     params: str | None
     parameter_count: int
     dtype: str
-    timesteps: tuple[int, ...]
+    timesteps: tuple[float, ...]
     draws: int
     noise: str
     seed: int
@@ -89,6 +107,19 @@ class Recipe:
     log: str | None = None
     rows: str | None = None
     output: str | None = None
+    picture: tuple[int, int, int] | None = None
+    encoder: str | None = None
+    latents: str | None = None
+    base: str | None = None
+    captioned: bool | None = None
+    guidance: float | None = None
+    weighting: str | None = None
+    noise_offset: float | None = None
+
+    @property
+    def pixels(self) -> tuple[int, int, int]:
+        """Channels, height, width of pictures as they are read."""
+        return self.picture or self.image
 
     @property
     def per_picture(self) -> int:
@@ -132,7 +163,8 @@ class Recipe:
         unknown = values.keys() - known
         absent = known - values.keys() - set(_OPTIONAL_FIELDS)
         if unknown or absent:
-            names = ", ".join(sorted(unknown | absent))
+            # Names come from a file: of any length and letters.
+            names = ", ".join(repr(name)[1:-1][:40] for name in sorted(unknown | absent)[:5])
             raise StoreError(
                 "another version of gradindex made this index"
                 f" (it differs in {names}): build it again"
@@ -156,7 +188,7 @@ class Recipe:
         return differences
 
 
-def grid(timesteps: int | Sequence[int], num_train_timesteps: int) -> tuple[int, ...]:
+def grid(timesteps: int | Sequence[float], num_train_timesteps: int) -> tuple[int, ...]:
     """Return the timesteps of a grid, sorted.
 
     Args:
@@ -165,7 +197,8 @@ def grid(timesteps: int | Sequence[int], num_train_timesteps: int) -> tuple[int,
         num_train_timesteps: S, the scheduler's number of timesteps.
 
     Raises:
-        CallError: there are more than S, fewer than 1, a timestep outside 0 … S − 1, or one twice.
+        CallError: there are more than S, fewer than 1, a timestep that is not whole or outside
+            0 … S − 1, or one twice.
 
     >>> grid(10, 1000)
     (50, 150, 250, 350, 450, 550, 650, 750, 850, 950)
@@ -183,15 +216,29 @@ def grid(timesteps: int | Sequence[int], num_train_timesteps: int) -> tuple[int,
         raise CallError(
             f"timesteps = {timesteps!r}: give a number or a sequence of numbers, not text"
         )
-    chosen = tuple(sorted(int(t) for t in timesteps))
-    outside = [t for t in chosen if not 0 <= t < num_train_timesteps]
-    repeated = len(set(chosen)) < len(chosen)
-    if not chosen or outside or repeated:
+    chosen = list(timesteps)
+    if not all(float(t).is_integer() for t in chosen):  # neither NaN nor infinity is
         raise CallError(
-            f"timesteps = {list(timesteps)}: give distinct timesteps from 0 to"
+            f"timesteps = {chosen}: give whole numbers (only models of flow matching have others)"
+        )
+    is_inside = all(0 <= t < num_train_timesteps for t in chosen)
+    if not chosen or not is_inside or len(set(chosen)) < len(chosen):
+        raise CallError(
+            f"timesteps = {chosen}: give distinct timesteps from 0 to"
             f" {num_train_timesteps - 1} (the scheduler's range)"
         )
-    return chosen
+    return tuple(sorted(int(t) for t in chosen))
+
+
+def timestep_text(timestep: float) -> str:
+    """Return a timestep with as few digits as tell it from all others of float32.
+
+    >>> timestep_text(500), timestep_text(500.0), timestep_text(999.6699829101562)
+    ('500', '500', '999.67')
+    """
+    from numpy import float32
+
+    return str(int(timestep)) if float(timestep).is_integer() else str(float32(timestep))
 
 
 def require(name: str, value: Any, allowed: Sequence[Any]) -> None:

@@ -2,8 +2,13 @@
 
 import importlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
+
+# Before any library reads it.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import hypothesis
 import numpy as np
@@ -25,7 +30,6 @@ class TorchRandom:
 
 _torch_random = TorchRandom()  # hypothesis holds a weak reference alone
 hypothesis.register_random(_torch_random)
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def required(name: str) -> Any:
@@ -71,6 +75,38 @@ def make_pictures(path: Path, count: int, size: int = 8, seed: int = 0, mode: st
         picture = Image.fromarray((digit / 16 * 255).astype(np.uint8)).convert(mode)
         picture.resize((size, size)).save(path / f"p{number:03d}.png")
     return path
+
+
+# fsspec keeps file systems, which know their server from the environment. Those of a server that
+# has stopped stay here: they would warn of open connections when they are collected.
+_used_file_systems: list[Any] = []
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """The URL of an empty bucket that moto's server holds, one for each file of tests."""
+    systems = required("s3fs").S3FileSystem
+    server = required("moto.server").ThreadedMotoServer(port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    # All servers of a process hold the same buckets.
+    urlopen(f"http://{host}:{port}/moto-api/reset", data=b"").close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        _forget_file_systems(systems)
+        systems().mkdir("pictures")
+        yield "s3://pictures"
+        _forget_file_systems(systems)
+    server.stop()
+
+
+def _forget_file_systems(systems: Any) -> None:
+    """Have fsspec make file systems of a class anew."""
+    _used_file_systems.extend(systems._cache.values())
+    systems.clear_instance_cache()
 
 
 @pytest.fixture(scope="session")

@@ -16,22 +16,26 @@ PACKAGE = Path(gradindex.__file__).parent
 
 # From the top down: a package imports only those after it. The modules beside them are the ground.
 PACKAGES = ["cli", "report", "builder", "search", "store", "gradients", "models", "data"]
-GROUND = ["recipe", "errors", "random_numbers", "ray_connection"]
+GROUND = ["recipe", "errors", "machine_memory", "random_numbers", "ray_connection"]
 
 # The only packages and modules that import a library. `report.demo` plays the user, who trains.
 LIBRARIES = {
     "click": ["cli"],
     "diffusers": ["models", "report.demo"],
     "safetensors": ["models"],
-    "datasets": ["data.table"],
-    "pyarrow": ["data.table", "data.log_table"],
+    "peft": ["models.adapters"],
+    "datasets": ["data.table", "data.table_files"],
+    "pyarrow": ["data.table", "data.table_files", "data.log_table"],
     "PIL": ["data", "search", "report"],
     "zarr": ["store.arrays"],
     "google_crc32c": ["store.arrays"],
     "numcodecs": ["store.arrays"],
     "fsspec": ["store.bucket"],
     "faiss": ["search.ann_index"],
-    "torch": ["models", "gradients", "search.whitening", "data.recorder", "report.demo"],
+    "torch": [
+        *("models", "gradients", "search.whitening", "search.gpu", "data.recorder"),
+        "report.demo",
+    ],
     "matplotlib": ["report.diagnosis_text"],
     "sklearn": ["report.demo"],
     "tqdm": ["store.progress"],

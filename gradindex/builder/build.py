@@ -4,17 +4,21 @@ Stopped and run again, a build goes on where it was.
 """
 
 import logging
+import math
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from gradindex.builder.continuation import continue_or_create, in_store_order
 from gradindex.builder.job import BuildJob
 from gradindex.builder.options import BuildOptions
 from gradindex.builder.plan import DIM, make_plan
-from gradindex.builder.shards import fill, missing_shards, progress
+from gradindex.builder.preparation import drop_prepared
+from gradindex.builder.shards import fill, missing_shards, progress, rows_of
 from gradindex.builder.target import check_target
 from gradindex.builder.workers import FillShards, fill_on_cluster
 from gradindex.data.dataset import Columns
@@ -26,9 +30,9 @@ from gradindex.search.ann_builder import build_ann_index, open_ann_index
 from gradindex.search.ann_index import (
     INDEX_NAMES,
     default_index_names,
-    index_record_file,
     require_faiss,
 )
+from gradindex.search.ann_record import index_record_file
 from gradindex.search.index import Index
 from gradindex.search.scoring import METHODS
 from gradindex.search.whitening import mend_whitening, whitening_of_index
@@ -42,12 +46,12 @@ LOGGER = logging.getLogger("gradindex")
 def build(
     index: str | Path,
     *,
-    model: str | Path,
+    model: str | Path | None = None,
     data: str | Path,
     checkpoints: Mapping[str, float | None] | Sequence[str | Path] | None = None,
     scheduler: str | Path | None = None,
     columns: Columns | None = None,
-    timesteps: int | Sequence[int] | str = 10,
+    timesteps: int | Sequence[float] | str = 10,
     log: str | Path | None = None,
     events: int = 1,
     missing: str = "error",
@@ -63,6 +67,15 @@ def build(
     dtype: str = "float32",
     device: str = "auto",
     batch_size: int | str = "auto",
+    caption: str | None = None,
+    missing_caption: str = "error",
+    resolution: int | tuple[int, int] | None = None,
+    latents: str = "mean",
+    guidance: float | None = None,
+    weighting: str | None = None,
+    noise_offset: float = 0.0,
+    denoiser: Any = None,
+    adapters: Mapping[str, float | None] | Sequence[str | Path] | str | Path | None = None,
     skip_bad: bool = False,
     overwrite: bool = False,
     part: tuple[int, int] = (0, 1),
@@ -107,6 +120,21 @@ def build(
             are float32.
         batch_size: how many (picture, timestep, draw) at once, as many as fit for "auto"; changes
             no result beyond float rounding, and is halved when the device has not the memory.
+        caption: one for all pictures, of a model that is given captions; otherwise each has its
+            own, in a column of the table, or in a file x.txt or x.caption beside x.png.
+        missing_caption: what a picture without one gets: "error", or "empty".
+        resolution: side, or width and height, of the pictures that a model of latents encodes; that
+            which the model was made for by default.
+        latents: "mean" of what the VAE says of a picture, or "sample" of it, drawn once.
+        guidance: the scale that a model with guidance embedding (Flux dev) was told in training;
+            3.5 by default, as in diffusers' scripts.
+        weighting: how the training weighted its loss by timestep: "min-snr:5", … (docs/models.md).
+        noise_offset: that of the training, such as 0.05.
+        denoiser: an object of your own in place of a model, for what gradindex does not know;
+            docs/models.md says what it must have.
+        adapters: a LoRA file or folder trained on `model`, whose parameters alone gradients are
+            then taken of; or several, the checkpoints of one run, with weights or without as for
+            `checkpoints`. docs/models.md says which files are known.
         skip_bad: leave out pictures that cannot be read, instead of stopping at them.
         overwrite: replace an index of another recipe or data set, which stays as INDEX.replaced
             until the new one is whole.
@@ -162,14 +190,25 @@ def build(
         seed=seed,
         dtype=dtype,
         batch_size=batch_size,
+        caption=caption,
+        missing_caption=missing_caption,
+        resolution=resolution,
+        latents=latents,
+        guidance=guidance,
+        weighting=weighting,
+        noise_offset=noise_offset,
+        denoiser=denoiser,
+        adapters=adapters,
         skip_bad=skip_bad,
     )
     plan = make_plan(options, driver_device if ray is None else "cpu")
     store, job = continue_or_create(location, plan, overwrite)
-    for line in job.dataset.describe(job.recipe.image):
+    for line in job.dataset.describe():
         LOGGER.info(line)
     store.update_header(**plan.origin)
     shards = missing_shards(store, job, part)
+    for line in job.dataset.describe_changes(job.recipe.pixels, rows_of(shards)):
+        LOGGER.info(line)
     if ray is None:
         fill(store, job, plan.denoisers, plan.batch_size, shards)
     else:
@@ -177,7 +216,7 @@ def build(
     # Shards of other parts may still be missing: whoever makes the last one finishes the index.
     if not store.missing():
         _finish(store, data, driver_device)
-    return Index(store, None, driver_device)
+    return Index(store, None, driver_device, denoiser=denoiser)
 
 
 def _fill_with_ray(
@@ -229,6 +268,7 @@ def _finish(store: Store, data: str | Path, device: str) -> None:
     store.finish()
     if len(store.excluded) == len(store.sample_ids):
         raise DataError(f"data {data}: not one of {len(store.sample_ids)} pictures can be read")
+    _warn_of_zeros(store)
     for method in METHODS:
         mend_whitening(store, method, device)
     for name in INDEX_NAMES:
@@ -237,7 +277,19 @@ def _finish(store: Store, data: str | Path, device: str) -> None:
         whitening = whitening_of_index(store, name, device)
         if open_ann_index(store, name, whitening=whitening).damages():
             build_ann_index(store, name, whitening=whitening)
+    drop_prepared(store.location)
     store.location.drop_aside()
+
+
+def _warn_of_zeros(store: Store) -> None:
+    """Warn of rows that are zero though there was a picture: they rank as any score of 0 does."""
+    zeros, rows = store.summary.zero_gradients, math.prod(store.shape[:3])
+    if zeros:
+        warnings.warn(
+            f"{store.location}: {zeros} of {rows} gradients are zero, and score 0 whatever is"
+            " asked; the parameters that count may be untrained, or dtype too narrow for them",
+            stacklevel=3,
+        )
 
 
 def _needs_index(store: Store, name: str) -> bool:

@@ -11,6 +11,8 @@ from gradindex.data.log_events import LoggedCheckpoint
 from gradindex.data.training_log import TrainingLog, training_weights
 from gradindex.errors import CallError
 
+LARGEST = 3.4e38  # of a weight: queries take it as float32
+
 
 class WeightedCheckpoint(NamedTuple):
     """A checkpoint of a build.
@@ -59,7 +61,7 @@ def choose_checkpoints(
     weights = []
     for explicit_weight, usual_weight in zip(explicit_weights, usual, strict=True):
         weights.append(usual_weight if explicit_weight is None else float(explicit_weight))
-    if not (np.isfinite(weights).all() and any(weights)):
+    if not (np.less(np.abs(weights), LARGEST).all() and any(weights)):  # NaN is not less
         raise CallError(f"checkpoint weights {weights}: give finite numbers, not all of them zero")
     for checkpoint, weight in zip(chosen, weights, strict=True):
         if weight == 0:

@@ -11,6 +11,8 @@ from gradindex.data.dataset import GONE, Dataset
 from gradindex.data.training_log import TrainingLog
 from gradindex.errors import CallError, DataError
 from gradindex.gradients.events import Events, grid_events, recorded_events
+from gradindex.models.examples import Examples, Pictures
+from gradindex.models.pipeline import Encoder, make_examples
 from gradindex.recipe import FOLDED, Recipe
 from gradindex.store.manifest import Shard
 
@@ -117,34 +119,30 @@ class BuildJob:
         first_timesteps = self.recorded["timestep"][self.checkpoints_of(checkpoint), row, 0]
         return bool(np.isnan(first_timesteps).any())
 
-    def read_pictures(self, rows: Iterable[int]) -> tuple[list[int], np.ndarray]:
-        """Return the B row numbers whose pictures can be read, and these pictures.
+    def examples(
+        self, rows: Iterable[int], encoder: Encoder | None
+    ) -> tuple[list[int], Examples, list[str]]:
+        """Return the B row numbers whose pictures can be read, and these as the model takes them.
+
+        Args:
+            encoder: of the model; None for one of pixels.
 
         Returns:
-            The row numbers, and [B, channels, height, width] float32 in [−1, 1].
-
-        Raises:
-            DataError: see `read`.
-        """
-        return self.read(rows)[:2]
-
-    def read(self, rows: Iterable[int]) -> tuple[list[int], np.ndarray, list[str]]:
-        """Return the B row numbers whose pictures can be read, these pictures, and their digests.
-
-        Returns:
-            The row numbers, [B, channels, height, width] float32 in [−1, 1], and B digests of the
-            bytes that were read, see `content_digest`.
+            The row numbers, B examples, and B digests of the bytes that were read, see
+            `content_digest`.
 
         Raises:
             DataError: a picture cannot be read, and the build does not skip such pictures.
+            ModelError: the VAE or a text encoder cannot be run.
         """
-        image = self.recipe.image
+        image = self.recipe.pixels
         readable = []
         pictures = []
         contents = []
+        geometries = []
         for row in rows:
             try:
-                picture, content = self.dataset.read(row, image)
+                picture, content, geometry = self.dataset.read(row, image)
             except DataError as error:
                 if not self.skip_bad:
                     raise DataError(f"{error}; skip_bad leaves such pictures out") from error
@@ -152,9 +150,27 @@ class BuildJob:
                 readable.append(row)
                 pictures.append(picture)
                 contents.append(content)
-        if not pictures:
-            return [], np.empty((0, *image), np.float32), []
-        return readable, np.stack(pictures), contents
+                geometries.append(geometry)
+        found = Pictures(
+            pictures,
+            self.ids(readable),
+            self.labels(readable),
+            self.dataset.captions_of(readable),
+            geometries,
+        )
+        return readable, make_examples(encoder, found), contents
+
+    def none_readable(self, rows: Sequence[int]) -> DataError:
+        """Return the error that not one of some pictures can be read, and what ails the first."""
+        example = ""
+        try:
+            self.dataset.read(rows[0], self.recipe.pixels) if rows else None
+        except DataError as error:
+            example = ": " + str(error).removeprefix(f"{self.dataset.source}: ")
+        return DataError(
+            f"data {self.dataset.source}: not one of {len(rows)} pictures tried can be read"
+            f"{example}"
+        )
 
     def ids(self, rows: Sequence[int]) -> list[str]:
         """Return the ids of some pictures."""
@@ -198,7 +214,7 @@ class BuildJob:
 
 def _check_pictures(dataset: Dataset, recipe: Recipe) -> None:
     """Raise CallError unless the model takes a data set's channels and class labels."""
-    channels = recipe.image[0]
+    channels = recipe.pixels[0]
     if channels not in CHANNELS:
         raise CallError(
             f"the model takes {channels} channels; pictures have 1 (grey) or 3 (colour)"
@@ -214,5 +230,5 @@ def _check_pictures(dataset: Dataset, recipe: Recipe) -> None:
     if lowest < 0 or highest >= recipe.classes:
         raise CallError(
             f"data {dataset.source}: labels {lowest} to {highest},"
-            f" the model knows 0 to {recipe.classes - 1}"
+            f" the model knows 0 to {recipe.classes - 1}; give the pictures that it was trained on"
         )

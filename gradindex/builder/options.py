@@ -1,20 +1,41 @@
 """The options of a build, checked."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
+from typing import Any
 
+from gradindex.data.captions import MISSING_CAPTION
 from gradindex.data.dataset import Columns
 from gradindex.data.training_log import MISSING
 from gradindex.errors import CallError
 from gradindex.gradients.projection import PROJECTIONS
 from gradindex.models.devices import DTYPES
+from gradindex.models.pipeline import LATENTS, MEAN
 from gradindex.recipe import LOSSES, NOISES, OUTPUTS, ROWS, require, require_positive
 
 MOST_TIMESTEPS = 100  # of a plain number: a larger one may be a timestep
 EVEN = "even:"  # before a number of timesteps that is meant, however large
 RECORDED = "recorded"
+
+
+def to_resolution(resolution: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    """Return a side, or width and height, as height and width.
+
+    Raises:
+        CallError: they are not whole numbers above zero.
+
+    >>> to_resolution(512), to_resolution((768, 512))
+    ((512, 512), (512, 768))
+    """
+    if resolution is None:
+        return None
+    sides = (resolution, resolution) if isinstance(resolution, int) else tuple(resolution)
+    if len(sides) != 2 or not all(isinstance(s, Integral) and s > 0 for s in sides):
+        raise CallError(f"resolution = {resolution!r}: give a side, or width and height")
+    return int(sides[1]), int(sides[0])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,18 +68,29 @@ class BuildOptions:
         seed: of noise and projection.
         dtype: of the weights while gradients are taken, a key of `DTYPES`.
         batch_size: how many (picture, timestep, draw) go through the model at once, or "auto".
+        caption: one for all pictures; None: each has its own.
+        missing_caption: what a picture without a caption gets, one of `MISSING_CAPTION`.
+        resolution: side, or width and height, of pictures before they are encoded; None: those that
+            the model was made for.
+        latents: one of `LATENTS`.
+        guidance: the scale that a model with guidance embedding was told in training; None: 3.5.
+        weighting: of the loss by timestep, see `gradients.weighting`; None for none.
+        noise_offset: of the training, see `Recipe`; 0 for none.
+        denoiser: a user's own, see `models.custom`, in place of a model.
         skip_bad: whether pictures that cannot be read are left out, instead of stopping the build.
+        adapters: {path of an adapter of the model: its weight}, paths alone, or one path; None:
+            gradients are of the model's own weights.
 
     Raises:
         CallError: an option has a value that is not allowed, or does not fit another one.
     """
 
-    model: str | Path
+    model: str | Path | None
     data: str | Path
     checkpoints: Mapping[str, float | None] | Sequence[str | Path] | None
     scheduler: str | Path | None
     columns: Columns | None
-    timesteps: int | Sequence[int] | str
+    timesteps: int | Sequence[float] | str
     log: str | Path | None
     events: int
     missing: str
@@ -74,6 +106,15 @@ class BuildOptions:
     dtype: str
     batch_size: int | str
     skip_bad: bool
+    caption: str | None = None
+    missing_caption: str = "error"
+    resolution: int | tuple[int, int] | None = None
+    latents: str = MEAN
+    guidance: float | None = None
+    weighting: str | None = None
+    noise_offset: float = 0.0
+    denoiser: Any = None
+    adapters: Mapping[str, float | None] | Sequence[str | Path] | str | Path | None = None
 
     def __post_init__(self) -> None:
         require("noise", self.noise_or_default, NOISES)
@@ -83,14 +124,45 @@ class BuildOptions:
         require("dtype", self.dtype, tuple(DTYPES))
         require("rows", self.rows, ROWS)
         require("missing", self.missing, MISSING)
+        require("missing_caption", self.missing_caption, MISSING_CAPTION)
+        require("latents", self.latents, LATENTS)
         require_positive(dim=self.dim, draws=self.draws, events=self.events)
         if self.batch_size != "auto":
             require_positive(batch_size=self.batch_size)  # type: ignore[arg-type]
         self._check_recorded()
         _ = self.grid_timesteps
+        _ = self.picture_size
+        if not 0 <= self.noise_offset < math.inf:  # NaN is neither
+            raise CallError(f"noise_offset = {self.noise_offset}: give a number, 0 or more")
+        if self.noise_offset and self.noise_or_default == "recorded":
+            raise CallError(
+                "noise_offset: recorded noise is what it was in training; leave noise_offset out"
+            )
+        self._check_guidance()
+        if (self.model is None) == (self.denoiser is None):
+            raise CallError("model and denoiser: give one of them")
+        if self.denoiser is not None and (
+            self.checkpoints or self.adapters or self.scheduler or self.log
+        ):
+            raise CallError(
+                "denoiser: it is the only checkpoint and knows its timesteps; leave out"
+                " checkpoints, adapters, scheduler and log"
+            )
+        if self.checkpoints and self.adapters:
+            raise CallError(
+                "checkpoints and adapters: give one of them; the adapters are the checkpoints of"
+                " their run, and model is the base of them all"
+            )
 
     @property
-    def grid_timesteps(self) -> int | Sequence[int]:
+    def weighted_paths(self) -> Mapping[str, float | None] | Sequence[str | Path] | None:
+        """The checkpoints or adapters, with their weights or without."""
+        if isinstance(self.adapters, (str, Path)):
+            return [self.adapters]
+        return self.adapters or self.checkpoints
+
+    @property
+    def grid_timesteps(self) -> int | Sequence[float]:
         """The timesteps of a grid: how many, evenly spaced, or which; none where recorded.
 
         Raises:
@@ -120,9 +192,23 @@ class BuildOptions:
         return count
 
     @property
+    def picture_size(self) -> tuple[int, int] | None:
+        """Height and width of pictures before they are encoded, or None; see `to_resolution`."""
+        return to_resolution(self.resolution)
+
+    @property
     def noise_or_default(self) -> str:
         """The noise asked for; else "recorded" with a training log, and "shared" without one."""
         return self.noise or ("shared" if self.log is None else "recorded")
+
+    def _check_guidance(self) -> None:
+        """Raise CallError unless the guidance is a number, 0 or more."""
+        guidance = self.guidance
+        if guidance is None:
+            return
+        is_number = isinstance(guidance, Real) and not isinstance(guidance, bool)
+        if not is_number or not 0 <= guidance < math.inf:
+            raise CallError(f"guidance = {guidance!r}: give a number, 0 or more, such as 3.5")
 
     def _check_recorded(self) -> None:
         """Raise CallError unless timesteps, log, events, noise and draws fit together."""

@@ -1,39 +1,45 @@
 """The plan of a build: which pictures, checkpoints and timesteps, and the recipe of the rows."""
 
+import logging
 import math
-import resource
-import sys
 import time
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
+from msgspec import UNSET
 
 from gradindex.builder.checkpoint_weights import WeightedCheckpoint, choose_checkpoints
 from gradindex.builder.job import BuildJob, EventChoice
 from gradindex.builder.options import BuildOptions
+from gradindex.data.captions import with_captions
 from gradindex.data.dataset import Dataset
 from gradindex.data.opening import open_dataset
 from gradindex.data.training_log import open_log
-from gradindex.errors import DataError
 from gradindex.gradients.batch_size import fitting_batch
 from gradindex.gradients.high_rank import choose_high_rank
 from gradindex.gradients.parameters import capture_for, choose_parameters
 from gradindex.gradients.projection import TWO_SIDED
 from gradindex.gradients.sampling import sample_gradients
 from gradindex.gradients.self_check import check_capture
+from gradindex.gradients.weighting import timestep_weights
+from gradindex.machine_memory import peak_memory
+from gradindex.models.adapter_checkpoints import AdapterCheckpoints
 from gradindex.models.checkpoints import Checkpoints
+from gradindex.models.custom import OneDenoiser
 from gradindex.models.denoiser import Denoiser
-from gradindex.recipe import FOLDED, LOSS, Recipe, grid
+from gradindex.models.trainer_notes import TrainerNotes, loss_differences
+from gradindex.recipe import FOLDED, LOSS, Recipe
 from gradindex.store.records import CheckpointPath, DataSource
 from gradindex.store.store import SHARD_ROWS
+
+LOGGER = logging.getLogger("gradindex")
 
 DIM = 4096
 RANK = 16  # of the two-sided projection
 HIGH_RANK_PICTURES = 8  # whose gradients tell which weights have a high rank
-MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024  # the unit of getrusage's ru_maxrss
 
 
 class Origin(TypedDict):
@@ -49,6 +55,7 @@ class Origin(TypedDict):
     weights: list[float]
     data: DataSource
     log: str | None
+    trainer: NotRequired[TrainerNotes]
 
 
 @dataclass(frozen=True)
@@ -97,13 +104,22 @@ def make_plan(options: BuildOptions, device: str, processes: int = 1) -> Plan:
     """
     dataset = open_dataset(options.data, options.columns)
     log = None if options.log is None else open_log(options.log)
-    checkpoints = choose_checkpoints(options.checkpoints, options.model, log)
-    paths = [Path(checkpoint.path) for checkpoint in checkpoints]
-    denoisers = Checkpoints(paths, options.model, options.scheduler, device, options.dtype)
+    if options.model is None:
+        checkpoints = [WeightedCheckpoint("", 0, 1.0)]
+    else:
+        checkpoints = choose_checkpoints(options.weighted_paths, options.model, log)
+    denoisers = _open_checkpoints(options, checkpoints, device)
     recipe = _make_recipe(options, denoisers)
+    if denoisers.notes is not None:
+        for difference in loss_differences(denoisers.notes, recipe):
+            LOGGER.warning(f"warning: the adapter's training {difference}")
     if recipe.classes is None:
         dataset = replace(dataset, labels=None)
     first = denoisers[0]
+    if first.family.captioned:
+        dataset = with_captions(dataset, options.caption, options.missing_caption)
+    else:
+        dataset = replace(dataset, captions=None)
     event_choice = None
     if log is not None:
         steps = [checkpoint.step for checkpoint in checkpoints]
@@ -125,7 +141,28 @@ def make_plan(options: BuildOptions, device: str, processes: int = 1) -> Plan:
         event_choice=event_choice,
         skip_bad=options.skip_bad,
         batch_size=batch_size,
-        origin=_make_origin(options, checkpoints, dataset),
+        origin=_make_origin(options, checkpoints, dataset, denoisers.notes),
+    )
+
+
+def _open_checkpoints(
+    options: BuildOptions, checkpoints: list[WeightedCheckpoint], device: str
+) -> Checkpoints:
+    """The models of a build's checkpoints, none of them loaded yet."""
+    if options.model is None:
+        return OneDenoiser(options.denoiser, device, options.dtype)
+    paths = [Path(checkpoint.path) for checkpoint in checkpoints]
+    kind = AdapterCheckpoints if options.adapters else Checkpoints
+    return kind(
+        paths,
+        options.model,
+        options.scheduler,
+        device,
+        options.dtype,
+        resolution=options.picture_size,
+        latents=options.latents,
+        seed=options.seed,
+        guidance=options.guidance,
     )
 
 
@@ -141,7 +178,9 @@ def _make_recipe(options: BuildOptions, denoisers: Checkpoints) -> Recipe:
     names = choose_parameters(first.trainable, options.params)
     parameter_count = sum(first.model.get_parameter(name).numel() for name in names)
     recorded = options.log is not None
-    timesteps = () if recorded else grid(options.grid_timesteps, first.num_train_timesteps)
+    timesteps = () if recorded else first.process.grid(options.grid_timesteps)
+    if timesteps:
+        timestep_weights(options.weighting, first.process, timesteps)  # or an error
     two_sided = options.projection == "auto"
     return Recipe(
         **model_fields,
@@ -159,21 +198,31 @@ def _make_recipe(options: BuildOptions, denoisers: Checkpoints) -> Recipe:
         events=options.events if recorded else None,
         rows=FOLDED if options.rows == FOLDED else None,
         output=None if options.output == LOSS else options.output,
+        weighting=options.weighting,
+        noise_offset=options.noise_offset or None,
     )
 
 
 def _make_origin(
-    options: BuildOptions, checkpoints: list[WeightedCheckpoint], dataset: Dataset
+    options: BuildOptions,
+    checkpoints: list[WeightedCheckpoint],
+    dataset: Dataset,
+    notes: TrainerNotes | None,
 ) -> Origin:
     """Return the header fields of a build, with absolute paths."""
-    return Origin(
-        model=_absolute(options.model),
+    origin = Origin(
+        model="" if options.model is None else _absolute(options.model),
         scheduler=None if options.scheduler is None else _absolute(options.scheduler),
-        checkpoints=[CheckpointPath(path=_absolute(c.path)) for c in checkpoints],
+        checkpoints=[CheckpointPath(path=_absolute(c.path) if c.path else "") for c in checkpoints],
         weights=[checkpoint.weight for checkpoint in checkpoints],
-        data=DataSource(**dataset.to_json()),
+        data=DataSource(
+            **dataset.to_json(), caption=UNSET if options.caption is None else options.caption
+        ),
         log=None if options.log is None else _absolute(options.log),
     )
+    if notes is not None:
+        origin["trainer"] = notes
+    return origin
 
 
 def _absolute(path: str | Path) -> str:
@@ -191,14 +240,10 @@ def find_high_rank(denoiser: Denoiser, job: BuildJob, batch_size: int) -> tuple[
     """
     spaced = np.linspace(0, len(job.dataset) - 1, HIGH_RANK_PICTURES)
     tried = sorted({int(row) for row in spaced})
-    rows, pictures = job.read_pictures(tried)
+    rows, examples, _ = job.examples(tried, denoiser.encoder)
     if not rows:
-        raise DataError(
-            f"data {job.dataset.source}: not one of {len(tried)} pictures tried can be read"
-        )
-    return choose_high_rank(
-        denoiser, job.recipe, pictures, job.ids(rows), job.labels(rows), batch_size
-    )
+        raise job.none_readable(tried)
+    return choose_high_rank(denoiser, job.recipe, examples, job.ids(rows), batch_size)
 
 
 @dataclass(frozen=True)
@@ -213,7 +258,7 @@ class Estimate:
         gradients: how many (checkpoint, picture, timestep, draw) go through the model.
         batch_size: how many of them at once.
         seconds: for all gradients, at the pace of one batch on this device.
-        memory: the most bytes that this process has had so far.
+        memory: the most bytes that this process has had so far; None where it is not known.
     """
 
     pictures: int
@@ -223,7 +268,7 @@ class Estimate:
     gradients: int
     batch_size: int
     seconds: float
-    memory: int
+    memory: int | None
 
 
 def estimate(plan: Plan) -> Estimate:
@@ -247,7 +292,7 @@ def estimate(plan: Plan) -> Estimate:
         gradients=gradients,
         batch_size=plan.batch_size,
         seconds=_seconds_per_gradient(plan, job) * gradients,
-        memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MAXRSS_BYTES,
+        memory=peak_memory(),
     )
 
 
@@ -256,11 +301,10 @@ def _seconds_per_gradient(plan: Plan, job: BuildJob) -> float:
     denoiser = plan.denoisers[0]
     rows = (row for row in range(len(job.dataset)) if not job.is_excluded(0, row))
     tried = list(islice(rows, -(-plan.batch_size // job.gradients_per_picture)))
-    readable, pictures = replace(job, skip_bad=True).read_pictures(tried)
+    skipping = replace(job, skip_bad=True)
+    readable, examples, _ = skipping.examples(tried, denoiser.encoder)
     if not readable:
-        raise DataError(
-            f"data {job.dataset.source}: not one of {len(tried)} pictures tried can be read"
-        )
+        raise job.none_readable(tried)
     with capture_for(denoiser, job.recipe) as capture:
         for _ in range(2):  # the first time pays for what is made once
             began = time.perf_counter()
@@ -268,9 +312,8 @@ def _seconds_per_gradient(plan: Plan, job: BuildJob) -> float:
                 denoiser,
                 capture,
                 job.recipe,
-                pictures,
+                examples,
                 job.events(0, readable),
-                job.labels(readable),
                 batch_size=plan.batch_size,
             )
             seconds = time.perf_counter() - began

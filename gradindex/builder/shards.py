@@ -1,6 +1,6 @@
 """The shards of a build: which are missing, and pictures → gradients → folded → written."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -10,12 +10,14 @@ from typing import Self
 import numpy as np
 
 from gradindex.builder.job import BuildJob
+from gradindex.builder.preparation import Preparation
 from gradindex.data.picture_facts import NO_CONTENT
 from gradindex.gradients.capture import Capture
 from gradindex.gradients.fold import search_vectors, unit
 from gradindex.gradients.parameters import capture_for
 from gradindex.gradients.sampling import sample_gradients
 from gradindex.models.checkpoints import Checkpoints
+from gradindex.models.examples import Examples
 from gradindex.recipe import FOLDED
 from gradindex.store.prefetch import prefetch
 from gradindex.store.progress import Progress
@@ -44,6 +46,16 @@ def missing_shards(
         else:
             del missing[shard]
     return missing
+
+
+def rows_of(shards: Iterable[Shard]) -> np.ndarray:
+    """Return the numbers of the pictures in shards, ascending; once each, of many checkpoints too.
+
+    >>> rows_of([Shard(0, 1, 4, 6), Shard(1, 1, 4, 6), Shard(0, 0, 0, 2)])
+    array([0, 1, 4, 5])
+    """
+    spans = sorted({(shard.start, shard.stop) for shard in shards})
+    return np.concatenate([np.arange(0), *(np.arange(*span) for span in spans)])
 
 
 def shards_of(store: Store, part: tuple[int, int]) -> list[Shard]:
@@ -90,7 +102,9 @@ def fill(
         ThreadPoolExecutor(1) as writer,
         ShardGradients(job, denoisers, batch_size, bar.update) as gradients,
     ):
-        read = partial(read_shard, store, job, missing)
+        preparation = Preparation(store.location, job, denoisers)
+        preparation.run(_unread(store, job, missing))
+        read = partial(read_shard, store, job, missing, preparation)
         for shard_pictures in prefetch(read, missing):
             if shard_pictures is None:
                 continue
@@ -115,7 +129,7 @@ class ShardPictures:
     Attributes:
         shard: the pictures `start` … `stop` − 1 of one checkpoint, or of all where rows are folded.
         readable: row numbers of the B pictures whose gradients are to be taken.
-        pictures: these pictures, [B, channels, height, width] float32 in [−1, 1].
+        examples: these pictures as the model takes them, {checkpoint: examples}.
         skipped: row numbers without a picture.
         contents: the digest of each of the shard's pictures, see `content_digest`.
         reused: the shard's rows [stop − start, T, D] float32 with those that an earlier build made;
@@ -124,7 +138,7 @@ class ShardPictures:
 
     shard: Shard
     readable: list[int]
-    pictures: np.ndarray
+    examples: Mapping[int, Examples]
     skipped: list[int]
     contents: list[str]
     reused: np.ndarray
@@ -149,7 +163,11 @@ class ShardRows:
 
 
 def read_shard(
-    store: Store, job: BuildJob, missing: Mapping[Shard, bool], shard: Shard
+    store: Store,
+    job: BuildJob,
+    missing: Mapping[Shard, bool],
+    preparation: Preparation,
+    shard: Shard,
 ) -> ShardPictures | None:
     """Read the pictures of a shard whose gradients are to be taken.
 
@@ -157,19 +175,33 @@ def read_shard(
         None where another builder has committed the shard and it is not made again.
 
     Raises:
-        DataError: see `BuildJob.read_pictures`.
+        DataError, ModelError: see `BuildJob.examples`.
     """
     if not missing[shard] and any(store.committed([shard])):
         return None
     reused, contents = _reusable_rows(store, shard)
     rows = range(shard.start + len(contents), shard.stop)
-    readable, pictures, digests = job.read(
-        row for row in rows if not job.is_excluded(shard.checkpoint, row)
-    )
+    included = _included(job, shard.checkpoint, rows)
+    checkpoints = job.checkpoints_of(shard.checkpoint)
+    readable, examples, digests = preparation.read(checkpoints, included)
     skipped = sorted(set(rows).difference(readable))
     digest_of = dict(zip(readable, digests, strict=True))
     contents += [digest_of.get(row, NO_CONTENT) for row in rows]
-    return ShardPictures(shard, readable, pictures, skipped, contents, reused)
+    return ShardPictures(shard, readable, examples, skipped, contents, reused)
+
+
+def _unread(
+    store: Store, job: BuildJob, missing: Mapping[Shard, bool]
+) -> Iterator[tuple[range, list[int]]]:
+    """The checkpoints of each shard, and the rows whose pictures `read_shard` reads for it."""
+    for shard in missing:
+        _, contents = _reusable_rows(store, shard)
+        rows = range(shard.start + len(contents), shard.stop)
+        yield job.checkpoints_of(shard.checkpoint), _included(job, shard.checkpoint, rows)
+
+
+def _included(job: BuildJob, checkpoint: int, rows: range) -> list[int]:
+    return [row for row in rows if not job.is_excluded(checkpoint, row)]
 
 
 def _reusable_rows(store: Store, shard: Shard) -> tuple[np.ndarray, list[str]]:
@@ -259,9 +291,8 @@ class ShardGradients:
             self._denoisers[checkpoint],
             capture,
             job.recipe,
-            shard_pictures.pictures,
+            shard_pictures.examples[checkpoint],
             job.events(checkpoint, readable),
-            job.labels(readable),
             batch_size=self._batch_size,
             progress=self._progress,
         )

@@ -2,6 +2,7 @@
 
 from gradindex.errors import CallError
 from gradindex.store.arrays import IDS, ROW_ARRAYS
+from gradindex.store.disk import Disk
 from gradindex.store.location import Location
 from gradindex.store.manifest import HEADER, is_store
 
@@ -11,6 +12,10 @@ LEFT_BY_A_CRASH = {*ROW_ARRAYS, IDS, "manifest"}
 
 def check_target(location: Location) -> None:
     """Raise CallError when something else than an index lies where one is to be built."""
+    if isinstance(location, Disk):
+        for folder in location.path.absolute().parents:
+            if folder.exists() and not folder.is_dir():
+                raise CallError(f"{location}: {folder} is a file; choose another place")
     if not is_store(location) and not location.names() <= _left_by_a_crash(location):
         raise CallError(f"{location}: exists and is not a gradindex index; choose another place")
 

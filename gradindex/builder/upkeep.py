@@ -100,7 +100,7 @@ def _not_removed_yet(store: Store, id_of_key: Mapping[str, str]) -> dict[str, in
     if unknown:
         raise CallError(
             f"{store.location}: {len(unknown)} of {len(id_of_key)} ids are not in it,"
-            f" such as {unknown[0]!r}"
+            f" such as {unknown[0]!r}; none is removed, give ids as a query shows them"
         )
     return {key: row for key, row in row_of_key.items() if key not in removed}
 
@@ -231,6 +231,7 @@ def _begin_compacted(old: Store, location: Location, sample_ids: list[str]) -> S
         weights=header.weights,
         data=header.data,
         log=header.log,
+        trainer=header.trainer,
     )
 
 

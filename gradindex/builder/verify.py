@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from gradindex.builder.changes import changed_pictures
+from gradindex.data.captions import same_captions
 from gradindex.data.dataset import Columns, Dataset
 from gradindex.data.opening import open_dataset
 from gradindex.data.picture_facts import NO_CONTENT
 from gradindex.errors import CallError
-from gradindex.search.ann_index import AnnIndex, AnnRecord, index_record_file
+from gradindex.search.ann_index import AnnIndex
+from gradindex.search.ann_record import AnnRecord, index_file, index_record_file
 from gradindex.search.factors import (
     WHITENED,
     factor_damages,
@@ -28,7 +30,7 @@ from gradindex.search.scoring import METHODS
 from gradindex.store.location import Location, locate
 from gradindex.store.manifest import SUMMARY, Shard, header_damages, read_record
 from gradindex.store.progress import progress
-from gradindex.store.records import Summary
+from gradindex.store.records import Summary, one_caption
 from gradindex.store.removals import removal_damages
 from gradindex.store.store import Store
 
@@ -108,9 +110,14 @@ def _training_data(store: Store, data: str | Path | None) -> Dataset:
     if data is None and source is None:
         raise CallError(f"{store.location}: it is not known where its pictures are; give data")
     columns = Columns() if source is None else Columns(**source.columns)
-    dataset = open_dataset(source.source if data is None and source else str(data), columns)
+    path = source.source if data is None and source else str(data)
+    dataset = open_dataset(path, columns, warn=False)
     if store.recipe.classes is None:
         dataset = replace(dataset, labels=None)
+    if store.recipe.captioned:
+        dataset = same_captions(dataset, one_caption(source))
+    else:
+        dataset = replace(dataset, captions=None)
     ids = list(store.sample_ids)
     return dataset.in_order(ids, dataset.positions(ids))
 
@@ -155,17 +162,20 @@ def _factor_damages(store: Store, method: str, rows_are_whole: bool) -> Iterator
 
 
 def _search_damages(store: Store, name: str, origin_is_whole: bool) -> Iterator[str]:
-    """Yield what is wrong with a search index; there is none until built or asked for.
+    """Yield what is wrong with a search index.
+
+    One of half-whitened rows is there when it was built or asked for; its vectors tell.
 
     Args:
         origin_is_whole: whether the rows are as they were made, and the factors of whitened ones.
     """
-    file = index_record_file(name)
+    file, vectors = index_record_file(name), index_file(name, 0)
     (content,) = store.location.read_many([file])
     try:
         index = AnnIndex(store, name, read_record(content, AnnRecord))
     except ValueError as error:
-        if content is not None or (origin_is_whole and name in METHODS):
+        is_expected = name in METHODS or vectors in store.location.sizes([vectors])
+        if content is not None or (origin_is_whole and is_expected):
             yield f"{file} {error}"
         return
     lines = index.damages()

@@ -5,7 +5,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gradindex.cli.messages import log_to_stderr, say
-from gradindex.cli.options import DEVICE, to_batch_size, to_checkpoints, to_part, to_timesteps
+from gradindex.cli.options import (
+    DEVICE,
+    to_batch_size,
+    to_checkpoints,
+    to_part,
+    to_resolution,
+    to_timesteps,
+)
 from gradindex.store.memory import keep_freed_memory
 
 if TYPE_CHECKING:  # it imports NumPy and zarr, which take long
@@ -30,6 +37,15 @@ if TYPE_CHECKING:  # it imports NumPy and zarr, which take long
     metavar="PATH[=WEIGHT]",
     help="Where the weights are, for several checkpoints; weight 1/C when not given, or the"
     " training log's.",
+)
+@click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    callback=to_checkpoints,
+    metavar="PATH[=WEIGHT]",
+    help="LoRA file or folder trained on the model: gradients are of its parameters alone. Several"
+    " are the checkpoints of one run.",
 )
 @click.option(
     "--scheduler", help="Scheduler folder or JSON file, when it does not lie beside the model."
@@ -93,6 +109,15 @@ if TYPE_CHECKING:  # it imports NumPy and zarr, which take long
     help="One for each timestep and checkpoint, or all of a picture's folded into one: small,"
     " without timesteps.",
 )
+@click.option(
+    "--weighting",
+    metavar="NAME[:G]",
+    help="How the training weighted its loss by timestep: min-snr:5, min-snr-plus-one:5, snr,"
+    " debiased; of flow matching sigma-sqrt, cosmap.",
+)
+@click.option(
+    "--noise-offset", default=0.0, show_default=True, help="Noise offset of the training."
+)
 @click.option("--params", metavar="REGEX", help="Only parameters in whose name this is found.")
 @click.option("--seed", default=0, show_default=True, help="Of noise and projection.")
 @click.option(
@@ -109,6 +134,34 @@ if TYPE_CHECKING:  # it imports NumPy and zarr, which take long
     show_default=True,
     callback=to_batch_size,
     metavar="auto|B",
+)
+@click.option("--caption", metavar="TEXT", help="One caption for all pictures.")
+@click.option("--caption-column", metavar="NAME", help="Column that holds their captions.")
+@click.option(
+    "--missing-caption",
+    type=click.Choice(["error", "empty"]),
+    default="error",
+    show_default=True,
+    help="What a picture without a caption gets.",
+)
+@click.option(
+    "--resolution",
+    callback=to_resolution,
+    metavar="N|WxH",
+    help="Of the pictures that a model of latents encodes.  [default: the model's]",
+)
+@click.option(
+    "--latents",
+    type=click.Choice(["mean", "sample"]),
+    default="mean",
+    show_default=True,
+    help="What the VAE makes of a picture: the mean, or one sample, drawn once.",
+)
+@click.option(
+    "--guidance",
+    type=float,
+    metavar="SCALE",
+    help="That a model with guidance embedding (Flux dev) was told in training.  [default: 3.5]",
 )
 @click.option("--skip-bad", is_flag=True, help="Leave out pictures that cannot be read.")
 @click.option("--overwrite", is_flag=True, help="Replace an index of another recipe or data set.")
@@ -136,6 +189,7 @@ def build(
     image_column: str | None,
     id_column: str | None,
     label_column: str | None,
+    caption_column: str | None,
     dry_run: bool,
     **options: Any,
 ) -> None:
@@ -146,7 +200,7 @@ def build(
 
     keep_freed_memory()
     log_to_stderr()
-    options["columns"] = Columns(image_column, id_column, label_column)
+    options["columns"] = Columns(image_column, id_column, label_column, caption_column)
     if dry_run:
         click.echo(_estimate(**options))
     else:

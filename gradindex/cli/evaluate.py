@@ -126,7 +126,7 @@ def _read_arrays(file: str, first: str, second: str) -> tuple["np.ndarray", "np.
             reason = f"it has {', '.join(arrays.files) or 'none'}"
     # AttributeError: a file of one array, .npy, which has no names.
     except (OSError, ValueError, TypeError, AttributeError, EOFError, BadZipFile) as error:
-        reason = first_line(error)
+        reason = (isinstance(error, OSError) and error.strerror) or first_line(error)
     raise CallError(f"{file}: {wanted} ({reason})")
 
 

@@ -4,6 +4,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import click
 from gradindex.cli.build import build
 from gradindex.cli.diagnose import diagnose
 from gradindex.cli.evaluate import evaluate
-from gradindex.cli.messages import fail, flags_of, with_flags
+from gradindex.cli.messages import fail, flags_of, say, usage_text, with_flags
 from gradindex.cli.options import METHOD_CHOICE
 from gradindex.cli.query import query
 from gradindex.errors import CallError, GradindexError
@@ -23,27 +24,33 @@ from gradindex.store.memory import keep_freed_memory
 IDS_FILE = click.File(encoding="utf-8-sig", errors="surrogateescape")
 
 
+UNFINISHED = 3  # status of `info`; 1 is a failure, 2 a wrong call
+
+
 class _Commands(click.Group):
     """A group whose commands end in one line and a status, not in a traceback."""
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any) -> Any:
         """Run a command; the arguments are those of `click.Group.main`."""
+        typed = list(sys.argv[1:] if args is None else args)
         args, debug = _take_debug(args)
-        warnings.formatwarning = _format_warning
+        warnings.formatwarning = partial(_format_warning, typed=typed)
         _show_any_name()
         try:
             return super().main(args, *rest, **{**kwargs, "standalone_mode": False})
         except click.exceptions.Exit as stop:
             sys.exit(stop.exit_code)
         except click.ClickException as error:
-            error.show()
-            sys.exit(error.exit_code)
+            if type(error).__name__ == "NoArgsIsHelpError":  # of click 8.2: its text is the help
+                error.show()
+                sys.exit(error.exit_code)
+            fail(usage_text(error), error.exit_code)
         except (click.Abort, KeyboardInterrupt):
             fail("interrupted; what was committed stays, run the same command again to go on", 1)
         except GradindexError as error:
             if debug:
                 raise
-            fail(with_flags(str(error), flags_of(self)), error.exit_status)
+            fail(with_flags(str(error), flags_of(self), typed), error.exit_status)
         except BrokenPipeError:
             # Whoever read our output has seen enough. Python would write the rest when it exits.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -77,9 +84,11 @@ def _format_warning(
     filename: str,
     lineno: int,
     line: str | None = None,
+    *,
+    typed: Sequence[str] = (),
 ) -> str:
-    """A warning as one line, as errors are."""
-    return f"Warning: {one_line(with_flags(str(message), flags_of(main)))}\n"
+    """A warning as one line, as errors are; see `with_flags`."""
+    return f"Warning: {one_line(with_flags(str(message), flags_of(main), typed))}\n"
 
 
 @click.group(
@@ -208,11 +217,17 @@ def _print_lines(lines: Iterable[str]) -> int:
 @main.command()
 @click.argument("index")
 def info(index: str) -> None:
-    """Show what INDEX holds and what is missing."""
+    """Show what INDEX holds and what is missing; status 3 while it is unfinished."""
     from gradindex.report.info import describe
     from gradindex.store.store import Store
 
-    click.echo(describe(Store(index)))
+    store = Store(index)
+    click.echo(describe(store))
+    missing = len(store.missing())
+    if missing:
+        shards = f"{missing} of {len(store.shards())} shards of {index} are missing"
+        say(f"unfinished: {shards}; run the same build again, or its other parts")
+        sys.exit(UNFINISHED)
 
 
 @main.command()

@@ -3,7 +3,7 @@
 import logging
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NoReturn
 
 import click
@@ -11,19 +11,19 @@ import click
 from gradindex.report.printable import one_line
 
 # Options whose name is a word of English, too: they are meant only where a sentence names them so.
-NAMED_BARE = "|".join(
-    [
-        r"(?<=\bwith )(?:overwrite|params)\b",
-        r"(?<=\()overwrite\b",
-        r"(?<=\bgive )out\b(?=,)",
-        r"\blog\b(?= go together)",
-        r"\bevents\b(?= and --)",
-    ]
-)
+NAMED_BARE = [
+    r"(?<=\bwith )(?:overwrite|params)\b",
+    r"(?<=\()overwrite\b",
+    r"(?<=\bgive )out\b(?=,)",
+    r"\blog\b(?= go together)",
+    r"\bevents\b(?= and noise = )",
+]
 
 # What must not stand beside a name: then it is part of a path, of a quoted text, or of a flag.
 NOT_BEFORE = r"(?<![\w./\\'\"?&-])"
 NOT_AFTER = r"(?![\w/\\'\"-]|\.\w)"
+# A quoted text; the apostrophe of "the store's" begins none.
+QUOTED = r"""(?<!\w)(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")(?!\w)"""
 
 
 def say(text: str) -> None:
@@ -52,6 +52,24 @@ def fail(text: str, status: int) -> NoReturn:
     sys.exit(status)
 
 
+def usage_text(error: click.ClickException) -> str:
+    """Return what click says of a wrong call, and where it can be read what is allowed.
+
+    A value that is refused has that in the message itself.
+    """
+    text = error.format_message().rstrip(".")
+    is_refused_value = isinstance(error, click.BadParameter)
+    is_missing = isinstance(error, click.MissingParameter)
+    if (is_missing or not is_refused_value) and not text.endswith("?"):  # "Did you mean …?"
+        context = error.ctx if isinstance(error, click.UsageError) else None
+        words: list[str] = []
+        while context is not None and context.parent is not None:
+            words.insert(0, str(context.info_name))
+            context = context.parent
+        text += f"; see `{' '.join(['gradindex', *words])} --help`"
+    return text
+
+
 def flags_of(command: click.Command) -> dict[str, str]:
     """Return {name in Python: flag} of the options of a command, or of all commands of a group.
 
@@ -71,40 +89,68 @@ def _options(command: click.Command) -> Iterator[tuple[str, str]]:
         yield from _options(below)
 
 
-def with_flags(text: str, flags: Mapping[str, str]) -> str:
+def with_flags(text: str, flags: Mapping[str, str], typed: Sequence[str] = ()) -> str:
     """Return a message with the names of options as on the command line.
 
-    Messages name them as Python does: `dim = 0`, `skip_bad`, `overwrite=True`. What a path or a
-    quoted text has in it stays.
+    Messages name them as Python does: `dim = 0`, `skip_bad`, `overwrite=True`, `(model=)`. What a
+    path or a quoted text has in it stays, and what the user has typed. A path with spaces that was
+    neither quoted nor typed is taken for words of the message.
 
     Args:
         flags: see `flags_of`.
+        typed: arguments of the command.
 
     >>> flags = {"dim": "--dim", "noise": "--noise", "skip_bad": "--skip-bad"}
     >>> with_flags("dim = 0: give 1 or more", flags)
     '--dim 0: give 1 or more'
-    >>> with_flags("noise of 'skip_bad.png'; skip_bad=True leaves it out, noise = 'own'", flags)
-    "noise of 'skip_bad.png'; --skip-bad leaves it out, --noise own"
+    >>> with_flags("noise of 'a skip_bad.png'; skip_bad=True leaves it out, noise = 'own'", flags)
+    "noise of 'a skip_bad.png'; --skip-bad leaves it out, --noise own"
+    >>> with_flags("data my dim = 3: none; dim = 0", flags, ["my dim = 3"])
+    'data my dim = 3: none; --dim 0'
     """
+    values = [word.partition("=")[2] if word.startswith("--") else word for word in typed]
+    # Longer ones first: one may be a part of another.
+    kept = sorted({value for value in values if with_flags(value, flags) != value}, key=len)
+    if kept:
+        parts = re.split(f"({'|'.join(map(re.escape, reversed(kept)))})", text)
+        parts[::2] = [with_flags(part, flags) for part in parts[::2]]
+        return "".join(parts)
+    return re.sub(_named_options(flags), lambda match: _with_flag(match, flags), text)
 
-    def with_flag(match: re.Match[str]) -> str:
-        name, value = match["name"], match["value"]
-        if value == "True":
-            return flags[name]
-        other_side = flags.get(f"{name}=False")
-        if value == "False" and other_side is not None:
-            return other_side
-        return f"{flags[name]} {value}"
 
-    names = [name for name in flags if name.isidentifier()]
-    any_name = "|".join(sorted(names, key=len, reverse=True))
-    # `name = value` of any value, of which a quoted word loses its quotes; `name=value` of a word.
-    spaced = rf"{NOT_BEFORE}(?P<name>{any_name}) = (?P<quote>'?)(?P<value>[\w:.-]*\w)(?P=quote)"
-    text = re.sub(spaced, with_flag, text)
-    text = re.sub(rf"{NOT_BEFORE}(?P<name>{any_name}) = ", lambda m: f"{flags[m['name']]} ", text)
-    tight = rf"{NOT_BEFORE}(?P<name>{any_name})=(?P<quote>'?)(?P<value>[\w-]+)(?P=quote){NOT_AFTER}"
-    text = re.sub(tight, with_flag, text)
-    for name in names:
-        if "_" in name:
-            text = re.sub(rf"{NOT_BEFORE}{name}{NOT_AFTER}", flags[name], text)
-    return re.sub(NAMED_BARE, lambda match: flags.get(match[0], match[0]), text)
+def _named_options(flags: Mapping[str, str]) -> str:
+    """Return the pattern of quoted texts, which stay, and of options that a message names."""
+    names = sorted(filter(str.isidentifier, flags), key=len, reverse=True)
+    any_name = "|".join(names)
+    long_name = "|".join(name for name in names if "_" in name) or "(?!)"
+    forms = [
+        QUOTED,
+        # The flag itself, beside which the message names the argument of Python's call.
+        rf"(?P<flag>--[\w-]+ )?\((?P<call>{any_name})=\)",
+        # `name = value` of any value, of which a quoted word loses its quotes.
+        rf"{NOT_BEFORE}(?P<spaced>{any_name}) = (?:(?P<quote>'?)(?P<value>[\w:.-]*\w)(?P=quote))?",
+        # `name=value` of a word.
+        rf"{NOT_BEFORE}(?P<tight>{any_name})=(?P<mark>'?)(?P<word>[\w-]+)(?P=mark){NOT_AFTER}",
+        rf"{NOT_BEFORE}(?P<long>{long_name}){NOT_AFTER}",
+        rf"(?P<bare>{'|'.join(NAMED_BARE)})",
+    ]
+    return "|".join(forms)
+
+
+def _with_flag(match: re.Match[str], flags: Mapping[str, str]) -> str:
+    """Return what stands in a message for a match of `_named_options`."""
+    if match["call"]:
+        flag = flags[match["call"]]
+        before = match["flag"] or ""
+        return flag if before.rstrip() == flag else f"{before}({flag})"
+    name = match["spaced"] or match["tight"] or match["long"] or match["bare"]
+    if name not in flags:
+        return match[0]
+    value = match["value"] or match["word"]
+    if value == "True":
+        return flags[name]
+    if value == "False" and f"{name}=False" in flags:
+        return flags[f"{name}=False"]
+    if value or match["spaced"]:
+        return f"{flags[name]} {value or ''}"
+    return flags[name]

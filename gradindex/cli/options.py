@@ -4,12 +4,14 @@ The functions `to_…` with a context and a parameter are callbacks of click.
 """
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 EVEN = "even:"  # before a number of timesteps that is meant, however large
+TIMESTEP = re.compile(r"\d+(\.\d*)?", re.ASCII)
 METHOD_CHOICE = click.Choice(["retrac", "tracin"])
 DEVICE = click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda")
 MODEL = click.option("--model", help="Where the model is now, when it was moved since the build.")
@@ -35,13 +37,13 @@ TABLE_OR_JSON = click.option(
 
 def to_timesteps(
     context: click.Context, parameter: click.Parameter, value: str
-) -> int | list[int] | str:
+) -> int | list[float] | str:
     """Return --timesteps of a build: how many, which, "even:N" or "recorded"."""
     if value == "recorded" or value.startswith(EVEN):
         return value
     try:
         if "," in value:
-            return [int(part) for part in value.split(",") if part]
+            return [_to_timestep(part) for part in value.split(",") if part]
         return int(value)
     except ValueError:
         raise click.BadParameter(
@@ -49,16 +51,44 @@ def to_timesteps(
         ) from None
 
 
+def to_prompt(
+    context: click.Context, parameter: click.Parameter, values: Sequence[str]
+) -> str | Sequence[str] | None:
+    """Return every --prompt: none, one for all pictures, or one each."""
+    return (values[0] if len(values) == 1 else values) if values else None
+
+
 def to_range(
     context: click.Context, parameter: click.Parameter, value: str | None
-) -> list[int | None] | None:
+) -> list[float | None] | None:
     """Return --timesteps of a query, `A:B`, as its two ends; None stands for an open end."""
     if value is None:
         return None
     ends = value.split(":")
-    if len(ends) != 2 or not all(end == "" or end.isdecimal() for end in ends):
+    if len(ends) != 2 or not all(end == "" or TIMESTEP.fullmatch(end) for end in ends):
         raise click.BadParameter(f"{value!r}: give A:B, such as 0:500")
-    return [int(end) if end else None for end in ends]
+    return [_to_timestep(end) if end else None for end in ends]
+
+
+def _to_timestep(text: str) -> float:
+    """A timestep: a whole number, or for flow matching one with a decimal point.
+
+    >>> _to_timestep("500"), _to_timestep("750.25")
+    (500, 750.25)
+    """
+    return float(text) if "." in text and TIMESTEP.fullmatch(text) else int(text)
+
+
+def to_resolution(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> int | tuple[int, int] | None:
+    """Return --resolution: a side, or width and height."""
+    if value is None:
+        return None
+    sides = value.lower().split("x")
+    if not 1 <= len(sides) <= 2 or not all(map(_is_number, sides)):
+        raise click.BadParameter(f"{value!r}: give a side, such as 512, or WxH, such as 768x512")
+    return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
 
 
 def to_batch_size(context: click.Context, parameter: click.Parameter, value: str) -> int | str:

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gradindex.cli.messages import say
+from gradindex.cli.messages import log_to_stderr, say
 from gradindex.cli.options import (
     CLASS_LABEL,
     DEVICE,
     METHOD_CHOICE,
     MODEL,
     WHITEN,
+    to_prompt,
     to_range,
     to_whiten,
 )
@@ -73,8 +74,23 @@ def _to_output(
     help="Of whitening, in mean squares of a row's norm; another than the default scans the store."
     "  [default: 0.0003]",
 )
+@click.option(
+    "--prompt",
+    multiple=True,
+    callback=to_prompt,
+    metavar="TEXT",
+    help="That the pictures were generated with, for a model that is given captions: one, or one"
+    " each.  [default: what is in x.txt beside x.png, or in the picture]",
+)
 @CLASS_LABEL
 @MODEL
+@click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    metavar="PATH",
+    help="Where an adapter is now, when it was moved since the build; all, in the build's order.",
+)
 @DEVICE
 @click.option("--ray", metavar="local|ADDRESS", help="Have a Ray cluster search the index files.")
 @click.option(
@@ -97,6 +113,7 @@ def query(
     whiten: bool,
     damping: float | None,
     model: str | None,
+    adapters: tuple[str, ...],
     device: str,
     ray: str | None,
     style: str | None,
@@ -109,7 +126,8 @@ def query(
 
     style = style or _style_of(output)
     keep_freed_memory()
-    opened = open_index(index, model=model, device=device, ray=ray)
+    log_to_stderr()
+    opened = open_index(index, model=model, device=device, ray=ray, adapters=adapters or None)
     options["whiten"] = to_whiten(whiten, damping)
     results = opened.query(pictures, k, method, **options)
     seconds = results[0].seconds

@@ -15,14 +15,23 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from gradindex.data.images import is_turned, require_channels, to_array, to_thumbnail
+from gradindex.data import caption_list
+from gradindex.data.images import (
+    Geometry,
+    geometry,
+    is_turned,
+    picture_fault,
+    require_channels,
+    to_array,
+    to_thumbnail,
+)
 from gradindex.data.picture_facts import NO_CONTENT, content_digest, stat_digests
-from gradindex.errors import DataError, first_line
+from gradindex.errors import DataError, quoted
 
 FINGERPRINT_DIGITS = 8  # hex digits of a picture's fingerprint
 GONE = FINGERPRINT_DIGITS * "-"  # in place of the fingerprint of a picture that is not there
 NAMED_CLASSES = 20  # classes that `describe` names
-LOOKED_AT = 2000  # pictures whose mode and size `describe` looks at
+LOOKED_AT = 2000  # pictures whose mode and size `describe_changes` looks at
 
 
 @dataclass(frozen=True)
@@ -33,11 +42,14 @@ class Columns:
         image: the column of pictures; None: the only one that holds pictures, or `image`.
         id: the column of ids; None: paths in an image folder, otherwise row numbers.
         label: the column of class labels; None: `label`, where it holds whole numbers.
+        caption: the column of captions; None: the first of `text`, `caption` and `prompt` that
+            holds texts.
     """
 
     image: str | None = None
     id: str | None = None
     label: str | None = None
+    caption: str | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +67,9 @@ class Dataset:
         open_picture: given a row number, opens that picture with Pillow, which decodes nothing yet.
         classes: {class: label}, where classes have names.
         notes: lines for people about what was taken and what was left out.
+        warnings: lines about what was left out and may have been meant.
+        captions: N of them, None for a picture without one; None where no caption was found. They
+            are read when they are asked for, see `caption_list.Captions`.
     """
 
     source: str
@@ -65,6 +80,8 @@ class Dataset:
     open_picture: Callable[[int], Image.Image]
     classes: Mapping[str, int] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    warnings: Sequence[str] = ()
+    captions: Sequence[str | None] | None = None
 
     def __len__(self) -> int:
         """Return N, the number of pictures."""
@@ -77,11 +94,12 @@ class Dataset:
         """
         return self.read(row, image)[0]
 
-    def read(self, row: int, image: tuple[int, int, int]) -> tuple[np.ndarray, str]:
+    def read(self, row: int, image: tuple[int, int, int]) -> tuple[np.ndarray, str, Geometry]:
         """Return picture number `row` and the digest of the bytes that it was decoded from.
 
         Returns:
-            [channels, height, width] float32 in [−1, 1], and 16 hex digits, see `content_digest`.
+            [channels, height, width] float32 in [−1, 1]; 16 hex digits, see `content_digest`; and
+            where its pixels come from.
 
         Args:
             image: channels, height and width that the model takes; see `to_array`.
@@ -95,13 +113,14 @@ class Dataset:
         try:
             with self._open(row) as picture:
                 content = content_digest(picture)
-                return to_array(picture, image), content
+                origin = geometry(picture, image)
+                return to_array(picture, image), content, origin
         except MemoryError:  # the machine's fault, not the picture's
             raise
         except Exception as error:  # Pillow's decoders raise whatever damaged bytes lead them to
             raise DataError(
-                f"{self.source}: {self.sample_ids[row]!r} is not a readable picture"
-                f" ({first_line(error)})"
+                f"{self.source}: {quoted(self.sample_ids[row])} is not a readable picture"
+                f" ({picture_fault(error)})"
             ) from error
 
     def labels_of(self, rows: Sequence[int], classes: int | None) -> list[int] | None:
@@ -114,35 +133,51 @@ class Dataset:
             return None
         return self.labels[rows].tolist()
 
-    def thumbnail(self, row: int) -> Image.Image | None:
+    def captions_of(self, rows: Sequence[int]) -> list[str] | None:
+        """Return the captions of some pictures, or None where the data set has none.
+
+        Raises:
+            DataError: one of them has no caption, or one that cannot be read; see `with_captions`.
+        """
+        if self.captions is None:
+            return None
+        texts = []
+        for row in rows:
+            text = self.captions[row]
+            if text is None:
+                raise DataError(f"{self.source}: {self.sample_ids[row]!r} has no caption; give one")
+            texts.append(text)
+        return texts
+
+    def thumbnail(self, row: int, content: str = NO_CONTENT) -> Image.Image | None:
         """Return picture number `row` in RGB and no larger than 256 pixels, for people to look at.
 
-        None where it cannot be read.
+        None where it cannot be read, or is another picture.
+
+        Args:
+            content: the `content_digest` that its bytes must have; `NO_CONTENT`: any.
         """
         try:
             with self._open(row) as picture:
+                if content not in (NO_CONTENT, content_digest(picture)):
+                    return None
                 return to_thumbnail(picture)
         except Exception:  # see `picture`
             return None
 
-    def describe(self, image: tuple[int, int, int] | None = None) -> list[str]:
-        """Return lines for people: the number of pictures, the label of each class, what is done.
-
-        Args:
-            image: channels, height and width that the model takes; with it one line more tells how
-                many pictures are converted, resized or turned. At most 2,000 are looked at, evenly
-                spaced; none is decoded.
+    def describe(self) -> list[str]:
+        """Return lines for people: the number of pictures, each class and its label, the notes.
 
         >>> open_nothing = lambda row: Image.new("L", (1, 1))
         >>> dataset = Dataset("a", Columns(), ["x"], np.array([0]), np.array([1]), open_nothing)
-        >>> dataset.describe((3, 8, 8))
-        ['a: 1 pictures', 'labels: 0 (1)', 'pictures: 1 grey, made colour; 1 resized']
+        >>> dataset.describe()
+        ['a: 1 pictures', 'labels: 0 (1)']
         """
         lines = [f"{self.source}: {len(self):,} pictures"]
         if self.labels is not None:
             lines.append(f"labels: {self._labels_text(self.labels)}")
-        if image is not None:
-            lines += self._conversions(image)
+        if self.captions is not None:
+            lines.append(caption_list.captions_text(self.captions))
         return [*lines, *self.notes]
 
     def _labels_text(self, labels: np.ndarray) -> str:
@@ -158,9 +193,21 @@ class Dataset:
             texts = [*texts[:NAMED_CLASSES], f"and {more} more classes"]
         return ", ".join(texts)
 
-    def _conversions(self, image: tuple[int, int, int]) -> list[str]:
-        """Return a line that counts what `picture` does to pictures; none where it does nothing."""
-        present = np.flatnonzero(self.sizes >= 0)
+    def describe_changes(self, image: tuple[int, int, int], rows: np.ndarray) -> list[str]:
+        """Return a line that counts what `read` does to pictures; none where it does nothing.
+
+        At most 2,000 are looked at, evenly spaced; none is decoded.
+
+        Args:
+            image: channels, height and width that the model takes.
+            rows: numbers of the pictures that are going to be read.
+
+        >>> open_nothing = lambda row: Image.new("L", (1, 1))
+        >>> dataset = Dataset("a", Columns(), ["x"], np.array([0]), np.array([1]), open_nothing)
+        >>> dataset.describe_changes((3, 8, 8), np.array([0]))
+        ['pictures: 1 grey, made colour; 1 resized']
+        """
+        present = rows[self.sizes[rows] >= 0]
         spaced = np.linspace(0, len(present) - 1, min(len(present), LOOKED_AT)).astype(int)
         counts: Counter[str] = Counter()
         for row in present[spaced].tolist():
@@ -182,16 +229,20 @@ class Dataset:
         return self.open_picture(row)
 
     def fingerprint(self, row: int) -> str:
-        """Return eight hex digits of the SHA-256 over a picture's id, label and size in bytes.
+        """Return eight hex digits of the SHA-256 over a picture's id, label, bytes and caption.
 
-        A picture that was exchanged for one of another size or label has another fingerprint, and
-        one that is not there has `GONE`.
+        A picture that was exchanged for one of another size, label or caption has another
+        fingerprint, and one that is not there has `GONE`.
         """
         size = int(self.sizes[row])
         if size < 0:
             return GONE
         label = None if self.labels is None else int(self.labels[row])
-        text = repr((self.sample_ids[row], label, size))
+        facts: tuple[str | int | None, ...] = (self.sample_ids[row], label, size)
+        caption = None if self.captions is None else self.captions[row]
+        if caption is not None:  # without one it is what it was before there were captions
+            facts = (*facts, caption)
+        text = repr(facts)
         return hashlib.sha256(text.encode()).hexdigest()[:FINGERPRINT_DIGITS]
 
     def content(self, row: int) -> str:
@@ -223,6 +274,9 @@ class Dataset:
             labels=None if self.labels is None else self.labels[positions],
             sizes=np.where(positions < 0, -1, self.sizes[positions]),
             open_picture=lambda row: self.open_picture(int(positions[row])),
+            captions=None
+            if self.captions is None
+            else caption_list.in_order(self.captions, positions),
         )
 
     def positions(self, sample_ids: Iterable[str]) -> np.ndarray:
@@ -244,7 +298,10 @@ class Dataset:
         """Return what `open_dataset` needs to open it again, as JSON values."""
         path = Path(self.source)
         source = str(path.resolve()) if path.exists() else self.source
-        return {"source": source, "columns": asdict(self.columns)}
+        columns = asdict(self.columns)
+        if columns["caption"] is None:  # so an index without captions is what it always was
+            del columns["caption"]
+        return {"source": source, "columns": columns}
 
 
 def _changes(picture: Image.Image, image: tuple[int, int, int]) -> list[str]:
@@ -258,6 +315,8 @@ def _changes(picture: Image.Image, image: tuple[int, int, int]) -> list[str]:
         changes.append("in colour, made grey")
     if picture.has_transparency_data:
         changes.append("transparent, taken without transparency")
+    if getattr(picture, "is_animated", False):  # or a TIFF of several pages
+        changes.append("of several frames, the first taken")
     if picture.size != (width, height):
         changes.append("resized")
     if is_turned(picture):

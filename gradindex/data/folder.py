@@ -1,11 +1,11 @@
 """A plain folder of pictures, with one folder per class where there are classes.
 
 A picture's id is its path relative to the folder. Its label is the number of the top folder that it
-lies in, by name. It is opened from its file.
+lies in, by name. Its caption is in a text file beside it, see `sidecars`. It is opened from its
+file.
 """
 
 import os
-import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,13 +14,14 @@ import numpy as np
 from PIL import Image
 
 from gradindex.data.dataset import Columns, Dataset
-from gradindex.data.images import picture_suffixes
+from gradindex.data.images import open_encoded, picture_suffixes
+from gradindex.data.sidecars import SIDECAR_SUFFIXES, folder_captions
 from gradindex.data.splits import class_labels, counts_text, select_training
 from gradindex.errors import CallError, DataError
 
 # Files that describe pictures or belong to the system: that these are no pictures surprises nobody.
 DESCRIPTIONS = {
-    *(".txt", ".caption", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".toml"),
+    *(".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".toml"),
     *(".md", ".rst", ".html", ".htm", ".log", ".db", ".ini", ".lock", ".sha256", ".md5"),
     *(".py", ".ipynb", ".sh"),
 }
@@ -40,6 +41,7 @@ class Listing:
         hidden: relative paths of hidden and system files and folders, which are left out.
         dangling: relative paths of links that lead nowhere.
         circles: relative paths of links that lead to a folder that they are in.
+        sidecars: relative paths of files that may hold the caption of a picture beside them.
     """
 
     sizes: dict[str, int] = field(default_factory=dict)
@@ -48,6 +50,7 @@ class Listing:
     hidden: list[str] = field(default_factory=list)
     dangling: list[str] = field(default_factory=list)
     circles: list[str] = field(default_factory=list)
+    sidecars: list[str] = field(default_factory=list)
 
     def problems(self) -> list[str]:
         """Return a line for each kind of thing that was left out and may have been meant."""
@@ -65,22 +68,25 @@ class Listing:
 def open_folder(path: Path, columns: Columns) -> Dataset:
     """Return the data set of all pictures in a folder and the folders in it, in the order of ids.
 
-    What was left out and may have been meant is warned of: held-out folders beside one for
-    training, files of other kinds, links that lead nowhere.
+    Its warnings are of held-out folders beside one for training, files of other kinds, and links
+    that lead nowhere: they are left out and may have been meant.
 
     Raises:
         CallError: columns were named, which only a table has.
         DataError: a folder cannot be listed.
     """
     if columns != Columns():
-        raise CallError(f"data {path}: a plain folder of pictures has no columns")
+        advice = "leave the names of columns out"
+        if columns.caption is not None:
+            advice += ", the caption of x.png is in x.txt or x.caption beside it"
+        raise CallError(
+            f"data {path}: a plain folder of pictures has no columns, only a table has; {advice}"
+        )
     listing = list_files(path)
     selection = select_training(sorted(listing.sizes))
     problems = listing.problems()
     if selection.left_out:
         problems.insert(0, str(selection))
-    for problem in problems:
-        warnings.warn(f"data {path}: {problem}", stacklevel=3)
     files = selection.kept
     sample_ids = [sample_id(file) for file in files]
     labels, classes = class_labels(sample_ids, selection.parents)
@@ -88,7 +94,7 @@ def open_folder(path: Path, columns: Columns) -> Dataset:
     def open_picture(row: int) -> Image.Image:
         if sample_ids[row] != files[row]:
             raise ValueError("its name is not UTF-8; rename the file")
-        return Image.open(path / files[row])
+        return open_encoded(path / files[row])
 
     return Dataset(
         source=str(path),
@@ -99,6 +105,8 @@ def open_folder(path: Path, columns: Columns) -> Dataset:
         open_picture=open_picture,
         classes=classes,
         notes=[f"hidden, left out: {_named(listing.hidden)}"] if listing.hidden else [],
+        warnings=problems,
+        captions=folder_captions(path, files, listing.sidecars),
     )
 
 
@@ -157,6 +165,8 @@ def _add_file(listing: Listing, entry: os.DirEntry[str], name: str, suffixes: se
         listing.sizes[name] = entry.stat().st_size
     elif suffix == ".parquet":
         listing.tables.append(name)
+    elif suffix in SIDECAR_SUFFIXES:
+        listing.sidecars.append(name)
     elif suffix not in DESCRIPTIONS and entry.name.casefold() not in DESCRIBING_NAMES:
         listing.others[suffix or "no suffix"] += 1
 

@@ -1,12 +1,16 @@
 """Decode a picture of any format, mode and size, and bring it to the shape that a model takes."""
 
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from gradindex.errors import CallError
+from gradindex.errors import CallError, first_line
 
+FIRST_TRANSPOSED = 5  # EXIF orientations from here on exchange height and width
 THUMBNAIL_SIDE = 256  # pixels of a thumbnail's longer side, at most
 MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**27)  # of a picture; Pillow refuses larger files
 
@@ -20,9 +24,27 @@ def picture_suffixes() -> set[str]:
     >>> {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".gif"} <= picture_suffixes()
     True
     """
-    Image.init()
-    readable = Image.OPEN.keys() - NOT_DECODED
+    readable = _decoded_formats()
     return {suffix for suffix, name in Image.EXTENSION.items() if name in readable}
+
+
+def open_encoded(file: Any) -> Image.Image:
+    """Return the picture in a file, opened by Pillow, which decodes nothing yet.
+
+    Its first bytes say what it is, not its name. For a format of `NOT_DECODED` Pillow would run
+    another program (Ghostscript for EPS) over it: it is no picture here.
+
+    Args:
+        file: a path, or an open file.
+    """
+    return Image.open(file, formats=_decoded_formats())
+
+
+@cache
+def _decoded_formats() -> list[str]:
+    """The names of all formats that Pillow decodes itself."""
+    Image.init()
+    return [name for name in Image.ID if name in Image.OPEN and name not in NOT_DECODED]
 
 
 def require_channels(channels: int) -> None:
@@ -63,6 +85,34 @@ def to_array(picture: Image.Image, image: tuple[int, int, int]) -> np.ndarray:
     return np.ascontiguousarray((pixels / 127.5 - 1).transpose(2, 0, 1))
 
 
+@dataclass(frozen=True)
+class Geometry:
+    """Where the pixels come from that a model takes of a picture.
+
+    Attributes:
+        original: height and width of the upright picture.
+        corner: top and left of what is cut out of the resized picture.
+    """
+
+    original: tuple[int, int]
+    corner: tuple[int, int]
+
+
+def geometry(picture: Image.Image, image: tuple[int, int, int]) -> Geometry:
+    """Return where the pixels come from that `to_array` gives of a picture; nothing is decoded.
+
+    >>> geometry(Image.new("L", (4, 2)), (1, 2, 2))
+    Geometry(original=(2, 4), corner=(0, 1))
+    """
+    width, height = picture.size
+    if picture.getexif().get(ExifTags.Base.Orientation, 1) >= FIRST_TRANSPOSED:
+        width, height = height, width
+    if (height, width) == image[1:]:
+        return Geometry((height, width), (0, 0))
+    covering = _covering_size(height, width, *image[1:])
+    return Geometry((height, width), _centre_corner(covering, *image[1:]))
+
+
 def to_thumbnail(picture: Image.Image) -> Image.Image:
     """Return a picture upright, in RGB and no larger than 256 pixels, for people to look at."""
     # A JPEG is decoded at a fraction of its size; other formats take no notice.
@@ -74,8 +124,23 @@ def to_thumbnail(picture: Image.Image) -> Image.Image:
 
 def read_thumbnail(file: str | Path) -> Image.Image:
     """Return the picture of a file as `to_thumbnail` shows it."""
-    with Image.open(file) as picture:
+    with open_encoded(file) as picture:
         return to_thumbnail(picture)
+
+
+def picture_fault(error: BaseException) -> str:
+    """Return why a picture cannot be read, from what Pillow or the file system raised.
+
+    >>> picture_fault(FileNotFoundError(2, "No such file or directory", "a.png"))
+    'No such file or directory'
+    >>> picture_fault(ValueError("row 3 has none"))
+    'row 3 has none'
+    """
+    if isinstance(error, UnidentifiedImageError):  # whose text may be the address of some bytes
+        return "no format that Pillow reads"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return first_line(error)
 
 
 def is_turned(picture: Image.Image) -> bool:
@@ -109,10 +174,7 @@ def _resize_and_crop(picture: Image.Image, height: int, width: int) -> Image.Ima
     (`center_crop`). Its models are square; where ours is not, the side that just fits takes the
     part of the shorter one.
     """
-    if width * picture.height >= height * picture.width:
-        covering = (width, int(width * picture.height / picture.width))
-    else:
-        covering = (int(height * picture.width / picture.height), height)
+    covering = _covering_size(picture.height, picture.width, height, width)
     if covering[0] * covering[1] > MOST_PIXELS:
         raise CallError(
             f"a picture of {picture.width} × {picture.height} pixels is too narrow to be resized"
@@ -120,6 +182,19 @@ def _resize_and_crop(picture: Image.Image, height: int, width: int) -> Image.Ima
         )
     if covering != picture.size:
         picture = picture.resize(covering, Image.Resampling.BILINEAR)
-    left = round((picture.width - width) / 2.0)
-    top = round((picture.height - height) / 2.0)
+    top, left = _centre_corner(covering, height, width)
     return picture.crop((left, top, left + width, top + height))
+
+
+def _covering_size(
+    picture_height: int, picture_width: int, height: int, width: int
+) -> tuple[int, int]:
+    """Width and height of a picture that was resized to just cover `height` × `width` pixels."""
+    if width * picture_height >= height * picture_width:
+        return width, int(width * picture_height / picture_width)
+    return int(height * picture_width / picture_height), height
+
+
+def _centre_corner(covering: tuple[int, int], height: int, width: int) -> tuple[int, int]:
+    """Top and left of the centre of a picture of some width and height."""
+    return round((covering[1] - height) / 2.0), round((covering[0] - width) / 2.0)

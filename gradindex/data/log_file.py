@@ -9,12 +9,12 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
 
-from gradindex.errors import DataError
+from gradindex.errors import DataError, first_line
 
 FORMAT = 1
 SESSION, IDS, EVENTS, CHECKPOINT = b"sess", b"pics", b"draw", b"ckpt"  # kinds of records
@@ -22,8 +22,10 @@ UNKNOWN = -1  # noise seed of events whose noise nobody can make again
 HEAD = struct.Struct("<4sII")  # kind, bytes of the content, CRC-32 of the content
 HEAD_CHECK = struct.Struct("<I")  # CRC-32 of the head
 BATCH = struct.Struct("<dqqI")  # time in seconds since 1970, step, noise seed, number of events
+EVENT_BYTES = 8  # of an event after that: the number of its picture, and its timestep
 
 JsonRecord = TypeVar("JsonRecord", bound=msgspec.Struct)
+Count = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]  # of anything: a JSON number has no bounds
 
 
 class Record(NamedTuple):
@@ -52,11 +54,11 @@ class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
         time: seconds since 1970.
     """
 
-    format: int
-    noise_version: int | None = None
+    format: Count
+    noise_version: Count | None = None
     seed: int
-    num_train_timesteps: int
-    world: int | None
+    num_train_timesteps: Count
+    world: Count | None
     time: float
 
 
@@ -69,7 +71,7 @@ class CheckpointRecord(msgspec.Struct, frozen=True):
         lr: the learning rate.
     """
 
-    step: int
+    step: Count
     path: str
     lr: float
 
@@ -141,18 +143,44 @@ def unpack_json(file: Path, content: bytes, kind: type[JsonRecord]) -> JsonRecor
     """Return the session or checkpoint that the content of a record stands for.
 
     Raises:
-        DataError: a field is absent or of another type.
+        DataError: it is no JSON, or a field is absent or of another type.
 
     >>> content = pack_json(CheckpointRecord(step=1, path="../checkpoint-1", lr=0.1))
     >>> unpack_json(Path("log"), content, CheckpointRecord)
     CheckpointRecord(step=1, path='../checkpoint-1', lr=0.1)
     """
-    # Not msgspec.json.decode, which refuses NaN: a learning rate may be one.
-    values = json.loads(content)
     try:
-        return msgspec.convert(values, kind)
-    except msgspec.ValidationError as error:
-        raise DataError(f"{file}: a record that cannot be read ({error})") from error
+        return msgspec.convert(unpack_object(file, content), kind)
+    except ValueError as error:  # msgspec's, or of a text that is no UTF-8
+        raise _unreadable(file, error) from error
+
+
+def unpack_object(file: Path, content: bytes) -> dict[str, Any]:
+    """Return the JSON object in the content of a session, of any format, or of a checkpoint.
+
+    Raises:
+        DataError: it is none.
+    """
+    # Not msgspec.json.decode, which refuses NaN: a learning rate may be one.
+    try:
+        return msgspec.convert(json.loads(content), dict[str, Any])
+    except (ValueError, RecursionError) as error:
+        raise _unreadable(file, error) from error
+
+
+def unpack_ids(file: Path, content: bytes) -> list[str]:
+    """Return the ids in the content of a record.
+
+    Raises:
+        DataError: it is no list of texts.
+
+    >>> unpack_ids(Path("log"), b'["a.png"]')
+    ['a.png']
+    """
+    try:
+        return msgspec.convert(json.loads(content), list[str])
+    except (ValueError, RecursionError) as error:
+        raise _unreadable(file, error) from error
 
 
 def pack_events(batch: EventBatch) -> bytes:
@@ -163,23 +191,28 @@ def pack_events(batch: EventBatch) -> bytes:
     return head + pictures.tobytes() + timesteps.tobytes()
 
 
-def unpack_events(content: bytes) -> EventBatch:
+def unpack_events(file: Path, content: bytes) -> EventBatch:
     """Return the events of one step that the content of a record stands for.
 
+    Raises:
+        DataError: it is longer or shorter than its number of events, or its step is negative.
+
     >>> batch = EventBatch(0.0, 7, UNKNOWN, np.array([0, 2]), np.array([500, 20]))
-    >>> unpack_events(pack_events(batch)).timesteps
+    >>> unpack_events(Path("log"), pack_events(batch)).timesteps
     array([500.,  20.], dtype=float32)
     """
-    time, step, noise_seed, count = BATCH.unpack_from(content)
+    size = len(content) - BATCH.size
+    time, step, noise_seed, count = BATCH.unpack_from(content) if size >= 0 else (0.0, -1, -1, 0)
+    if size != EVENT_BYTES * count or step < 0:
+        raise _unreadable(file, ValueError("its size or its step cannot be"))
     pictures = np.frombuffer(content, "<u4", count, BATCH.size)
     timesteps = np.frombuffer(content, "<f4", count, BATCH.size + pictures.nbytes)
     return EventBatch(time, step, noise_seed, pictures, timesteps)
 
 
-def unpack_step(content: bytes) -> int:
-    """Return the step of an events record alone."""
-    _, step, _, _ = BATCH.unpack_from(content)
-    return step
+def _unreadable(file: Path, error: Exception) -> DataError:
+    """The error of a record that is whole by its checksums and still none of a log."""
+    return DataError(f"{file}: a record that cannot be read ({first_line(error)})")
 
 
 def _record_at(data: bytes, start: int) -> Record | None:

@@ -4,9 +4,12 @@ A run that is resumed draws some steps again, in a new session. What the earlier
 from there on is left out.
 """
 
-import json
+import math
+import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +32,13 @@ from gradindex.data.log_file import (
     SessionRecord,
     records,
     unpack_events,
+    unpack_ids,
     unpack_json,
 )
-from gradindex.errors import CallError, DataError
+from gradindex.errors import CallError, DataError, first_line
 from gradindex.recipe import NOISE_VERSION
+
+RANK = re.compile(r"rank-(\d+)")  # stem of a file's name
 
 
 @dataclass
@@ -59,6 +65,8 @@ class _Session:
 
     def add(self, batch: EventBatch) -> None:
         """Add the events of one step; their pictures have the numbers of the file for now."""
+        if not len(batch.pictures):
+            return
         events = np.zeros(len(batch.pictures), LOGGED_EVENT)
         events["sample"] = batch.pictures
         events["step"] = batch.step
@@ -69,17 +77,6 @@ class _Session:
         self.end = batch.time
         if self.first_step is None:
             self.first_step = batch.step
-
-    def replaces(self, other: "_Session") -> bool:
-        """Whether what the other session drew from this one's first step on no longer counts.
-
-        This one is later in the same file. Or it began after the other's end, in a run of so few
-        ranks that the other's rank is not among them.
-        """
-        if self.rank == other.rank:
-            return self.number > other.number
-        world = self.record.world
-        return self.record.time > other.end and world is not None and int(other.rank) >= world
 
 
 def read_folder(folder: Path) -> LoggedRun:
@@ -101,13 +98,12 @@ def read_folder(folder: Path) -> LoggedRun:
 
     events = [np.empty(0, LOGGED_EVENT)]
     checkpoints: dict[str, LoggedCheckpoint] = {}  # by path: the last one of a path counts
-    for session in sessions:
-        stop = _stop_step(session, sessions)
+    for session, stop in zip(sessions, _stop_steps(sessions), strict=True):
         for batch in session.events:
-            if stop is None or batch["step"][0] < stop:
+            if batch["step"][0] < stop:
                 events.append(batch)
         for checkpoint in session.checkpoints:
-            if stop is None or checkpoint.step <= stop:
+            if checkpoint.step <= stop:
                 checkpoints[checkpoint.path] = checkpoint
     return LoggedRun(
         list(number_of),
@@ -123,17 +119,23 @@ def _read_file(file: Path, number_of: dict[str, int]) -> list[_Session]:
     Args:
         number_of: the number of each id in all files together; new ids are added.
     """
-    rank = file.stem.partition("-")[2]
+    rank = RANK.fullmatch(file.stem)
+    if not rank:
+        raise DataError(
+            f"{file}: a name that no recorder gives, which is rank-RRRRR.log; rename it"
+        )
     sessions: list[_Session] = []
     numbers: list[int] = []  # the number in all files together, for each of this file's numbers
     for record in records(file):
         if record.kind == SESSION:
-            sessions.append(_Session(rank, len(sessions), _read_session(file, record.content)))
+            sessions.append(_Session(rank[1], len(sessions), _read_session(file, record.content)))
         elif record.kind == IDS:
-            new_ids = json.loads(record.content)
+            new_ids = unpack_ids(file, record.content)
             numbers += [number_of.setdefault(name, len(number_of)) for name in new_ids]
+        elif record.kind in (EVENTS, CHECKPOINT) and not sessions:
+            raise DataError(f"{file}: begins with a record of no session; take a copy of it")
         elif record.kind == EVENTS:
-            sessions[-1].add(unpack_events(record.content))
+            sessions[-1].add(unpack_events(file, record.content))
         elif record.kind == CHECKPOINT:
             sessions[-1].checkpoints.append(_read_checkpoint(file, record.content))
 
@@ -141,6 +143,8 @@ def _read_file(file: Path, number_of: dict[str, int]) -> list[_Session]:
     translation = np.array(numbers, np.int64)
     for session in sessions:
         for events in session.events:
+            if events["sample"].max() >= len(numbers):
+                raise DataError(f"{file}: events of pictures that it does not name")
             events["sample"] = translation[events["sample"]]
     return sessions
 
@@ -168,15 +172,49 @@ def _read_session(file: Path, content: bytes) -> SessionRecord:
 def _read_checkpoint(file: Path, content: bytes) -> LoggedCheckpoint:
     """Return a checkpoint with its absolute path; the file's is relative to the log's folder."""
     checkpoint = unpack_json(file, content, CheckpointRecord)
-    path = (file.parent.resolve() / checkpoint.path).resolve()
+    try:
+        path = (file.parent.resolve() / checkpoint.path).resolve()
+    except (ValueError, OSError, RuntimeError) as error:  # a NUL byte, too long, links in a circle
+        raise DataError(
+            f"{file}: a checkpoint at no path ({first_line(error)}); take a copy of the log"
+        ) from error
     return LoggedCheckpoint(checkpoint.step, str(path), checkpoint.lr)
 
 
-def _stop_step(session: _Session, sessions: Sequence[_Session]) -> int | None:
-    """Return the step from which on a session no longer counts; None where all of it counts."""
-    first_steps = [
-        other.first_step
-        for other in sessions
-        if other.first_step is not None and other.replaces(session)
-    ]
-    return min(first_steps, default=None)
+def _stop_steps(sessions: Sequence[_Session]) -> list[float]:
+    """Return for each session the step from which on it no longer counts; infinity for none.
+
+    It is the least first step of those that replace it: later ones in the same file, and those that
+    began after its end in a run of so few ranks that its own is not among them.
+    """
+    stops = [math.inf] * len(sessions)
+    least: dict[str, float] = {}  # first step of those after in the same file, by rank
+    for number, session in reversed(list(enumerate(sessions))):
+        stops[number] = least.get(session.rank, math.inf)
+        if session.first_step is not None:
+            least[session.rank] = min(stops[number], session.first_step)
+    by_rank = {rank: _replacing(rank, sessions) for rank in {s.rank for s in sessions}}
+    for number, session in enumerate(sessions):
+        times, least_after = by_rank[session.rank]
+        place = bisect_right(times, session.end)
+        if place < len(times):
+            stops[number] = min(stops[number], least_after[place])
+    return stops
+
+
+def _replacing(rank: str, sessions: Sequence[_Session]) -> tuple[list[float], list[int]]:
+    """What replaces sessions of a rank because its run has no such rank, in the order of time.
+
+    Returns:
+        When each began, and the least first step of it and all that began after it.
+    """
+    begun = []
+    for session in sessions:
+        world, time = session.record.world, session.record.time
+        is_without = session.rank != rank and world is not None and int(rank) >= world
+        if is_without and session.first_step is not None and not math.isnan(time):
+            begun.append((time, session.first_step))
+    begun.sort()
+    first_steps = [step for _, step in begun]
+    least_after = list(accumulate(reversed(first_steps), min))[::-1]
+    return [time for time, _ in begun], least_after

@@ -1,5 +1,6 @@
 """Read what a training run drew from a CSV or Parquet table, one row for each event."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,10 @@ def read_table(file: Path) -> LoggedRun:
         DataError: the file cannot be read.
     """
     columns = _read_columns(file)
-    _require_columns(file, columns)
+    for name in ("sample_id", "checkpoint"):
+        if None in columns.get(name, ()):
+            row = columns[name].index(None)
+            raise CallError(f"log {file}: column {name} is empty in row {row}; give every row one")
     sample_ids, samples = _number_distinct(columns["sample_id"])
     events = np.zeros(len(samples), LOGGED_EVENT)
     events["sample"] = samples
@@ -47,38 +51,49 @@ def read_table(file: Path) -> LoggedRun:
 
 
 def _read_columns(file: Path) -> dict[str, list[Any]]:
-    """Return {name: values} of those columns of a table that a log has."""
+    """Return {name: values} of those columns of a table that a log has.
+
+    Raises:
+        CallError: a column is missing, or there twice.
+        DataError: the file cannot be read.
+    """
     from pyarrow import ArrowException, csv, parquet
 
+    if file.suffix not in (".parquet", ".csv"):
+        raise CallError(f"log {file}: give a TrainingRecorder's folder, a .csv or a .parquet file")
     try:
         if file.suffix == ".parquet":
             table = parquet.read_table(file)
-        elif file.suffix == ".csv":
+        else:
             types = {"sample_id": "string", "checkpoint": "string"}
             table = csv.read_csv(file, convert_options=csv.ConvertOptions(column_types=types))
-        else:
-            raise CallError(
-                f"log {file}: give a TrainingRecorder's folder, a .csv or a .parquet file"
-            )
-    except (ArrowException, OSError) as error:
+        names = table.column_names
+        columns = {name: table[name].to_pylist() for name in COLUMNS if names.count(name) == 1}
+    except (ArrowException, OSError, ValueError) as error:  # ValueError: text that is not UTF-8
         raise DataError(f"log {file}: cannot be read ({first_line(error)})") from error
-    for name in table.column_names:
-        if table.column_names.count(name) > 1:
+    for name in COLUMNS:
+        if names.count(name) > 1:
             raise CallError(f"log {file}: two columns are named {name}")
-    return {name: table[name].to_pylist() for name in table.column_names if name in COLUMNS}
+    _require_columns(file, names)
+    return columns
 
 
-def _require_columns(file: Path, columns: dict[str, list[Any]]) -> None:
+def _require_columns(file: Path, columns: Sequence[str]) -> None:
     """Raise CallError unless there are ids, timesteps, and either steps or checkpoints."""
-    absent = {"sample_id", "timestep"} - columns.keys()
+    absent = {"sample_id", "timestep"} - set(columns)
     if absent:
         raise CallError(
-            f"log {file}: no column {', '.join(sorted(absent))}; it has {', '.join(columns)}"
+            f"log {file}: no column {', '.join(sorted(absent))}; it has {_shortened(columns)}"
         )
     if ("step" in columns) == ("checkpoint" in columns):
         raise CallError(
-            f"log {file}: give one of the columns step and checkpoint; it has {', '.join(columns)}"
+            f"log {file}: give one of the columns step and checkpoint; it has {_shortened(columns)}"
         )
+
+
+def _shortened(columns: Sequence[str]) -> str:
+    """The names of columns, at most 200 letters of them in one line."""
+    return ", ".join(repr(name)[1:-1] for name in columns)[:200]
 
 
 def _number_distinct(values: list[Any]) -> tuple[list[str], np.ndarray]:
@@ -98,13 +113,24 @@ def _fill_numbers(events: np.ndarray, columns: dict[str, list[Any]]) -> None:
     Raises:
         ValueError, TypeError, OverflowError: a value is not a number, or does not fit.
     """
-    events["timestep"] = columns["timestep"]
-    if "step" in columns:
-        events["step"] = columns["step"]
-        events["draw"] = columns["step"]
-    events["noise_seed"] = UNKNOWN
-    if "noise_seed" in columns:
-        events["noise_seed"] = [UNKNOWN if seed is None else seed for seed in columns["noise_seed"]]
+    columns = {
+        name: columns[name] for name in ("timestep", "step", "noise_seed") if name in columns
+    }
+    for name, values in columns.items():
+        if any(isinstance(value, bool) for value in values):
+            raise ValueError(f"{name} is true or false")
+    columns["noise_seed"] = [
+        UNKNOWN if seed is None else seed
+        for seed in columns.get("noise_seed", [UNKNOWN] * len(events))
+    ]
+    with np.errstate(over="ignore", invalid="ignore"):  # what does not fit is refused below
+        for name, values in columns.items():
+            events[name] = values
     # NumPy takes the whole part of a number without a word.
-    if "step" in columns and (events["step"] != columns["step"]).any():
-        raise ValueError("a step is no whole number")
+    for name in ("step", "noise_seed"):
+        if name in columns and (events[name] != columns[name]).any():
+            raise ValueError(f"a {name} is no whole number of eight bytes")
+    if (events["step"] < 0).any():
+        raise ValueError("a step is negative")
+    if "step" in columns:
+        events["draw"] = events["step"]

@@ -1,21 +1,25 @@
 """Open the data set at a path or of a name: a folder of pictures, or a table."""
 
+import warnings
 from collections import Counter
 from pathlib import Path
 
 from gradindex.data.dataset import Columns, Dataset
 from gradindex.data.folder import open_folder
 from gradindex.data.table import is_table, open_table
-from gradindex.errors import CallError, DataError
+from gradindex.errors import CallError, DataError, quoted
 
 
-def open_dataset(source: str | Path, columns: Columns | None = None) -> Dataset:
+def open_dataset(
+    source: str | Path, columns: Columns | None = None, *, warn: bool = True
+) -> Dataset:
     """Return the data set at a path, or of a name on the hub.
 
     Args:
         source: a folder of pictures, one with a metadata file that names them in `file_name`, a
             `save_to_disk` folder, a parquet file or a folder of them, or a name on the hub.
-        columns: picture, id and label columns of a table.
+        columns: picture, id, label and caption columns of a table.
+        warn: give the data set's warnings; a build does, and whoever opens what was built does not.
 
     Raises:
         CallError: nothing is there, it holds no pictures, or a column does not exist.
@@ -35,8 +39,14 @@ def open_dataset(source: str | Path, columns: Columns | None = None) -> Dataset:
     else:
         dataset = open_table(str(source), path, columns)
     if not len(dataset):
-        raise CallError(f"data {source}: no pictures there, of any format that Pillow reads")
+        raise CallError(
+            f"data {source}: no pictures there, of any format that Pillow reads; give the folder or"
+            " table that holds them"
+        )
     _check_ids(source, dataset)
+    if warn:
+        for text in dataset.warnings:
+            warnings.warn(f"data {source}: {text}", stacklevel=2)
     return dataset
 
 
@@ -44,13 +54,13 @@ def _check_ids(source: str | Path, dataset: Dataset) -> None:
     """Raise DataError when an id is not UTF-8, or stands for several pictures."""
     for name in dataset.sample_ids:
         if not _is_utf8(name):
-            raise DataError(f"data {source}: the id {name!r} is not UTF-8; give it another")
+            raise DataError(f"data {source}: the id {quoted(name)} is not UTF-8; give it another")
     if len(set(dataset.sample_ids)) < len(dataset):
         counts = Counter(dataset.sample_ids)
         repeated = sorted(name for name, count in counts.items() if count > 1)
         raise DataError(
             f"data {source}: {len(repeated)} ids stand for several pictures,"
-            f" such as {repeated[0]!r}"
+            f" such as {quoted(repeated[0])}; give each picture its own"
         )
 
 

@@ -29,7 +29,9 @@ from gradindex.data.log_file import (
     pack_events,
     pack_json,
     records,
-    unpack_step,
+    unpack_events,
+    unpack_ids,
+    unpack_object,
 )
 from gradindex.data.log_values import (
     checked_ids,
@@ -272,11 +274,11 @@ class TrainingRecorder:
         for record in records(file):
             end = record.end
             if record.kind == IDS:
-                self._number(json.loads(record.content))
+                self._number(unpack_ids(file, record.content))
             elif record.kind == EVENTS:
-                last_step = max(last_step, unpack_step(record.content))
+                last_step = max(last_step, unpack_events(file, record.content).step)
             elif record.kind == SESSION:
-                self._require_settings(file, json.loads(record.content))
+                self._require_settings(file, unpack_object(file, record.content))
         return last_step, end
 
     def _settings(self) -> dict[str, int]:
@@ -294,7 +296,7 @@ class TrainingRecorder:
         for name, value in self._settings().items():
             before = earlier.get(name)
             if before != value:
-                differences.append(f"{name}: {before}, now {value}")
+                differences.append(f"{name}: {json.dumps(before)[:40]}, now {value}")
         if differences:
             raise CallError(
                 f"{file}: made with other settings ({'; '.join(differences)});"

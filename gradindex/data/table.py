@@ -2,17 +2,13 @@
 
 A picture's id is in the id column; without one, it is the picture's path relative to an image
 folder, or its row number. Its label is in the label column. It is opened from the bytes in the
-image column, or from the file that the column names.
+image column, or from the file that the column names. Its caption is in the caption column, or in a
+text file beside it in an image folder.
 """
 
-import glob
-import hashlib
 import io
-import json
 import posixpath
-import warnings
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +18,7 @@ from PIL import Image
 
 from gradindex.data.dataset import Columns, Dataset
 from gradindex.data.folder import list_files
+from gradindex.data.images import open_encoded
 from gradindex.data.metadata import (
     FILE_NAME,
     METADATA,
@@ -32,6 +29,7 @@ from gradindex.data.metadata import (
     relative_name,
     text_columns,
 )
+from gradindex.data.sidecars import folder_captions
 from gradindex.data.splits import (
     TRAIN,
     counts_text,
@@ -41,16 +39,23 @@ from gradindex.data.splits import (
 )
 from gradindex.data.table_columns import (
     class_labels,
+    column_captions,
     file_size,
     holds_pictures,
     image_column_of,
     row_ids,
 )
+from gradindex.data.table_files import (
+    parquet_types,
+    quiet_datasets,
+    read_hub,
+    read_metadata,
+    read_parquet,
+)
 from gradindex.errors import CallError, GradindexError, first_line
 
 if TYPE_CHECKING:
     import datasets
-    import pyarrow
 
 
 @dataclass(frozen=True)
@@ -61,13 +66,14 @@ class _Table:
         rows: the table.
         names: {picture column: relative path of each row's picture} of an image folder.
         faults: {picture column: {row: why it has no picture}} of an image folder.
-        notes: lines for people.
+        notes, warnings: lines for people, see `Dataset`.
     """
 
     rows: "datasets.Dataset"
     names: dict[str, list[str]] = field(default_factory=dict)
     faults: dict[str, dict[int, str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 def is_table(path: Path, columns: Columns) -> bool:
@@ -90,7 +96,7 @@ def open_table(source: str, path: Path, columns: Columns) -> Dataset:
     Args:
         source: a folder, a parquet file or a name on the hub.
         path: the same, as a path.
-        columns: of the picture, the id and the label.
+        columns: of the picture, the id, the label and the caption.
 
     Raises:
         CallError: nothing is there, it cannot be read, a column does not exist or holds something
@@ -102,7 +108,7 @@ def open_table(source: str, path: Path, columns: Columns) -> Dataset:
     table = _load_table(source, path)
     rows = table.rows
     image_column = columns.image or image_column_of(source, rows)
-    for name in (image_column, columns.id, columns.label):
+    for name in (image_column, columns.id, columns.label, columns.caption):
         if name and name not in rows.column_names:
             raise CallError(
                 f"data {source}: no column {name!r}; there are {', '.join(rows.column_names)}"
@@ -112,9 +118,14 @@ def open_table(source: str, path: Path, columns: Columns) -> Dataset:
         rows = rows.cast_column(image_column, datasets.Image(decode=False))
     except Exception as error:  # whatever pyarrow raises
         raise CallError(
-            f"data {source}: column {image_column!r} holds no pictures ({first_line(error)})"
+            f"data {source}: column {image_column!r} holds no pictures but"
+            f" {rows.data.schema.field(image_column).type}; name another with --image-column"
         ) from error
     labels, classes = class_labels(source, rows, columns.label)
+    captions = column_captions(source, rows, columns.caption)
+    names = table.names.get(image_column)
+    if captions is None and columns.caption is None and names is not None:
+        captions = folder_captions(path, names, list_files(path).sidecars)
     faults = table.faults.get(image_column, {})
 
     def open_picture(row: int) -> Image.Image:
@@ -124,18 +135,20 @@ def open_table(source: str, path: Path, columns: Columns) -> Dataset:
         if cell is None or (cell["bytes"] is None and cell["path"] is None):
             raise ValueError(f"row {row} has none")
         if cell["bytes"] is not None:
-            return Image.open(io.BytesIO(cell["bytes"]))
-        return Image.open(cell["path"])
+            return open_encoded(io.BytesIO(cell["bytes"]))
+        return open_encoded(cell["path"])
 
     return Dataset(
         source=source,
         columns=columns,
-        sample_ids=row_ids(source, rows, columns.id, table.names.get(image_column)),
+        sample_ids=row_ids(source, rows, columns.id, names),
         labels=labels,
         sizes=_picture_sizes(rows, image_column),
         open_picture=open_picture,
         classes=classes,
         notes=table.notes,
+        warnings=table.warnings,
+        captions=captions,
     )
 
 
@@ -146,17 +159,21 @@ def _load_table(source: str, path: Path) -> _Table:
         CallError: nothing is there, or it cannot be read.
     """
     if not path.exists() and not can_be_on_hub(source):
-        raise CallError(f"data {source}: no such file or folder")
+        way_out = "; an address: download it, and give the file or folder" * ("://" in source)
+        raise CallError(f"data {source}: no such file or folder{way_out}")
     try:
-        return _read_table(source, path)
+        with quiet_datasets():
+            return _read_table(source, path)
     except GradindexError:
         raise
     except Exception as error:  # `datasets` raises whatever its readers raise
-        if path.exists():
-            problem = "cannot be read"
-        else:
+        problem = "cannot be read"
+        if not path.exists() and isinstance(error, FileNotFoundError | ConnectionError):
             problem = "neither a file or folder here nor a data set on the hub"
-        raise CallError(f"data {source}: {problem} ({first_line(error)})") from error
+        reason: BaseException = error
+        if type(error).__name__ == "DatasetGenerationError":  # "An error occurred": see its cause
+            reason = error.__cause__ or error
+        raise CallError(f"data {source}: {problem} ({first_line(reason)})") from error
 
 
 def _read_table(source: str, path: Path) -> _Table:
@@ -177,33 +194,17 @@ def _read_table(source: str, path: Path) -> _Table:
         return _Table(datasets.load_from_disk(str(path)))
     metadata = _metadata_file(path)
     if metadata:
-        return _read_metadata(source, path, metadata)
+        return _read_metadata(path, metadata)
     if path.is_file():
         if path.suffix.lower() != ".parquet":
-            raise ValueError("a file, but not a parquet one")
-        return _Table(_read_parquet([path]))
+            raise CallError(
+                f"data {source}: a file, but not a Parquet one; give a folder of pictures (unpack"
+                " an archive first) or a .parquet file"
+            )
+        return _Table(read_parquet([path]))
     if path.is_dir():
         return _read_parquet_folder(source, path)
-    return _Table(datasets.load_dataset(source, split="train"))
-
-
-def _read_parquet(files: Sequence[Path]) -> "datasets.Dataset":
-    """Return the rows of Parquet files, one file after the other."""
-    import datasets
-
-    # `datasets` takes paths for patterns. And it takes a file of the time of another for that file:
-    # a folder of its cache for each state of the files tells them apart.
-    paths = [str(file.absolute()) for file in files]
-    states = [
-        (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
-        for status in (file.stat() for file in files)
-    ]
-    digest = hashlib.sha256(repr([paths, states]).encode()).hexdigest()[:16]
-    cache = Path(datasets.config.HF_DATASETS_CACHE) / "gradindex" / digest
-    patterns = {"train": [glob.escape(name) for name in paths]}
-    return datasets.load_dataset(
-        "parquet", data_files=patterns, split="train", cache_dir=str(cache)
-    )
+    return _Table(read_hub(source))
 
 
 def _read_parquet_folder(source: str, path: Path) -> _Table:
@@ -226,13 +227,13 @@ def _read_parquet_folder(source: str, path: Path) -> _Table:
     if len(kept) < len(names):
         others = Counter(split_of_table(name) or "others" for name in names if name not in kept)
         notes.append(f"takes {len(kept)} tables for training, leaves out {counts_text(others)}")
+    warnings = []
     if listing.sizes:
-        warnings.warn(
-            f"data {source}: its tables are taken; {len(listing.sizes)} picture files beside them"
-            f" are left out, such as {min(listing.sizes)!r}",
-            stacklevel=6,
+        warnings.append(
+            f"its tables are taken; {len(listing.sizes)} picture files beside them are left out,"
+            f" such as {min(listing.sizes)!r}"
         )
-    return _Table(_read_parquet([path / name for name in kept]), notes=notes)
+    return _Table(read_parquet([path / name for name in kept]), notes=notes, warnings=warnings)
 
 
 def _metadata_file(path: Path) -> Path | None:
@@ -240,13 +241,13 @@ def _metadata_file(path: Path) -> Path | None:
     for file in (path / name for name in METADATA):
         if file.is_file():
             is_parquet = file.suffix == ".parquet"
-            names = list(_parquet_types(file)) if is_parquet else text_columns(file)
+            names = list(parquet_types(file)) if is_parquet else text_columns(file)
             if any(map(names_pictures, names)):
                 return file
     return None
 
 
-def _read_metadata(source: str, root: Path, metadata: Path) -> _Table:
+def _read_metadata(root: Path, metadata: Path) -> _Table:
     """Return the table of an image folder: a row for each of its metadata.
 
     Its files are named one by one: `datasets` would guess splits by words in their names. Held-out
@@ -255,21 +256,21 @@ def _read_metadata(source: str, root: Path, metadata: Path) -> _Table:
     import datasets
     import pyarrow
 
-    rows = _metadata_rows(metadata)
+    rows = read_metadata(metadata)
     picture_columns = [name for name in rows.column_names if names_pictures(name)]
     first = FILE_NAME if FILE_NAME in picture_columns else picture_columns[0]
     named = [relative_name(value)[0] for value in rows.column(first).to_pylist()]
     selection = select_training(named)
+    warnings = []
     if selection.left_out:
-        warnings.warn(f"data {source}: {selection}", stacklevel=6)
+        warnings.append(str(selection))
         kept_names = set(selection.kept)
         rows = rows.take([row for row, name in enumerate(named) if name in kept_names])
     unlisted = sorted(list_files(root).sizes.keys() - set(named))
     if unlisted:
-        warnings.warn(
-            f"data {source}: {len(unlisted)} pictures there have no row in {metadata.name} and are"
-            f" left out, such as {unlisted[0]!r}",
-            stacklevel=6,
+        warnings.append(
+            f"{len(unlisted)} pictures there have no row in {metadata.name} and are left out, such"
+            f" as {unlisted[0]!r}"
         )
     names, faults = {}, {}
     for column in picture_columns:
@@ -285,50 +286,13 @@ def _read_metadata(source: str, root: Path, metadata: Path) -> _Table:
     table = datasets.Dataset(datasets.table.InMemoryTable(rows))
     for picture_column in names:
         table = table.cast_column(picture_column, datasets.Image(decode=False))
-    return _Table(table, names, faults)
-
-
-def _metadata_rows(metadata: Path) -> "pyarrow.Table":
-    """Return the rows of a metadata file, read as `datasets` reads it."""
-    import pandas
-    import pyarrow
-    from pyarrow import json as arrow_json
-    from pyarrow import parquet
-
-    if metadata.suffix == ".parquet":
-        return parquet.read_table(metadata)
-    if metadata.suffix == ".csv":
-        return pyarrow.Table.from_pandas(pandas.read_csv(metadata), preserve_index=False)
-    content = metadata.read_bytes().removeprefix(b"\xef\xbb\xbf")
-    options = arrow_json.ReadOptions(block_size=len(content) + 1)
-    return arrow_json.read_json(io.BytesIO(content), read_options=options)
+    return _Table(table, names, faults, warnings=warnings)
 
 
 def _has_pictures(file: Path, columns: Columns) -> bool:
     """Whether a Parquet file has a column of pictures, or the one that was named."""
-    types = _parquet_types(file)
+    types = parquet_types(file)
     return columns.image in types or any(holds_pictures(*item) for item in types.items())
-
-
-def _parquet_types(file: Path) -> dict[str, str]:
-    """Return {column: what it holds} of a Parquet file; {} where it cannot be read.
-
-    What it holds is the type's name to `datasets`, such as "Image", or that of Arrow.
-    """
-    from pyarrow import parquet
-
-    try:
-        schema = parquet.read_schema(file)
-        noted = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-        features = noted.get("info", {}).get("features", {})
-    except Exception:  # whatever pyarrow raises
-        return {}
-    types = {}
-    for column in schema:
-        kind = features.get(column.name)
-        kind = kind.get("_type") if isinstance(kind, dict) else None
-        types[column.name] = kind if kind not in (None, "Value") else str(column.type)
-    return types
 
 
 def _picture_sizes(rows: "datasets.Dataset", image_column: str) -> np.ndarray:

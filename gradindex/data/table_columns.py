@@ -1,17 +1,27 @@
-"""The columns of a table: which holds the pictures, and the labels and ids of its rows.
+"""The columns of a table: which holds the pictures, and labels, captions and ids of its rows.
 
 Rows are a `datasets.Dataset`; no library is imported here.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gradindex.errors import CallError
+from gradindex.data.caption_list import Caption, Captions
+from gradindex.errors import CallError, DataError
 
 USUAL_IMAGE_COLUMNS = ("image", "img", "picture")
+USUAL_CAPTION_COLUMNS = ("text", "caption", "prompt")  # the first is what diffusers' scripts take
+
+# How Arrow writes the type of a column of texts, or of lists of texts such as COCO's.
+_TEXT = r"(?:large_)?string|string_view"
+_HOLDS_CAPTIONS = re.compile(
+    rf"(?:{_TEXT})|dictionary<values=(?:{_TEXT}),.*>"
+    rf"|(?:large_|fixed_size_)?list<\w+: (?:{_TEXT})(?: not null)?>(?:\[\d+\])?"
+)
 
 
 def holds_pictures(column: str, kind: str) -> bool:
@@ -48,7 +58,8 @@ def image_column_of(source: str, rows: Any) -> str:
         if name in rows.column_names:
             return name
     raise CallError(
-        f"data {source}: which column holds the pictures? there are {', '.join(rows.column_names)}"
+        f"data {source}: which column holds the pictures? there are"
+        f" {', '.join(rows.column_names)}; say it with --image-column"
     )
 
 
@@ -81,6 +92,49 @@ def class_labels(
             ) from error
     names = getattr(rows.features[name], "names", None) or []
     return labels, {text: label for label, text in enumerate(names)}
+
+
+def column_captions(source: str, rows: Any, column: str | None) -> Captions | None:
+    """Return the captions in a column; no cell is read yet.
+
+    Of a cell with several captions the first is taken, as diffusers' scripts do where they do not
+    draw one; an empty cell is a missing caption.
+
+    Args:
+        column: its name; None: the first of the usual ones that holds texts.
+
+    Returns:
+        None when there is none.
+
+    Raises:
+        CallError: the column was named, and does not hold texts.
+    """
+    names = USUAL_CAPTION_COLUMNS if column is None else (column,)
+    types = {name: str(rows.data.schema.field(name).type) for name in rows.column_names}
+    fitting = [name for name in names if _HOLDS_CAPTIONS.fullmatch(types.get(name, ""))]
+    if not fitting:
+        if column is None or types[column] == "null":
+            return None
+        raise CallError(
+            f"data {source}: caption column {column!r} does not hold texts, but {types[column]};"
+            " name another with --caption-column"
+        )
+    name = fitting[0]
+    cells = rows.data.column(name)
+
+    def read(row: int) -> Caption:
+        try:
+            cell = cells[row].as_py()
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"data {source}: caption column {name!r} is not UTF-8 in row {row}"
+            ) from error
+        if isinstance(cell, list):
+            return Caption(cell[0] if cell else None, len(cell) > 1)
+        return Caption(cell)
+
+    of_more = "cells hold several captions, of which only the first is taken"
+    return Captions(len(rows), read, f"column {name!r}", of_more)
 
 
 def _whole_number(value: Any) -> int:
@@ -124,4 +178,7 @@ def row_ids(
 def file_size(path: str | None) -> int:
     """Return the bytes of a file; 0 where there is none."""
     file = Path(path or "")
-    return file.stat().st_size if file.is_file() else 0
+    try:
+        return file.stat().st_size if file.is_file() else 0
+    except OSError:  # a name too long for a file
+        return 0

@@ -155,7 +155,8 @@ class TrainingLog:
     def _require_scheduler(self, num_train_timesteps: int) -> None:
         """Raise CallError unless all timesteps are some that the model's scheduler has."""
         timesteps = self.events["timestep"]
-        is_inside = (timesteps >= 0) & (timesteps < num_train_timesteps) & (timesteps % 1 == 0)
+        is_inside = (timesteps >= 0) & (timesteps < num_train_timesteps)
+        is_inside &= np.floor(timesteps) == timesteps
         outside = timesteps[~is_inside]
         if outside.size:
             difference = f"timestep {outside[0]:g}"
@@ -170,7 +171,7 @@ class TrainingLog:
 
     def _too_few_events(self, sample_ids: Sequence[str], count: int) -> CallError:
         """Return the error that names pictures with fewer than `count` events."""
-        names = ", ".join(sample_ids[:NAMED_PICTURES])
+        names = ", ".join(repr(name)[1:-1][:80] for name in sample_ids[:NAMED_PICTURES])
         if len(sample_ids) > NAMED_PICTURES:
             names += f" and {len(sample_ids) - NAMED_PICTURES} more"
         return CallError(

@@ -6,8 +6,9 @@ functions of itself alone (`derive` composes them) up to the operation that brin
 the samples. There every sample receives a copy of its own, autograd keeps the copies' gradients
 apart, and each is taken back through `derive` to the parameter.
 
-An operation that is neither a function of the parameter alone, nor spreads it over the samples, nor
-combines it with them element by element, cannot be followed: it is reported by its name.
+Constants of the parameter's own shape, such as the norms that a DoRA adapter divides its magnitudes
+by, belong to the functions of itself alone. An operation of any other kind cannot be followed: the
+parameter is reported, and autograd takes its gradients (by_autograd.py).
 """
 
 from collections.abc import Callable
@@ -30,6 +31,13 @@ ELEMENTWISE = {
     "multiply",
     "divide",
     "true_divide",
+    "where",
+}
+# Norms, and the names of their arguments in order. The scale and shift that they are handed are
+# multiplied and added after the norm.
+NORM_ARGUMENTS = {
+    "rms_norm": ("input", "normalized_shape", "weight", "eps"),
+    "layer_norm": ("input", "normalized_shape", "weight", "bias", "eps"),
 }
 
 
@@ -39,12 +47,14 @@ class Watch(NamedTuple):
     Attributes:
         batch_size: returns n of the running forward pass.
         on_gradients: called with the gradient of every sample, [n, *parameter.shape].
-        on_unknown: called with the name of an operation that cannot be followed.
+        on_unknown: called where an operation cannot be followed.
+        is_open: returns whether gradients are taken in the running backward pass.
     """
 
     batch_size: Callable[[], int]
     on_gradients: Callable[[Tensor], None]
-    on_unknown: Callable[[str], None]
+    on_unknown: Callable[[], object]
+    is_open: Callable[[], bool]
 
 
 class BareParameter(Tensor):
@@ -81,19 +91,24 @@ class BareParameter(Tensor):
         kwargs = kwargs or {}
         name = func.__name__.strip("_")  # __getitem__, add_
         arguments = _flatten([*args, *kwargs.values()])
+        norm = _norm_arguments(name, args, kwargs)
+        if norm is not None:
+            return _scale_after_norm(func, **norm)
         with torch._C.DisableTorchFunctionSubclass():
             bare_parameters = [value for value in arguments if isinstance(value, cls)]
             this = bare_parameters[0]
 
             def call(value: Tensor) -> Any:
                 """The operation, with `value` in this tensor's place."""
-                replaced = [value if argument is this else argument for argument in args]
-                named = {key: value if arg is this else arg for key, arg in kwargs.items()}
+                replaced = [_replace(argument, this, value) for argument in args]
+                named = {key: _replace(arg, this, value) for key, arg in kwargs.items()}
                 return func(*replaced, **named)
 
             plain = this.as_subclass(Tensor)
             tensors = [value for value in arguments if isinstance(value, Tensor)]
             is_alone = all(value is this for value in tensors)
+            if name == "detach" or func == Tensor.data.__get__:  # type: ignore[attr-defined]
+                return call(plain)
             # An index may be a tensor too, but not one of the samples.
             if is_alone or name == "getitem":
                 return this._follow_result(call, name, call(plain))
@@ -105,7 +120,12 @@ class BareParameter(Tensor):
                 shape = (1,) * (len(broadcast) - this.dim()) + this.shape
                 if shape[0] == 1 and broadcast[0] == this.watch.batch_size():
                     return call(this._copy(lambda root: this.derive(root).reshape(shape)[0]))
-            this.watch.on_unknown(name)
+                # After the copies: what meets a batch of one sample may be that sample.
+                are_constants = not any(value.requires_grad for value in tensors)
+                if are_constants and broadcast == this.shape:
+                    return this._follow_result(call, name, call(plain))
+            for bare in bare_parameters:
+                bare.watch.on_unknown()
             return call(plain)
 
     def _follow_result(self, call: Callable[[Tensor], Any], name: str, result: Any) -> Any:
@@ -119,8 +139,8 @@ class BareParameter(Tensor):
                 part_call = partial(_call_for_part, call, number)
                 parts.append(self._follow_result(part_call, name, part))
             return type(result)(parts)
-        if not isinstance(result, Tensor):
-            return result  # a shape, a dtype, …
+        if not isinstance(result, Tensor) or not result.is_floating_point():
+            return result  # a shape, a dtype, a mask, …
         has_no_sample_axis = self.dim() < result.dim() or (self.dim() > 0 and len(self) == 1)
         if name in SPREADING and has_no_sample_axis and len(result) == self.watch.batch_size():
             return self._copy(lambda root: call(self.derive(root))[0])
@@ -133,6 +153,8 @@ class BareParameter(Tensor):
         copies = value.expand(count, *value.shape).detach().requires_grad_()
 
         def on_backward(delta: Tensor) -> None:
+            if not self.watch.is_open():
+                return
             # From the gradients of the copies to those of the parameter, all samples at once.
             with torch.enable_grad():
                 root = self.root.detach().requires_grad_()
@@ -152,6 +174,35 @@ def _flatten(arguments: list[Any]) -> list[Any]:
         else:
             flat.append(argument)
     return flat
+
+
+def _replace(argument: Any, old: Tensor, new: Tensor) -> Any:
+    """An argument with one tensor in another's place, in a tuple or list too."""
+    if isinstance(argument, (tuple, list)) and any(part is old for part in argument):
+        return type(argument)([new if part is old else part for part in argument])
+    return new if argument is old else argument
+
+
+def _norm_arguments(
+    name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any] | None:
+    """A norm's arguments by name where bare parameters scale or shift it; else None."""
+    names = NORM_ARGUMENTS.get(name, ())
+    if len(args) > len(names):
+        return None
+    named = {**dict(zip(names, args, strict=False)), **kwargs}
+    if set(named) - set(names) or isinstance(named.get("input"), BareParameter):
+        return None
+    return named or None
+
+
+def _scale_after_norm(func: Any, **named: Any) -> Tensor:
+    """The norm without scale and shift, which are then multiplied and added."""
+    weight, bias = named.pop("weight", None), named.pop("bias", None)
+    output = func(**named)
+    if weight is not None:
+        output = output * weight
+    return output if bias is None else output + bias
 
 
 def _is_elementwise(name: str) -> bool:

@@ -26,15 +26,22 @@ def fitting_batch(denoiser: Denoiser, recipe: Recipe, processes: int = 1) -> int
         processes: how many such processes share the device's memory.
     """
     device_type = denoiser.device.type
-    event_bytes = _bytes_kept_for_backward(denoiser, recipe)
+    event_bytes, takes_single_samples = _try_one(denoiser, recipe)
+    if takes_single_samples:  # more at once would take as many passes, each of all of them
+        return 1
     memory = denoiser.memory * MEMORY_SHARE[device_type]
     fitting = np.clip(memory / processes / event_bytes, 1, LARGEST_BATCH[device_type])
     return int(2 ** np.floor(np.log2(fitting)))
 
 
 @plain_torch()
-def _bytes_kept_for_backward(denoiser: Denoiser, recipe: Recipe) -> int:
-    """Bytes that one event keeps between forward and backward pass, the weights not counted."""
+def _try_one(denoiser: Denoiser, recipe: Recipe) -> tuple[int, bool]:
+    """Take the gradient of one event.
+
+    Returns:
+        Bytes that it keeps between forward and backward pass, the weights not counted; and whether
+        the model has parameters whose gradients are best taken one sample at a time.
+    """
     weights = {parameter.untyped_storage().data_ptr() for parameter in denoiser.model.parameters()}
     kept: dict[int, int] = {}  # {address of a storage: bytes}, for views share one
 
@@ -43,10 +50,10 @@ def _bytes_kept_for_backward(denoiser: Denoiser, recipe: Recipe) -> int:
         if storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage.nbytes()
 
-    x, t, labels = random_batch(denoiser, recipe, 1)
+    x, t, conditions = random_batch(denoiser, recipe, 1)
     epsilon = torch.zeros_like(x)
-    losses = partial(denoiser.losses, x, t, epsilon, labels, recipe.differentiated)
+    losses = partial(denoiser.losses, x, t, epsilon, conditions, recipe.differentiated)
     with capture_for(denoiser, recipe) as capture:
         capture.watch = count
         capture.gradients(losses)
-    return sum(kept.values())
+        return sum(kept.values()), capture.takes_single_samples

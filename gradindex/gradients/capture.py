@@ -6,23 +6,26 @@ so that less memory is needed than in training.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from gradindex.errors import ModelError
-from gradindex.gradients.bare_parameters import BareParameter, Watch
-from gradindex.gradients.captured_layers import CapturedLayer, captured_layers
-from gradindex.gradients.layers import Copies, Factors, mixes_samples, runs_its_own_forward
-from gradindex.gradients.projection import WHOLE, Projection
+from gradindex.gradients.by_autograd import ByAutograd
+from gradindex.gradients.captured_layers import (
+    captured_layers,
+    require_separate_samples,
+)
+from gradindex.gradients.findings import findings_of, shrinking_layer
+from gradindex.gradients.layer_hooks import WEIGHT_GRADIENT_NUMBERS, LayerHooks
+from gradindex.gradients.layers import Factors, shrink_weight_gradient
+from gradindex.gradients.projection import Projection
+from gradindex.gradients.sample_count import SampleCount
+from gradindex.gradients.sample_rows import SampleRows
 from gradindex.models.devices import plain_torch
-
-# Numbers of unprojected weight gradients in memory at once, 256 MiB in float32.
-WEIGHT_GRADIENT_NUMBERS = 2**26
-
 
 # The life of the hooks
 #
@@ -47,14 +50,19 @@ WEIGHT_GRADIENT_NUMBERS = 2**26
 #
 # No parameter is a leaf of the graph: it starts at the output of the first layer that has a hook
 # (`_on_backward`), and no backward pass runs below.
+#
+# Where the first pass shows that this does not fit some parameter (findings.py), the hooks are put
+# on anew and the pass is repeated: a layer that was not called has its parameters followed as bare
+# ones; a bare parameter that cannot be followed, or a layer whose rows are not the samples'
+# (sample_rows.py), is left to autograd (by_autograd.py).
 
 
 class Capture:
     """Hooks on a frozen model, for the length of a `with` block.
 
     Args:
-        model: a module whose parameters all have `requires_grad=False`, called with the samples
-            first.
+        model: a module whose parameters all have `requires_grad=False`, best called with the
+            samples first: their number is then known at once (see `SampleCount`).
         names: the parameters to capture, as `model.named_parameters()` calls them.
         projection: adds one parameter's block [n, m] into the rows [n, D].
 
@@ -74,33 +82,31 @@ class Capture:
     """
 
     def __init__(self, model: nn.Module, names: Sequence[str], projection: Projection) -> None:
+        require_separate_samples(model)
         self.model = model
         self.projection = projection
         self.watch: Callable[[Tensor], object] = lambda tensor: None
         self._layers = list(captured_layers(model, set(names)))
-        self._handles: list[Any] = []
-        self._rows: Tensor | None = None  # [n, D], during a backward pass
-        self._samples = 0  # n of the running forward pass
-        self._without_rule: dict[str, None] = {}  # an ordered set of texts
-        # Address of the running layer's input, which only a weight gradient needs.
-        self._released_input: int | None = None
-        mixing = [path for path, module in model.named_modules() if mixes_samples(module)]
-        if mixing:
-            raise ModelError(
-                f"batch norm in training mode mixes the samples of a batch ({mixing[0]}):"
-                " call model.eval()"
-            )
-        if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
-            raise ModelError(
-                "gradient checkpointing is on: call model.disable_gradient_checkpointing()"
-            )
+        self._names = {name for layer in self._layers for name in layer.names.values()}
+        self._findings = findings_of(model)
+        self._count = SampleCount()
+        self._sample_rows = SampleRows(self._findings)
+        self._hooks = LayerHooks(
+            projection,
+            self._sample_rows,
+            samples=lambda: self._count.samples,
+            watch=lambda tensor: self.watch(tensor),
+            on_unknown=self._findings.by_autograd.add,
+        )
+        self._by_autograd = ByAutograd({})
+
+    @property
+    def takes_single_samples(self) -> bool:
+        """Whether batches of one are the cheapest, as far as the passes until now have shown."""
+        return bool(self._names & self._findings.by_autograd)
 
     def __enter__(self) -> Self:
-        self._handles.append(
-            self.model.register_forward_pre_hook(self._count_samples, with_kwargs=True)
-        )
-        for layer in self._layers:
-            self._install(layer)
+        self._install()
         return self
 
     def __exit__(
@@ -109,204 +115,116 @@ class Capture:
         exception: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        while self._handles:
-            self._handles.pop().remove()
-        for layer in self._layers:
-            if isinstance(layer.rule, Copies):
-                del layer.module.forward  # of the instance: that of the class is used again
-            elif layer.rule is None:
-                parameters = layer.module._parameters
-                for local_name in layer.names:
-                    parameters[local_name] = parameters[local_name].parameter
+        self._remove()
 
     @plain_torch()
     def gradients(self, losses: Callable[[], Tensor], scale: float = 1) -> Tensor:
         """Return the projected gradient of every sample, [n, D] float32.
 
         Args:
-            losses: runs the model and returns the loss of every sample, [n].
+            losses: runs the model and returns the loss of every sample, [n]; called again where a
+                pass shows that a parameter must be captured in another way.
             scale: the backward pass runs on losses this much larger, against underflow in float16.
 
         Raises:
-            ModelError: a chosen parameter has no rule, or a layer sees a batch of another size.
+            ModelError: a layer with chosen parameters runs under torch.no_grad.
         """
-        self._released_input = None
+        while True:
+            rows = self._run(losses, scale)
+            if rows is not None:
+                return rows if scale == 1 else rows / scale
+            self._remove()
+            self._install()
+
+    def _install(self) -> None:
+        """Put the hooks on, by what is known of the model until now."""
+        self._findings.spread(self._layers)
+        by_autograd = self._findings.by_autograd
+        layers = []
+        for layer in self._layers:
+            names = {key: name for key, name in layer.names.items() if name not in by_autograd}
+            is_followed = layer.path in self._findings.passed_over
+            if names:
+                rule = None if is_followed else layer.rule
+                layers.append(replace(layer, rule=rule, names=names))
+        parameters = {
+            name: self.model.get_parameter(name) for name in sorted(self._names & by_autograd)
+        }
+        self._by_autograd = ByAutograd(parameters, WEIGHT_GRADIENT_NUMBERS)
+        self._hooks.install(self.model, layers, self._count.count)
+
+    def _remove(self) -> None:
+        """Take the hooks off and freeze all parameters again."""
+        self._hooks.remove()
+        self._by_autograd.close()
+
+    def _run(self, losses: Callable[[], Tensor], scale: float) -> Tensor | None:
+        """One forward and backward pass; None where they showed something and must be repeated."""
+        known = self._findings.size
         with torch.enable_grad():
-            with torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack):
+            with self._hooks.forward():
                 loss = losses()
-            if self._without_rule:
-                raise ModelError(
-                    f"no gradient rule for: {'; '.join(self._without_rule)};"
-                    " leave them out with params"
-                )
+            self._require_gradients()
+            self._findings.passed_over |= self._hooks.not_called()
+            if self._findings.size > known:
+                return None
+            # The count matters to bare parameters alone.
+            if not self._count.is_right(len(loss)) and self._hooks.follows_bare_parameters:
+                return None
             rows = torch.zeros(len(loss), self.projection.dim, device=loss.device)
-            self._rows = rows
             if loss.requires_grad:  # not when no chosen parameter was used
-                (loss.sum() * scale).backward()
-        self._rows = None
-        return rows if scale == 1 else rows / scale
+                self._backward(loss * scale if scale != 1 else loss, rows)
+        unfit = self._sample_rows.unfit
+        if unfit or self._sample_rows.doubtful:
+            self._leave_to_autograd(unfit)
+            unfit.clear()
+            return None
+        return rows
 
-    # Putting hooks on.
+    def _backward(self, losses: Tensor, rows: Tensor) -> None:
+        """Add every sample's gradient into the rows, by the hooks and by autograd."""
+        self._sample_rows.samples = len(losses)
+        if self._sample_rows.doubtful:
+            self._sample_rows.prove(losses)
+            self._by_autograd.clear()
+            if self._sample_rows.unfit:
+                return
+        if len(losses) > 1 and self.takes_single_samples:
+            for samples, name, gradients in self._by_autograd.several(losses):
+                self._add_whole(rows[samples], name, gradients)
+        with self._hooks.backward(rows):
+            losses.sum().backward()
+        if len(losses) == 1:
+            for name, gradients in self._by_autograd.single():
+                self._add_whole(rows, name, gradients)
+        self._by_autograd.clear()
 
-    def _install(self, layer: CapturedLayer) -> None:
-        """Put the hooks onto a layer, or take the place of its forward or its parameters."""
-        module = layer.module
-        if layer.rule is None:
-            for local_name in layer.names:
-                module._parameters[local_name] = self._bare_parameter(layer, local_name)
-        elif isinstance(layer.rule, Copies):
-            module.forward = partial(self._forward_copies, layer)
-        elif isinstance(layer.rule, Factors):
-            self._handles.append(
-                module.register_forward_hook(partial(self._after_factors_layer, layer))
-            )
-            # A forward of its own may need the input for more than the weight gradient.
-            if runs_its_own_forward(module):
-                self._handles.append(module.register_forward_pre_hook(self._before_factors_layer))
-        else:
-            self._handles.append(
-                module.register_forward_hook(partial(self._after_direct_layer, layer))
-            )
-
-    def _bare_parameter(self, layer: CapturedLayer, local_name: str) -> BareParameter:
-        """What stands in a parameter's place while the hooks are on."""
-
-        def on_unknown(operation: str) -> None:
-            location = layer.path or "the model itself"
-            text = f"{type(layer.module).__name__} ({location}: {local_name}, used by {operation})"
-            self._without_rule[text] = None
-
-        def on_gradients(gradients: Tensor) -> None:
-            self._require_all_samples(layer, gradients)
-            self._add(layer.names[local_name], gradients.reshape(len(gradients), -1))
-
-        parameter = layer.module.get_parameter(local_name)
-        watch = Watch(lambda: self._samples, on_gradients, on_unknown)
-        bare = BareParameter.follow(parameter, parameter.detach(), lambda root: root, watch)
-        bare.parameter = parameter
-        return bare
-
-    # The hooks of the forward pass. Each hands autograd a function for the backward pass.
-
-    def _count_samples(
-        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        first_tensor = next(
-            value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)
-        )
-        self._samples = len(first_tensor)
-
-    def _before_factors_layer(self, module: nn.Module, args: tuple[Tensor]) -> None:
-        self._released_input = args[0].data_ptr()
-
-    def _after_factors_layer(
-        self, layer: CapturedLayer, module: Any, args: tuple[Tensor], output: Tensor
-    ) -> Tensor:
-        self._released_input = None
-        rule = layer.rule
+    def _add_whole(self, rows: Tensor, name: str, gradients: Tensor) -> None:
+        """Add gradients [n, *shape] that autograd took into the rows [n, D]."""
+        gradients = gradients.float()
+        layer = shrinking_layer(self._layers, name)
+        if layer is None:
+            self.projection.add(rows, name, gradients.flatten(1))
+            return
+        rule, module = layer.rule, layer.module
         assert isinstance(rule, Factors)
-        bias_name = layer.names.get("bias")
-        weight_name = layer.names.get("weight")
-        inputs = None
-        if weight_name:
-            x = args[0].detach()
-            size = module.weight.numel()
-            sides = self.projection.sides(weight_name, *rule.widths(module), size, x)
-            inputs = rule.inputs(module, x, sides.inputs)
-            self.watch(inputs)
-            # Whole weight gradients are large: they are made for a few samples at a time.
-            parts = _sample_slices(len(x), size) if sides == WHOLE else [slice(None)]
+        size = module.weight.numel()
+        sides = self.projection.sides(name, *rule.widths(module), size, module.weight)
+        shrunk = shrink_weight_gradient(rule, module, gradients, sides.outputs, sides.inputs)
+        self.projection.add(rows, name, shrunk)
 
-        def on_backward(delta: Tensor) -> None:
-            self._require_all_samples(layer, delta)
-            if bias_name:
-                self._add(bias_name, rule.bias(delta))
-            if weight_name and inputs is not None:
-                outputs = rule.outputs(module, delta, sides.outputs)
-                for samples in parts:
-                    # No name for the gradients: they are gone before the next ones are made.
-                    self._add(
-                        weight_name, rule.weight(module, inputs[samples], outputs[samples]), samples
-                    )
+    def _leave_to_autograd(self, paths: set[str]) -> None:
+        """Have autograd take the gradients of these layers from now on."""
+        for layer in self._layers:
+            if layer.path in paths:
+                self._findings.by_autograd.update(layer.names.values())
 
-        return _on_backward(output, on_backward)
-
-    def _after_direct_layer(
-        self, layer: CapturedLayer, module: Any, args: tuple[Tensor], output: Tensor
-    ) -> Tensor:
-        rule: Any = layer.rule
-        x = args[0].detach()
-
-        def on_backward(delta: Tensor) -> None:
-            self._require_all_samples(layer, delta)
-            for local_name, gradients in rule(module, x, delta).items():
-                if local_name in layer.names:
-                    self._add(layer.names[local_name], gradients)
-
-        return _on_backward(output, on_backward)
-
-    def _forward_copies(self, layer: CapturedLayer, x: Tensor) -> Tensor:
-        rule = layer.rule
-        assert isinstance(rule, Copies)
-
-        def on_backward(local_name: str, gradients: Tensor) -> None:
-            self._require_all_samples(layer, gradients)
-            self._add(layer.names[local_name], gradients)
-
-        copies = {}
-        for local_name, value in layer.module.named_parameters(recurse=False):
-            copy = value.detach().expand(len(x), *value.shape).contiguous()
-            if local_name in layer.names:
-                copy.requires_grad_().register_hook(partial(on_backward, local_name))
-            copies[local_name] = copy
-        return rule.forward(layer.module, x, copies["weight"], copies.get("bias"))
-
-    # What autograd keeps between the passes.
-
-    def _pack(self, tensor: Tensor) -> Any:
-        """What is kept of a tensor that autograd wants: of a released input, its shape alone."""
-        if tensor.data_ptr() == self._released_input:
-            return tensor.new_empty(()), tensor.shape
-        self.watch(tensor)
-        # Of the layer's output, which its own graph node may keep, only the numbers: node and
-        # output would hold each other, and without a backward pass nothing would free them.
-        return tensor.detach()
-
-    # The backward pass.
-
-    def _require_all_samples(self, layer: CapturedLayer, gradients: Tensor) -> None:
-        if self._rows is None or gradients.shape[0] != self._rows.shape[0]:
+    def _require_gradients(self) -> None:
+        """Raise ModelError if a layer ran where autograd keeps nothing."""
+        paths = sorted(self._hooks.called_without_gradient - self._hooks.called)
+        if paths:
+            others = f" and {len(paths) - 3} others" if len(paths) > 3 else ""
             raise ModelError(
-                f"layer {layer.path} sees a batch of {len(gradients)}"
-                f" where {self._samples} samples came in:"
-                " its gradient cannot be told apart by sample"
+                f"the model runs {', '.join(paths[:3])}{others} under torch.no_grad, where"
+                " gradients end: leave them out with params"
             )
-
-    def _add(self, name: str, gradients: Tensor, samples: slice = slice(None)) -> None:
-        """Add a parameter's gradients [n, …] into the rows of these samples."""
-        assert self._rows is not None
-        self.projection.add(self._rows[samples], name, gradients.flatten(1).float())
-
-
-def _sample_slices(samples: int, size: int) -> list[slice]:
-    """Which samples at a time have their weight gradients, of `size` numbers each, in memory."""
-    step = max(1, WEIGHT_GRADIENT_NUMBERS // size)
-    return [slice(start, start + step) for start in range(0, samples, step)]
-
-
-def _unpack(kept: Any) -> Tensor:
-    """What autograd gets for the backward pass; for a released input, any numbers of its shape."""
-    if isinstance(kept, tuple):
-        number, shape = kept
-        return number.expand(shape)
-    return kept
-
-
-def _on_backward(output: Tensor, hook: Callable[[Tensor], None]) -> Tensor:
-    """Have `hook` called with the gradient of `output`, and return the output to go on with."""
-    if not output.requires_grad:
-        # No chosen layer lies below: the graph starts here. A clone, since the model may change a
-        # layer's output in place, which autograd forbids for a leaf.
-        output = output.detach().requires_grad_().clone()
-    output.register_hook(hook)
-    return output

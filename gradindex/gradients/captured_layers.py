@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from gradindex.gradients.layers import Rule, rule_of
+from gradindex.errors import ModelError
+from gradindex.gradients.layers import Rule, mixes_samples, rule_of
 
 
 @dataclass(frozen=True)
@@ -49,3 +50,17 @@ def captured_layers(model: nn.Module, chosen: set[str]) -> Iterator[CapturedLaye
             # Rules are for weight and bias. A subclass that adds a third parameter uses it itself.
             rule = rule_of(module) if names.keys() <= {"weight", "bias"} else None
             yield CapturedLayer(path, module, rule, names)
+
+
+def require_separate_samples(model: nn.Module) -> None:
+    """Raise ModelError where a model's settings give no sample a gradient of its own."""
+    mixing = [path for path, module in model.named_modules() if mixes_samples(module)]
+    if mixing:
+        raise ModelError(
+            f"batch norm in training mode mixes the samples of a batch ({mixing[0]}):"
+            " call model.eval()"
+        )
+    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        raise ModelError(
+            "gradient checkpointing is on: call model.disable_gradient_checkpointing()"
+        )

@@ -3,11 +3,14 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 from gradindex.random_numbers import noise
-from gradindex.recipe import Recipe
+from gradindex.recipe import FLOW, Recipe
+
+Shape = tuple[int, ...]
 
 SHARED_NOISE_CACHED = 4096  # draws of shared noise kept in memory, each as large as a picture
 
@@ -18,21 +21,32 @@ class Events:
 
     Attributes:
         names: B names that say in an error which picture it was.
-        timesteps: [B, T] whole numbers.
+        timesteps: [B, T] whole numbers, or float32 for flow matching.
         draws: M, how many times noise is drawn at each timestep.
-        noise: (picture i, position j of the timestep, draw m) → [channels, height, width] float32.
+        noise: (picture i, position j of the timestep, draw m, shape) → float32 of that shape, which
+            is [channels, height, width] of what the model takes of that picture.
     """
 
     names: Sequence[str]
     timesteps: np.ndarray
     draws: int
-    noise: Callable[[int, int, int], np.ndarray]
+    noise: Callable[[int, int, int, Shape], np.ndarray]
+
+
+def timestep_array(timesteps: Any) -> np.ndarray:
+    """Return timesteps as the store and the model have them: int64, or float32 where not whole.
+
+    >>> timestep_array([50, 150]).dtype, timestep_array([500.0, 750.5]).dtype
+    (dtype('int64'), dtype('float32'))
+    """
+    array = np.asarray(timesteps)
+    return array.astype(np.int64 if array.dtype.kind in "iu" else np.float32)
 
 
 def grid_events(
     recipe: Recipe,
     sample_ids: Sequence[str],
-    timesteps: Sequence[int] | None = None,
+    timesteps: Sequence[float] | None = None,
     draws: int | None = None,
 ) -> Events:
     """Return the events at the same T timesteps for every picture, with the recipe's noise.
@@ -45,15 +59,15 @@ def grid_events(
     chosen = timesteps or recipe.timesteps
 
     @lru_cache(SHARED_NOISE_CACHED)
-    def shared_noise(j: int, m: int) -> np.ndarray:
-        return noise(recipe.seed, None, chosen[j], m, recipe.image)
+    def shared_noise(j: int, m: int, shape: Shape) -> np.ndarray:
+        return _offset_noise(recipe, recipe.seed, None, chosen[j], m, shape)
 
-    def event_noise(i: int, j: int, m: int) -> np.ndarray:
+    def event_noise(i: int, j: int, m: int, shape: Shape) -> np.ndarray:
         if recipe.noise == "shared":
-            return shared_noise(j, m)
-        return noise(recipe.seed, sample_ids[i], chosen[j], m, recipe.image)
+            return shared_noise(j, m, shape)
+        return _offset_noise(recipe, recipe.seed, sample_ids[i], chosen[j], m, shape)
 
-    grid = np.tile(chosen, (len(sample_ids), 1))
+    grid = timestep_array(np.tile(chosen, (len(sample_ids), 1)))
     return Events(sample_ids, grid, draws or recipe.draws, event_noise)
 
 
@@ -67,16 +81,29 @@ def recorded_events(recipe: Recipe, sample_ids: Sequence[str], events: np.ndarra
         sample_ids: B ids.
         events: [B, T] records with the fields timestep, noise_seed (below 0: not recorded), draw.
     """
-    timesteps = events["timestep"].astype(np.int64)
+    is_flow = recipe.prediction_type == FLOW
+    timesteps = events["timestep"].astype(np.float32 if is_flow else np.int64)
 
-    def event_noise(i: int, j: int, m: int) -> np.ndarray:
-        t = int(timesteps[i, j])
+    def event_noise(i: int, j: int, m: int, shape: Shape) -> np.ndarray:
+        t = float(timesteps[i, j])
         if recipe.noise == "shared":
-            return noise(recipe.seed, None, t, m, recipe.image)
+            return _offset_noise(recipe, recipe.seed, None, t, m, shape)
         if recipe.noise == "own":
-            return noise(recipe.seed, sample_ids[i], t, m, recipe.image)
+            return _offset_noise(recipe, recipe.seed, sample_ids[i], t, m, shape)
         recorded_seed = int(events["noise_seed"][i, j])
         seed = recipe.seed if recorded_seed < 0 else recorded_seed
-        return noise(seed, sample_ids[i], t, int(events["draw"][i, j]), recipe.image)
+        return noise(seed, sample_ids[i], t, int(events["draw"][i, j]), shape)
 
     return Events(sample_ids, timesteps, recipe.draws, event_noise)
+
+
+def _offset_noise(
+    recipe: Recipe, seed: int, sample_id: str | None, timestep: float, draw: int, shape: Shape
+) -> np.ndarray:
+    """`noise`, and of a recipe with noise offset a number for each whole channel beside it."""
+    epsilon = noise(seed, sample_id, timestep, draw, shape)
+    if recipe.noise_offset is None:
+        return epsilon
+    key = "offset" if sample_id is None else f"offset of {sample_id}"
+    offset = noise(seed, key, timestep, draw, (shape[0], *[1] * (len(shape) - 1)))
+    return epsilon + np.float32(recipe.noise_offset) * offset

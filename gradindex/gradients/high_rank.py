@@ -10,7 +10,8 @@ from gradindex.gradients.parameters import choose_parameters
 from gradindex.gradients.projection import Energies
 from gradindex.gradients.sampling import sample_gradients
 from gradindex.models.denoiser import Denoiser
-from gradindex.recipe import Recipe, grid
+from gradindex.models.examples import Examples
+from gradindex.recipe import Recipe
 
 TIMESTEPS = 10  # at most so many of a grid are looked at
 
@@ -23,9 +24,8 @@ VARIANCE_PRICE = 0.035
 def choose_high_rank(
     denoiser: Denoiser,
     recipe: Recipe,
-    pictures: np.ndarray,
+    examples: Examples,
     sample_ids: Sequence[str],
-    labels: Sequence[int] | None,
     batch_size: int,
 ) -> tuple[str, ...]:
     """Return the names of weights that a two-sided projection must shrink less, sorted.
@@ -38,9 +38,8 @@ def choose_high_rank(
 
     Args:
         recipe: of a two-sided projection.
-        pictures: a few of the data set, [B, channels, height, width] float32 in [−1, 1].
+        examples: a few of the data set's pictures, B, as the model takes them.
         sample_ids: their B ids.
-        labels: their B class labels, or None for an unconditional model.
         batch_size: how many events go through the model at once.
     """
     assert recipe.rank is not None
@@ -50,11 +49,11 @@ def choose_high_rank(
         stride = -(-len(recipe.timesteps) // TIMESTEPS)
         timesteps = recipe.timesteps[::stride]
     else:
-        timesteps = grid(TIMESTEPS, denoiser.num_train_timesteps)
+        timesteps = denoiser.process.grid(TIMESTEPS)
     events = grid_events(recipe, sample_ids, timesteps, draws=1)
     with Capture(denoiser.model, names, energies) as capture:
         squared_norms = sample_gradients(
-            denoiser, capture, recipe, pictures, events, labels, batch_size=batch_size
+            denoiser, capture, recipe, examples, events, batch_size=batch_size
         )
     # [B, T, parameters] → [parameters]: the mean over pictures at the worst timestep. A picture
     # with no gradient at all has no shares.

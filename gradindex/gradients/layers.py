@@ -35,6 +35,7 @@ class Factors(NamedTuple):
         weight: (layer, A, Δ) → [n, …], unprojected in the order of the weight's own numbers.
         bias: delta → [n, o].
         widths: layer → (o, i) of one group.
+        joins_rows: whether A and Δ are [n, s, …], so that several rows can be one sample's s.
     """
 
     inputs: Callable[[Any, Tensor, Tensor | None], Tensor]
@@ -42,6 +43,7 @@ class Factors(NamedTuple):
     weight: Callable[[Any, Tensor, Tensor], Tensor]
     bias: Callable[[Tensor], Tensor]
     widths: Callable[[Any], tuple[int, int]]
+    joins_rows: bool
 
 
 class Copies(NamedTuple):
@@ -113,6 +115,32 @@ def _rule_class(layer: nn.Module) -> type[nn.Module] | None:
     return next((cls for cls in type(layer).__mro__ if cls in RULES), None)
 
 
+def shrink_weight_gradient(
+    rule: Factors, layer: Any, gradient: Tensor, outputs: Tensor | None, inputs: Tensor | None
+) -> Tensor:
+    """Project a whole weight gradient [n, *weight.shape] as its factors would have been.
+
+    Args:
+        rule: of the layer.
+        layer: a linear layer, a convolution or a transposed convolution.
+        outputs: P [k, o] or None.
+        inputs: P [k, i] or None.
+
+    Returns:
+        [n, …], the same numbers in the same order as `rule.weight` gives.
+    """
+    first, second = rule.widths(layer)
+    if getattr(layer, "transposed", False):  # its weight is [g·i, o, kernel]
+        first, second = second, first
+        outputs, inputs = inputs, outputs
+    whole = gradient.reshape(len(gradient), -1, first, second, layer.weight[0, 0].numel())
+    if outputs is not None:
+        whole = torch.einsum("ngoip,ko->ngkip", whole, outputs.to(whole.dtype))
+    if inputs is not None:
+        whole = torch.einsum("ngoip,ki->ngokp", whole, inputs.to(whole.dtype))
+    return whole.flatten(1)
+
+
 # Linear layers: weight [o, i], bias [o].
 
 
@@ -145,6 +173,7 @@ register(
         weight=linear_weight,
         bias=linear_bias,
         widths=linear_widths,
+        joins_rows=True,
     ),
     nn.Linear,
 )
@@ -197,6 +226,7 @@ _CONVOLUTION = Factors(
     weight=conv_weight,
     bias=conv_bias,
     widths=conv_widths,
+    joins_rows=False,
 )
 register(_CONVOLUTION, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 register(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,8 +11,10 @@ from torch import Tensor
 from gradindex.errors import ModelError
 from gradindex.gradients.capture import Capture
 from gradindex.gradients.events import Events
+from gradindex.gradients.weighting import timestep_weights
 from gradindex.models.denoiser import Denoiser
 from gradindex.models.devices import plain_torch
+from gradindex.models.examples import Examples
 from gradindex.random_numbers import noise
 from gradindex.recipe import Recipe
 
@@ -30,9 +32,8 @@ def sample_gradients(
     denoiser: Denoiser,
     capture: Capture,
     recipe: Recipe,
-    pictures: np.ndarray,
+    examples: Examples,
     events: Events,
-    labels: Sequence[int] | None,
     *,
     batch_size: int,
     progress: Callable[[int], object] = lambda events: None,
@@ -41,9 +42,9 @@ def sample_gradients(
 
     Args:
         capture: the hooks on the denoiser's model, inside their `with` block.
-        pictures: [B, channels, height, width] float32 in [−1, 1].
+        examples: B pictures as the model takes them. Those of one shape go through the model
+            together.
         events: timesteps and noise of each.
-        labels: B class labels, or None for an unconditional model.
         batch_size: how many events (picture, timestep, draw) go through the model at once; changes
             nothing else, and is halved when the device has not the memory.
         progress: called with the number of events that were done.
@@ -56,22 +57,28 @@ def sample_gradients(
             does not fit into memory.
     """
     device = denoiser.device
-    picture_count, timestep_count = len(pictures), events.timesteps.shape[1]
+    picture_count, timestep_count = len(examples), events.timesteps.shape[1]
     queue = [
         Event(i, j, m)
         for i in range(picture_count)
         for j in range(timestep_count)
         for m in range(events.draws)
     ]
+    # Examples of one shape follow each other, so that they fit into one batch.
+    shape_of = [examples.shapes(i) for i in range(picture_count)]
+    first_of: dict[Any, int] = {}
+    for i, shape in enumerate(shape_of):
+        first_of.setdefault(shape, i)
+    queue.sort(key=lambda event: first_of[shape_of[event.i]])
     # Backward passes in float16 run on a loss summed over the picture's numbers: the gradient of
     # its mean would underflow.
     scale = float(np.prod(recipe.image)) if recipe.dtype == "float16" else 1.0
     sums = torch.zeros(picture_count * timestep_count, capture.projection.dim, device=device)
     done = 0
     while done < len(queue):
-        batch = queue[done : done + batch_size]
+        batch = _first_of_one_shape(queue[done : done + batch_size], shape_of)
         try:
-            inputs = _model_inputs(batch, pictures, events, labels, device)
+            inputs = _model_inputs(batch, examples, events, device)
             losses = partial(denoiser.losses, *inputs, recipe.differentiated)
             rows = capture.gradients(losses, scale)
         except torch.OutOfMemoryError as error:
@@ -82,6 +89,10 @@ def sample_gradients(
             batch_size = -(-len(batch) // 2)
             continue
         _require_finite(rows, batch, events)
+        if recipe.weighting is not None:
+            chosen = [events.timesteps[event.i, event.j] for event in batch]
+            weights = timestep_weights(recipe.weighting, denoiser.process, chosen)
+            rows = rows * torch.from_numpy(weights).to(rows).unsqueeze(1)
         row_numbers = torch.tensor([event.i * timestep_count + event.j for event in batch])
         sums.index_add_(0, row_numbers.to(device), rows)
         done += len(batch)
@@ -93,9 +104,8 @@ def sample_gradients(
 @torch.no_grad()
 def mean_losses(
     denoiser: Denoiser,
-    pictures: np.ndarray,
-    labels: Sequence[int] | None,
-    timesteps: Sequence[int],
+    examples: Examples,
+    timesteps: Sequence[float],
     draws: int,
     seed: int,
     loss: str,
@@ -105,36 +115,42 @@ def mean_losses(
     The noise is the one that all pictures share at that seed.
 
     Args:
-        pictures: [Q, channels, height, width] float32 in [−1, 1].
-        labels: Q class labels, or None for an unconditional model.
+        examples: Q pictures as the model takes them, all of one shape.
         loss: "mse", "l1" or "mean-square".
     """
-    x = torch.from_numpy(pictures).to(denoiser.device)
-    classes = None if labels is None else torch.tensor(labels, device=denoiser.device)
+    x, conditions = examples.batch(range(len(examples)), denoiser.device)
     total = torch.zeros(len(x), dtype=torch.float64, device=denoiser.device)
     for timestep in timesteps:
         t = torch.full((len(x),), timestep, device=x.device)
         for draw in range(draws):
             shared_noise = torch.from_numpy(noise(seed, None, timestep, draw, x.shape[1:]))
             epsilon = shared_noise.to(x).expand_as(x)
-            total += denoiser.losses(x, t, epsilon, classes, loss)
+            total += denoiser.losses(x, t, epsilon, conditions, loss)
     return (total / (len(timesteps) * draws)).cpu().numpy()
+
+
+def _first_of_one_shape(events: Sequence[Event], shape_of: Sequence[Any]) -> Sequence[Event]:
+    """The events up to the first one whose example has another shape than that of the first."""
+    shape = shape_of[events[0].i]
+    for position, event in enumerate(events):
+        if shape_of[event.i] != shape:
+            return events[:position]
+    return events
 
 
 def _model_inputs(
     batch: Sequence[Event],
-    pictures: np.ndarray,
+    examples: Examples,
     events: Events,
-    labels: Sequence[int] | None,
     device: torch.device,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Pictures, timesteps, noise and class labels of n events, [n, …] each."""
+) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    """Pictures or latents, timesteps, noise and conditions of n events, [n, …] each."""
     i, j, _ = np.array(batch).T
-    x = torch.from_numpy(pictures[i]).to(device)
+    x, conditions = examples.batch(i, device)
     t = torch.from_numpy(events.timesteps[i, j]).to(device)
-    epsilon = torch.from_numpy(np.stack([events.noise(*event) for event in batch])).to(device)
-    classes = None if labels is None else torch.tensor(labels)[i].to(device)
-    return x, t, epsilon, classes
+    shape = tuple(x.shape[1:])
+    epsilon = torch.from_numpy(np.stack([events.noise(*event, shape) for event in batch]))
+    return x, t, epsilon.to(device), conditions
 
 
 def _require_finite(rows: Tensor, batch: Sequence[Event], events: Events) -> None:

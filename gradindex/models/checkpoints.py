@@ -9,7 +9,9 @@ from torch import Size
 from gradindex.errors import ModelError
 from gradindex.models.denoiser import Denoiser, DenoiserDescription
 from gradindex.models.loading import load_denoiser
+from gradindex.models.pipeline import MEAN, Encoder
 from gradindex.models.refusals import require_path
+from gradindex.models.trainer_notes import TrainerNotes
 
 
 class Checkpoints:
@@ -21,10 +23,16 @@ class Checkpoints:
         scheduler: a scheduler folder or its JSON file; found beside the model when None.
         device: "cpu" or "cuda".
         dtype: of the weights while gradients are taken.
+        resolution, latents, seed, guidance: see `load_denoiser`.
+
+    Attributes:
+        notes: what the trainer of an adapter says of the run; None: nothing.
 
     Raises:
         CallError: the model is no path.
     """
+
+    notes: TrainerNotes | None = None
 
     def __init__(
         self,
@@ -33,6 +41,11 @@ class Checkpoints:
         scheduler: str | Path | None,
         device: str,
         dtype: str,
+        *,
+        resolution: tuple[int, int] | None = None,
+        latents: str = MEAN,
+        seed: int = 0,
+        guidance: float | None = None,
     ) -> None:
         require_path("model", model)
         self._paths = list(paths)
@@ -40,7 +53,12 @@ class Checkpoints:
         self._scheduler = scheduler
         self._device = device
         self._dtype = dtype
+        self._resolution = resolution
+        self._latents = latents
+        self._seed = seed
+        self._guidance = guidance
         self._loaded: tuple[int, Denoiser] | None = None
+        self._encoder: Encoder | None = None
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -49,15 +67,40 @@ class Checkpoints:
         if self._loaded is None or self._loaded[0] != number:
             # Let the one in memory go before the next comes: there may be room for one only.
             self._loaded = None
-            denoiser = load_denoiser(
-                self._paths[number],
-                model=self._model,
-                scheduler=self._scheduler,
-                device=self._device,
-                dtype=self._dtype,
-            )
+            denoiser = self._load(self._paths[number], model=self._model)
+            if self._encoder is None:
+                self._encoder = denoiser.encoder
             self._loaded = number, denoiser
         return self._loaded[1]
+
+    def _load(self, path: str | Path, **options: Any) -> Denoiser:
+        """The denoiser at a path; the options are those of `load_denoiser`, beside the run's."""
+        return load_denoiser(
+            path,
+            scheduler=self._scheduler,
+            device=self._device,
+            dtype=self._dtype,
+            resolution=self._resolution,
+            latents=self._latents,
+            seed=self._seed,
+            guidance=self._guidance,
+            **options,
+        )
+
+    @property
+    def encoder(self) -> Encoder | None:
+        """What makes latents and conditions, one for all checkpoints; None for models of pixels."""
+        if self._encoder is None and self._loaded is None:
+            _ = self[0]
+        return self._encoder
+
+    def encoder_of(self, number: int) -> Encoder | None:
+        """Return what makes latents and conditions at a checkpoint."""
+        return self.encoder
+
+    def release(self) -> None:
+        """Let the checkpoint in memory go."""
+        self._loaded = None
 
     def recipe_fields(self, stored_config: str | None = None) -> dict[str, Any]:
         """Return the fields of a `Recipe` that models and scheduler decide, as keyword arguments.

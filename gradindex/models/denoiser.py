@@ -1,22 +1,27 @@
-"""A denoiser: a frozen model with its noise schedule, whose loss is one number per sample.
+"""A denoiser: a frozen model with its noise process, whose loss is one number per sample.
 
-This is all that the rest of gradindex needs of a model. A family that is called with other inputs,
-or trained on another target, differs in `Denoiser._predict` and `Denoiser._target`.
+This is all that the rest of gradindex needs of a model. How it is called is its family's affair
+(`families`), how noise is mixed and what the model predicts is its process's (`processes`).
 """
 
-import json
-import os
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gradindex.errors import GradindexError, ModelError, first_line
+from gradindex.errors import CallError, GradindexError, ModelError, first_line
+from gradindex.machine_memory import machine_memory
 from gradindex.models.configuration import config_digest, own_arguments
 from gradindex.models.devices import DTYPES
-from gradindex.models.schedules import PREDICTION_TYPES, SCHEDULE_FIELDS, alphas_cumprod
+from gradindex.models.families import FAMILIES
+from gradindex.models.families.family import GUIDANCE, Family
+from gradindex.models.pipeline import Encoder
+from gradindex.models.processes import make_process
 from gradindex.recipe import MEAN_SQUARE
+
+GUIDANCE_SCALE = 3.5  # what diffusers' scripts tell a model with guidance embedding
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,12 @@ class DenoiserDescription:
     image: tuple[int, int, int]
     classes: int | None
     dtype: str
+    picture: tuple[int, int, int] | None = None
+    encoder: str | None = None
+    latents: str | None = None
+    captioned: bool | None = None
+    guidance: float | None = None
+    base: str | None = None
 
     def recipe_fields(self) -> dict[str, Any]:
         """Return these fields as keyword arguments of `Recipe`."""
@@ -37,28 +48,38 @@ class DenoiserDescription:
 
 
 class Denoiser:
-    """A frozen diffusers model with its noise schedule.
+    """A frozen diffusers model with its noise process.
 
     Attributes:
         model: the module, in eval mode, every parameter frozen.
         trainable: names of the parameters that training would change.
-        device: where the model is.
-        digest: SHA-256 of the weight files.
+        device: where the model is. dtype: of its weights.
+        digest: SHA-256 of the weight files, or of the adapter's where the model has one.
+        family: how the model is called.
+        process: its noise process.
+        encoder: makes latents and conditions; None for a model of pixels.
         description: the fields of a Recipe that the model and its scheduler decide.
         former_config: what `description.config` was where config.json holds more than the model's
             own arguments, in stores that gradindex made before it left the rest out.
-        num_train_timesteps: timesteps are 0 … num_train_timesteps − 1.
+        num_train_timesteps: S, see `Process`.
 
     Args:
         model: a diffusers model, as it was loaded.
         schedule: the configuration of its scheduler, from `read_schedule`.
-        digest: SHA-256 of the weight files.
+        digest: see there.
         device: "cpu" or "cuda".
         dtype: a key of `DTYPES`.
         former_config: see there.
+        encoder: see there.
+        resolution: height and width of pictures before they are encoded; None: those that the model
+            was made for.
+        guidance: the scale that a model with guidance embedding was told in training; None:
+            `GUIDANCE_SCALE`.
+        base: SHA-256 of the weight files of a model with an adapter; None: it has none.
 
     Raises:
         ModelError: model or schedule are of a kind that gradindex does not know.
+        CallError: the resolution does not fit the model, or it is told no guidance.
     """
 
     def __init__(
@@ -69,6 +90,10 @@ class Denoiser:
         device: str,
         dtype: str,
         former_config: str | None = None,
+        encoder: Encoder | None = None,
+        resolution: tuple[int, int] | None = None,
+        guidance: float | None = None,
+        base: str | None = None,
     ) -> None:
         self.trainable = [
             name for name, parameter in model.named_parameters() if parameter.requires_grad
@@ -77,56 +102,68 @@ class Denoiser:
         self.cast(DTYPES[dtype], device)
         self.device = torch.device(device)
         self.digest = digest
-        self.description = _describe(model, schedule, dtype)
+        self.family: Family = FAMILIES[type(model).__name__]
+        self.process = make_process(schedule, device)
+        self.encoder = encoder
+        self.num_train_timesteps = self.process.num_train_timesteps
+        self.description = replace(self._describe(dtype, resolution, guidance), base=base)
         self.former_config = former_config or self.description.config
-        self.num_train_timesteps: int = schedule["num_train_timesteps"]
-        alphas = alphas_cumprod(schedule).to(device)
-        self._signal_scale = alphas.sqrt()
-        self._noise_scale = (1 - alphas).sqrt()
+        _require_timesteps(model, self.num_train_timesteps)
 
     def cast(self, dtype: torch.dtype, device: str | None = None) -> None:
         """Have the model's weights in another precision, or on another device too."""
         # Not by the model's own `to`: diffusers' warns of casts even where nothing is wrong.
         nn.Module.to(self.model, device, dtype)
+        self.dtype = dtype
 
     @property
     def memory(self) -> int:
         """Bytes of memory that the device has."""
         if self.device.type == "cuda":
             return int(torch.cuda.get_device_properties(self.device).total_memory)
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return machine_memory()
 
     def losses(
-        self, x: Tensor, t: Tensor, epsilon: Tensor, labels: Tensor | None, loss: str
+        self, x: Tensor, t: Tensor, epsilon: Tensor, conditions: Mapping[str, Tensor], loss: str
     ) -> Tensor:
         """Return the denoising loss of each sample, [B] float32, never reduced over the batch.
 
-        `mean |model(x_t, t) − target|^p` over the picture's elements, with p = 2 for mse and 1 for
-        l1 and `x_t = √ᾱ_t x + √(1 − ᾱ_t) ε` (Ho et al. 2020, eq. 4). For mean-square it is
+        `mean |model(x_t, t) − target|^p` over the elements of x, with p = 2 for mse and 1 for l1;
+        x_t and target are those of `Process.noisy` and `Process.target`. For mean-square it is
         `mean model(x_t, t)²` (D-TRAK, Zheng et al. 2024).
 
         Args:
-            x: pictures, [B, channels, height, width] float32 in [−1, 1].
-            t: timesteps, [B] whole numbers.
-            epsilon: noise, [B, channels, height, width] float32.
-            labels: class labels, [B]; None for an unconditional model.
+            x: pictures in [−1, 1] or scaled latents, [B, channels, height, width] float32.
+            t: timesteps [B], whole numbers, or float32 for flow matching.
+            epsilon: noise, of the shape of x, float32.
+            conditions: {name: [B, …]} of what else the model is given, see `Family.predict`.
             loss: "mse", "l1" or "mean-square".
         """
-        signal_scale = self._signal_scale[t].view(-1, 1, 1, 1)
-        noise_scale = self._noise_scale[t].view(-1, 1, 1, 1)
-        noisy = signal_scale * x + noise_scale * epsilon
-        output = self._predict(noisy, t, labels)
+        output = self._predict(self.process.noisy(x, epsilon, t), t, conditions)
         if loss == MEAN_SQUARE:
             return output.flatten(1).square().mean(1)
-        target = self._target(x, epsilon, signal_scale, noise_scale)
-        error = (output - target).flatten(1)
+        error = (output - self.process.target(x, epsilon, t)).flatten(1)
         return (error.abs() if loss == "l1" else error.square()).mean(1)
 
-    def _predict(self, noisy: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        """What the model makes of the noisy pictures, [B, channels, height, width] float32."""
-        conditions = {} if labels is None else {"class_labels": labels}
+    def random_conditions(self, size: int) -> dict[str, Tensor]:
+        """Return random conditions of `size` examples, {name: [size, …]}, to try the model with."""
+        random = torch.Generator().manual_seed(0)
+        conditions = self.family.random_conditions(self.model.config, size, random)
+        if blank := self.family.blank(self.model.config):
+            conditions[blank] = torch.randn((size, *self.description.image), generator=random)
+        return {name: values.to(self.device) for name, values in conditions.items()}
+
+    def _predict(self, noisy: Tensor, t: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+        """What the model makes of noisy examples, [B, channels, height, width] float32."""
+        dtype = self.dtype
+        given = {
+            name: values.to(dtype) if values.is_floating_point() else values
+            for name, values in conditions.items()
+        }
+        if self.description.guidance is not None:
+            given[GUIDANCE] = noisy.new_full((len(noisy),), self.description.guidance)
         try:
-            output = self.model(noisy.to(self.model.dtype), t, return_dict=False, **conditions)
+            output = self.family.predict(self.model, noisy.to(dtype), t, given)
         except (torch.OutOfMemoryError, GradindexError):
             raise
         except (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError) as error:
@@ -135,45 +172,66 @@ class Denoiser:
                 f"the model cannot be run on pictures of {tuple(noisy.shape[1:])}"
                 f" ({first_line(error)}); its config.json may not be the one it was trained with"
             ) from error
-        return output[0].float()
+        return output.float()
 
-    def _target(
-        self, x: Tensor, epsilon: Tensor, signal_scale: Tensor, noise_scale: Tensor
-    ) -> Tensor:
-        """What the model was trained to predict, [B, channels, height, width] float32."""
-        if self.description.prediction_type == "epsilon":
-            return epsilon
-        if self.description.prediction_type == "sample":
-            return x
-        # v of Salimans and Ho (2022), "Progressive distillation".
-        return signal_scale * epsilon - noise_scale * x
-
-
-def _describe(model: Any, schedule: dict[str, Any], dtype: str) -> DenoiserDescription:
-    """The description of a model with this schedule, once it is sure that its loss is known."""
-    config = model.config
-    size = config.sample_size
-    prediction_type = schedule["prediction_type"]
-    if prediction_type not in PREDICTION_TYPES:
-        raise ModelError(
-            f"prediction_type {prediction_type!r}: known are {', '.join(PREDICTION_TYPES)}"
+    def _describe(
+        self, dtype: str, resolution: tuple[int, int] | None, guidance: float | None
+    ) -> DenoiserDescription:
+        """The description of the model, once it is sure that its loss is known."""
+        config = self.model.config
+        size = self.family.size(config)
+        factor = 1 if self.encoder is None else self.encoder.factor
+        if resolution is None and size is not None:
+            resolution = size[0] * factor, size[1] * factor
+        if resolution is None:
+            raise CallError(
+                "resolution: the model's config.json has no sample_size; give the side of the"
+                " pictures that it was trained on"
+            )
+        height, width = resolution
+        picture = None
+        if self.encoder is not None:
+            picture = (3, height, width)
+            height, width = _latent_size(factor, self.family.patch(config), height, width)
+        if self.family.guidance(config):
+            guidance = GUIDANCE_SCALE if guidance is None else float(guidance)
+        elif guidance is not None:
+            raise CallError(
+                f"guidance = {guidance}: a {type(self.model).__name__} without guidance embedding"
+                " is told none; leave it out"
+            )
+        return DenoiserDescription(
+            model=type(self.model).__name__,
+            config=config_digest(own_arguments(type(self.model), config)),
+            scheduler=self.process.fields,
+            prediction_type=self.process.prediction_type,
+            image=(self.family.channels(config), height, width),
+            classes=self.family.classes(config),
+            dtype=dtype,
+            picture=picture,
+            encoder=None if self.encoder is None else self.encoder.digest,
+            latents=None if self.encoder is None else self.encoder.latents,
+            captioned=self.family.captioned or None,
+            guidance=guidance,
         )
-    timesteps = schedule["num_train_timesteps"]
+
+
+def _latent_size(factor: int, patch: int, height: int, width: int) -> tuple[int, int]:
+    """Height and width of the latents of pictures of a height and width."""
+    step = factor * patch
+    if height % step or width % step:
+        raise CallError(
+            f"resolution = {width}x{height}: give multiples of {step} (the VAE makes one number of"
+            f" {factor} pixels a side{f', the model patches of {patch}' if patch > 1 else ''})"
+        )
+    return height // factor, width // factor
+
+
+def _require_timesteps(model: Any, timesteps: int) -> None:
+    """Raise ModelError where a model has learned fewer embeddings than there are timesteps."""
     table = getattr(model, "time_proj", None)
     if isinstance(table, nn.Embedding) and table.num_embeddings < timesteps:
         raise ModelError(
             f"the model has learned embeddings for {table.num_embeddings} timesteps, and its"
             f" scheduler has {timesteps}: name the scheduler that it was trained with"
         )
-    height, width = (size, size) if isinstance(size, int) else size
-    return DenoiserDescription(
-        model=type(model).__name__,
-        config=config_digest(own_arguments(type(model), config)),
-        scheduler=json.dumps(
-            {name: schedule.get(name) for name in SCHEDULE_FIELDS}, sort_keys=True
-        ),
-        prediction_type=prediction_type,
-        image=(config.in_channels, height, width),
-        classes=config.num_class_embeds,
-        dtype=dtype,
-    )

@@ -16,6 +16,12 @@ PIPELINE_FILE = "model_index.json"  # names a pipeline's parts, {part: [library,
 LATENT_PARTS = ("vae", "vqvae", "movq", "vqgan")
 LATENT_CLASS = re.compile(r"Autoencoder|VQModel|VAE")
 WEIGHTS_NAME = "diffusion_pytorch_model"  # what diffusers calls every model's weight files
+VARIANTS = ("fp16", "bf16")  # of weights, in their names; others ("ema", …) are other weights
+# Names of weight files of diffusers and transformers, in one file or several.
+PLAIN_WEIGHTS = re.compile(rf"({WEIGHTS_NAME}|(pytorch_)?model)(-\d+-of-\d+)?\.(safetensors|bin)")
+VARIANT_WEIGHTS = re.compile(
+    rf"(?:{WEIGHTS_NAME}|(?:pytorch_)?model)(?:-\d+-of-\d+)?\.({'|'.join(VARIANTS)})[.-]"
+)
 
 
 def find_model_folder(root: Path) -> Path | None:
@@ -39,46 +45,60 @@ def read_pipeline(folder: Path) -> dict[str, Any] | None:
     return read_json(file) if file.is_file() else None
 
 
-def require_pixels(folder: Path) -> None:
-    """Raise ModelError if the model of a folder belongs to a pipeline that works on latents.
+def find_latent_pipeline(folder: Path) -> Path | None:
+    """Return the folder of the pipeline of latents that a model's folder belongs to; None: none.
 
-    The pipeline is the nearest one: in the folder itself, or one or two above, as for
-    `pipeline/unet` and `pipeline/checkpoint-500/unet`. Where none is, a `vae` beside the folder
-    tells as much.
+    It is the nearest pipeline: in the folder itself, or one or two above, as for `pipeline/unet`
+    and `pipeline/checkpoint-500/unet`. It is one of latents if it has a VAE.
+
+    Raises:
+        ModelError: there is a VAE beside the model, and no model_index.json that says what it is.
     """
     for place in (Path(folder.absolute()), folder.resolve()):
         for around in (place, *list(place.parents)[:2]):
-            parts = _latent_parts(around)
-            if not parts and around == place.parent:
-                parts = [name for name in LATENT_PARTS if (around / name / "config.json").is_file()]
-            if parts:
-                raise ModelError(
-                    f"{folder}: the model of a latent pipeline ({around} has a {parts[0]});"
-                    " gradindex knows models of pixels so far"
-                )
             if (around / PIPELINE_FILE).is_file():
+                if latent_parts(around):
+                    return around
                 break
+            vae = [name for name in LATENT_PARTS if (around / name / "config.json").is_file()]
+            if vae and around == place.parent:
+                raise ModelError(
+                    f"{folder}: there is a {vae[0]} beside it, and no {PIPELINE_FILE} that says"
+                    " what pipeline they make; give the folder of the whole pipeline"
+                )
+    return None
 
 
 def weight_files(folder: Path) -> list[Path]:
     """Return the model's weight files: those that diffusers' `from_pretrained` loads, sorted.
 
-    safetensors come before pickles; of either, the shards of an index before a single file.
+    safetensors come before pickles; of either, the shards of an index before a single file. Those
+    of a variant, as `save_pretrained(variant="fp16")` writes them, come after all others.
 
     Raises:
         ModelError: there are none, or a shard is not there.
     """
-    for suffix in ("safetensors", "bin"):
-        index = folder / f"{WEIGHTS_NAME}.{suffix}.index.json"
-        if index.is_file():
-            return list(_shards(index))
-        single = folder / f"{WEIGHTS_NAME}.{suffix}"
-        if single.is_file():
-            return [single]
+    for variant in ("", *(f".{variant}" for variant in VARIANTS)):
+        for suffix in ("safetensors", "bin"):
+            index = folder / f"{WEIGHTS_NAME}.{suffix}.index{variant}.json"
+            if index.is_file():
+                return list(_shards(index))
+            single = folder / f"{WEIGHTS_NAME}{variant}.{suffix}"
+            if single.is_file():
+                return [single]
     raise ModelError(
         f"{folder}: no weights (looked for {WEIGHTS_NAME}.safetensors and {WEIGHTS_NAME}.bin)"
         + _other_weights(folder)
     )
+
+
+def weights_variant(folder: Path) -> str | None:
+    """Return the variant of which alone a part's folder has weights, such as "fp16"; None: none."""
+    names = [file.name for file in folder.glob("*")]
+    if any(PLAIN_WEIGHTS.fullmatch(name) for name in names):
+        return None
+    matches = filter(None, map(VARIANT_WEIGHTS.match, sorted(names)))
+    return next((match[1] for match in matches), None)
 
 
 def files_digest(files: list[Path]) -> str:
@@ -117,8 +137,8 @@ def shortened(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:40]}…"
 
 
-def _latent_parts(folder: Path) -> list[str]:
-    """The parts of the pipeline in a folder that turn pictures into latents."""
+def latent_parts(folder: Path) -> list[str]:
+    """Return the names of a pipeline's parts that turn pictures into latents."""
     parts = []
     for name, part in (read_pipeline(folder) or {}).items():
         # A part that a pipeline can do without may be [null, null].

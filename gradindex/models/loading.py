@@ -1,24 +1,30 @@
 """A checkpoint on disk becomes a denoiser."""
 
-from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor
-
-from gradindex.errors import ModelError, first_line
-from gradindex.models.configuration import check_arguments, config_digest, own_arguments
+from gradindex.errors import ModelError
+from gradindex.models.adapter_files import read_adapter
+from gradindex.models.adapters import inject_adapter
+from gradindex.models.configuration import (
+    config_digest,
+    own_arguments,
+    require_kinds,
+    require_pixels,
+)
 from gradindex.models.denoiser import Denoiser
-from gradindex.models.devices import plain_torch
+from gradindex.models.devices import DTYPES, plain_torch
+from gradindex.models.families import FAMILIES, class_of
+from gradindex.models.families.family import Family
 from gradindex.models.folder import (
     files_digest,
+    find_latent_pipeline,
     find_model_folder,
     read_json,
-    require_pixels,
     weight_files,
 )
+from gradindex.models.network import make_network
+from gradindex.models.pipeline import MEAN, Encoder
 from gradindex.models.refusals import (
     absent_model,
     foreign_weights,
@@ -27,11 +33,7 @@ from gradindex.models.refusals import (
     unknown_class,
 )
 from gradindex.models.schedules import find_scheduler, read_schedule
-from gradindex.models.weights import check_weights, read_weights, with_todays_names
-
-# {class name in config.json: the diffusers module that has the class}. A new family starts here;
-# `Denoiser` says what its loss is.
-MODEL_CLASSES = {"UNet2DModel": "diffusers.models.unets.unet_2d"}
+from gradindex.models.weights import read_weights
 
 
 @plain_torch()
@@ -42,19 +44,30 @@ def load_denoiser(
     scheduler: str | Path | None = None,
     device: str = "cpu",
     dtype: str = "float32",
+    resolution: tuple[int, int] | None = None,
+    latents: str = MEAN,
+    seed: int = 0,
+    guidance: float | None = None,
+    adapter: str | Path | None = None,
 ) -> Denoiser:
     """Load a checkpoint: the folder of a pipeline, model or training checkpoint, or a weights file.
 
     Args:
         path: where the weights are.
         model: where the configuration is, when `path` is a bare weights file; its folder also
-            serves for the scheduler.
+            serves for the scheduler, and for the pipeline around a model of latents.
         scheduler: a scheduler folder or its JSON file; found beside the model when not given.
         device: "cpu" or "cuda".
         dtype: float32, bfloat16 or float16, of the weights while gradients are taken.
+        resolution: height and width of pictures; None: those that the model was made for.
+        latents: "mean" or "sample", see `Encoder`.
+        seed: of sampled latents.
+        guidance: the scale that a model with guidance embedding was told in training; None: 3.5.
+        adapter: a file or folder with the LoRA, or the like, that was trained on this model; its
+            parameters are then the only trainable ones.
 
     Raises:
-        CallError: a path does not exist, or is none.
+        CallError: a path does not exist, or is none; resolution or guidance do not fit the model.
         ModelError: what is there cannot be used.
     """
     require_path("model", path)
@@ -69,25 +82,76 @@ def load_denoiser(
         raise no_model(root, None if path.is_dir() else path)
     config_file = folder / "config.json"
     config = read_json(config_file)
-    class_name = config.get("_class_name")
-    if class_name not in list(MODEL_CLASSES):  # it may be anything JSON has
-        raise unknown_class(folder, class_name, MODEL_CLASSES)
-    require_pixels(folder)
-    if path.is_file():
-        require_pixels(path.parent)
-    model_class = getattr(import_module(MODEL_CLASSES[class_name]), class_name)
+    class_name = class_of(config)
+    if class_name not in list(FAMILIES):  # it may be anything JSON has
+        raise unknown_class(folder, class_name, FAMILIES)
+    family = FAMILIES[class_name]
+    model_class = getattr(import_module(family.module), class_name)
     arguments = own_arguments(model_class, config)
-    check_arguments(arguments, config_file)
+    family.check(arguments, config_file)
+    require_kinds(model_class, arguments, config_file)
+    pipeline = _pipeline_around(family, folder, path, model)
+    if pipeline is None:
+        require_pixels(arguments["in_channels"], config_file)
     schedule = read_schedule(find_scheduler(folder, scheduler, model))
+    change = None if adapter is None else read_adapter(adapter)
     files = weight_files(folder) if path.is_dir() else [path]
-    weights = read_weights(files)
-    network = _make_network(model_class, arguments, weights, config_file, files[0])
-    for name, value in network.state_dict().items():
-        if not value.isfinite().all():
-            raise ModelError(f"{path}: weights {name!r} hold NaN or infinity")
+    network = make_network(model_class, arguments, config_file, files, DTYPES[dtype], path)
+    encoder = None
+    if pipeline is not None:
+        encoder = Encoder(
+            pipeline,
+            family,
+            network.config,
+            latents=latents,
+            seed=seed,
+            device=device,
+            dtype=dtype,
+            adapter=change,
+        )
+    digest, base = files_digest(files), None
+    if change is not None:
+        inject_adapter(network, change, change.denoiser)
+        digest, base = change.digest, digest
     # How gradindex up to 0.1 made the digest: of all that config.json holds.
     former_config = config_digest({**config, **arguments})
-    return Denoiser(network, schedule, files_digest(files), device, dtype, former_config)
+    return Denoiser(
+        network,
+        schedule,
+        digest,
+        device,
+        dtype,
+        former_config,
+        encoder=encoder,
+        resolution=resolution,
+        guidance=guidance,
+        base=base,
+    )
+
+
+def _pipeline_around(
+    family: Family, folder: Path, path: Path, model: str | Path | None
+) -> Path | None:
+    """The folder of the pipeline with a VAE that a model belongs to; None for a model of pixels.
+
+    Raises:
+        ModelError: the model works on latents, and none is found.
+    """
+    places = [folder]
+    if path.is_file():
+        places.append(path.parent)
+    if model is not None:
+        places.append(Path(model))
+    for place in places:
+        pipeline = find_latent_pipeline(place)
+        if pipeline is not None:
+            return pipeline
+    if family.latent:
+        raise ModelError(
+            f"{folder}: a {family.model_class} works on latents, and no pipeline with a VAE is"
+            " around it; give the pipeline's folder as model, and this one as checkpoint"
+        )
+    return None
 
 
 def _configured_folder(weights: Path, model: str | Path | None) -> Path:
@@ -98,40 +162,3 @@ def _configured_folder(weights: Path, model: str | Path | None) -> Path:
     if not model.exists():
         raise absent_model(model)
     return model if model.is_dir() else model.parent
-
-
-def _make_network(
-    model_class: Any,
-    arguments: dict[str, Any],
-    weights: Mapping[str, Tensor],
-    config_file: Path,
-    weights_file: Path,
-) -> Any:
-    """The model of a configuration with these weights.
-
-    It is made without memory first, so that a config.json of a giant is refused by its shapes.
-
-    Raises:
-        ModelError: the configuration makes no model, or the weights are not its own.
-    """
-    layers = arguments["layers_per_block"]
-    if layers > len(weights):
-        raise ModelError(
-            f"{config_file}: layers_per_block = {layers}, but {weights_file} holds"
-            f" {len(weights)} weights in all"
-        )
-    try:
-        with torch.device("meta"):
-            expected = model_class.from_config(arguments).state_dict()
-    except Exception as error:  # diffusers and torch raise a dozen kinds
-        raise ModelError(f"{config_file}: does not make a model ({first_line(error)})") from error
-    weights = with_todays_names(weights, expected)
-    check_weights(weights, expected, weights_file)
-    try:
-        # Weights are drawn and then replaced: the caller's random numbers stay what they were.
-        with torch.random.fork_rng(devices=[]):
-            network = model_class.from_config(arguments)
-        network.load_state_dict(weights)
-    except Exception as error:
-        raise ModelError(f"{weights_file}: cannot be loaded ({first_line(error)})") from error
-    return network

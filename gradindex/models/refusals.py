@@ -18,12 +18,15 @@ LORA_FILES = (
 )
 LORA_NAME = re.compile(r"(^|[._])(lora|lokr|loha|dora)([._]|$)")  # in the names of weights
 LORA_ADVICE = (
-    "a LoRA adapter, not a model: merge it into its model"
-    " (pipeline.fuse_lora(), pipeline.unload_lora_weights(), pipeline.save_pretrained(FOLDER)) and"
-    " give that folder"
+    "a LoRA adapter, not a model: give the model that it was trained on as model, and this as"
+    " adapter (--model BASE --adapter FILE)"
 )
 # Names of weights in checkpoints of a single file, as other programs than diffusers write them.
 SINGLE_FILE_NAMES = ("model.diffusion_model.", "first_stage_model.", "double_blocks.", "ema_model.")
+OWN_DENOISER = (
+    "for another, give an object of your own that computes its loss"
+    " (gradindex.build(…, denoiser=…), see docs/models.md)"
+)
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 REMOTE = re.compile(r"[a-z][a-z0-9+.-]*:/")
 
@@ -42,13 +45,13 @@ def require_path(name: str, value: Any) -> None:
 
 def absent_model(path: Path) -> CallError:
     """Return the error of a model's path where nothing is."""
-    text = str(path)
+    text = re.sub(r"^([a-z][a-z0-9+.-]*):/(?!/)", r"\1://", str(path))  # Path drops a slash
     message = f"model {text}: no such file or folder"
     if REMOTE.match(text):
         return CallError(f"{message}; download the model first and give its folder")
     if HUB_ID.fullmatch(text) and not path.parent.exists():
         return CallError(
-            f"{message}; a model of the Hugging Face Hub is downloaded first"
+            f"{message}; if it is a name on the Hugging Face Hub, download it first"
             f" (hf download {text} --local-dir {path.name}, formerly huggingface-cli download),"
             " then give that folder"
         )
@@ -61,7 +64,9 @@ def no_model(root: Path, weights: Path | None) -> ModelError:
     Args:
         weights: the bare weights file whose configuration was looked for there.
     """
-    looked_for = "looked for config.json, unet/config.json and unet_ema/config.json"
+    looked_for = (
+        "looked for config.json, unet/config.json, unet_ema/config.json and transformer/config.json"
+    )
     if weights is not None:
         return ModelError(
             f"{weights}: a weights file needs its model's config.json, and {root} has none"
@@ -73,7 +78,7 @@ def no_model(root: Path, weights: Path | None) -> ModelError:
     if pipeline is not None:
         return ModelError(
             f"{root}: no model here that gradindex knows: a {pipeline.get('_class_name')} without"
-            f" {' or '.join(MODEL_FOLDERS)}; gradindex knows UNet2DModel so far"
+            f" {' or '.join(MODEL_FOLDERS)}; {OWN_DENOISER}"
         )
     return ModelError(f"{root}: no model here ({looked_for})")
 
@@ -91,8 +96,8 @@ def unknown_class(folder: Path, class_name: Any, known: Collection[str]) -> Mode
     pipeline_name = pipeline.get("_class_name")
     origin = f" (of a {pipeline_name})" if isinstance(pipeline_name, str) else ""
     return ModelError(
-        f"{folder}: a model of class {class_name!r}{origin}; gradindex knows {', '.join(known)} so"
-        " far: models of pixels, unconditional or of classes"
+        f"{folder}: a model of class {class_name!r}{origin}; gradindex knows"
+        f" {', '.join(known)}; {OWN_DENOISER}"
     )
 
 
@@ -100,7 +105,7 @@ def foreign_weights(names: Collection[str]) -> str | None:
     """Return what a file of weights is, by their names, where it is no diffusers model.
 
     >>> foreign_weights(["unet.conv_in.lora.up.weight"])[:31]
-    'a LoRA adapter, not a model: me'
+    'a LoRA adapter, not a model: gi'
     >>> foreign_weights(["conv_in.weight"])
     """
     if any(LORA_NAME.search(name) for name in names):
@@ -108,6 +113,7 @@ def foreign_weights(names: Collection[str]) -> str | None:
     if any(name.startswith(SINGLE_FILE_NAMES) for name in names):
         return (
             "a checkpoint of another program than diffusers (Stable Diffusion's or Flux's single"
-            " file); gradindex knows diffusers' UNet2DModel so far"
+            " file); convert it first: diffusers' pipeline.from_single_file(FILE) and"
+            " save_pretrained(FOLDER), then give that folder"
         )
     return None

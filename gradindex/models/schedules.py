@@ -60,10 +60,11 @@ def read_schedule(file: Path) -> dict[str, Any]:
             timesteps.
     """
     schedule = read_json(file)
-    if "beta_schedule" not in schedule or "num_train_timesteps" not in schedule:
+    is_known = "beta_schedule" in schedule or is_flow(schedule)
+    if not is_known or "num_train_timesteps" not in schedule:
         raise ModelError(
             f"{file}: scheduler {schedule.get('_class_name')!r} has no beta schedule;"
-            " give a DDPM-like one"
+            " give a DDPM-like one, or one of flow matching"
         )
     timesteps = schedule["num_train_timesteps"]
     is_count = isinstance(timesteps, int) and not isinstance(timesteps, bool)
@@ -72,7 +73,35 @@ def read_schedule(file: Path) -> dict[str, Any]:
             f"{file}: num_train_timesteps = {shortened(timesteps)}: allowed is a whole number, 1 to"
             f" {MOST_TIMESTEPS}"
         )
-    return {**schedule, "prediction_type": schedule.get("prediction_type", "epsilon")}
+    schedule = {**schedule, "prediction_type": schedule.get("prediction_type", "epsilon")}
+    if is_flow(schedule):
+        _require_shift(schedule, file)
+    else:
+        _require_betas(schedule, file)
+    return schedule
+
+
+def is_flow(schedule: dict[str, Any]) -> bool:
+    """Return whether a schedule is one of flow matching.
+
+    >>> is_flow({"_class_name": "FlowMatchEulerDiscreteScheduler"})
+    True
+    """
+    name = schedule.get("_class_name")
+    is_flow_class = isinstance(name, str) and name.startswith("FlowMatch")
+    return is_flow_class or schedule.get("prediction_type") == "flow_prediction"
+
+
+def flow_shift(schedule: dict[str, Any]) -> float:
+    """Return the static shift of a flow matching schedule; 1 where it shifts with the resolution.
+
+    >>> flow_shift({"shift": 3.0, "use_dynamic_shifting": True})
+    1.0
+    """
+    if schedule.get("use_dynamic_shifting"):
+        return 1.0
+    # DPMSolverMultistepScheduler, which Sana's pipeline has, calls it flow_shift.
+    return float(schedule.get("shift", schedule.get("flow_shift", 1.0)))
 
 
 def alphas_cumprod(schedule: dict[str, Any]) -> Tensor:
@@ -98,6 +127,28 @@ def alphas_cumprod(schedule: dict[str, Any]) -> Tensor:
     if not ((alphas >= 0) & (alphas <= 1)).all():  # NaN is neither
         raise ModelError("the scheduler's betas leave a share of the picture outside of 0 … 1")
     return alphas
+
+
+def _require_betas(schedule: dict[str, Any], file: Path) -> None:
+    """Raise ModelError unless a schedule has betas, and a prediction that is known."""
+    try:
+        alphas_cumprod(schedule)
+    except ModelError as error:
+        raise ModelError(f"{file}: {error}; give the scheduler of the training") from error
+    if schedule["prediction_type"] not in PREDICTION_TYPES:
+        raise ModelError(
+            f"{file}: prediction_type {schedule['prediction_type']!r}: known are"
+            f" {', '.join(PREDICTION_TYPES)}"
+        )
+
+
+def _require_shift(schedule: dict[str, Any], file: Path) -> None:
+    """Raise ModelError unless the shift of a flow matching schedule is a number above 0."""
+    for name in ("shift", "flow_shift"):
+        value = schedule.get(name, 1.0)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or not 0 < value < MOST_TIMESTEPS:
+            raise ModelError(f"{file}: {name} = {shortened(value)}: allowed is a number above 0")
 
 
 def _scheduler_files(folder: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -65,9 +66,12 @@ def check_weights(
         if kind := foreign_weights(surplus):
             raise ModelError(f"{file}: {kind}")
         if missing:
-            raise ModelError(f"{file}: weights are missing for {_listed(missing)}")
+            raise ModelError(
+                f"{file}: weights are missing for {listed(missing)}; give the config.json that was"
+                " saved with them"
+            )
         raise ModelError(
-            f"{file}: holds weights that config.json has no place for: {_listed(surplus)};"
+            f"{file}: holds weights that config.json has no place for: {listed(surplus)};"
             " give the config.json that was saved with them"
         )
     for name, weight in weights.items():
@@ -99,8 +103,16 @@ def _read_file(file: Path) -> dict[str, Tensor]:
         weights = torch.load(file, "cpu", weights_only=True)
     except ModelError:
         raise
+    except UnpicklingError as error:  # whose text advises to run what is in the file
+        raise ModelError(
+            f"{file}: cannot be loaded (neither safetensors nor a pickle of weights alone); give"
+            " the weights as safetensors, or as the model's state_dict()"
+        ) from error
     except Exception as error:  # safetensors and torch raise a dozen kinds
-        raise ModelError(f"{file}: cannot be loaded ({first_line(error)})") from error
+        raise ModelError(
+            f"{file}: cannot be loaded ({first_line(error)}); if it was cut short, copy or download"
+            " it again"
+        ) from error
     return _require_weights(weights, file)
 
 
@@ -111,7 +123,7 @@ def _require_weights(weights: Any, file: Path) -> dict[str, Tensor]:
     others = [name for name, value in weights.items() if not isinstance(value, Tensor)]
     if others or not all(isinstance(name, str) for name in weights):
         raise ModelError(
-            f"{file}: holds more than weights by their names ({_listed(map(str, others))});"
+            f"{file}: holds more than weights by their names ({listed(map(str, others))});"
             " save the model's state_dict() alone"
         )
     return weights
@@ -121,8 +133,12 @@ def _dtype(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _listed(names: Any) -> str:
-    """The first of some names, and how many there are where that is not all."""
+def listed(names: Any) -> str:
+    """Return the first of some names, and how many there are where that is not all.
+
+    >>> listed(["b", "a"])
+    'a, b'
+    """
     ordered = sorted(names)
     text = ", ".join(ordered[:NAMES_SHOWN])
     return text if len(ordered) <= NAMES_SHOWN else f"{text} … ({len(ordered)} in all)"

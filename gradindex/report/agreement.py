@@ -8,10 +8,10 @@ import numpy as np
 
 from gradindex.gradients.fold import unit
 from gradindex.models.denoiser import Denoiser
-from gradindex.recipe import Recipe, grid
+from gradindex.models.examples import Pictures
+from gradindex.recipe import Recipe
 from gradindex.report.ranking import overlap, spearman
 from gradindex.report.training_sample import (
-    ModelPictures,
     evenly_spaced,
     kept_rows,
     take_gradients,
@@ -54,8 +54,7 @@ class SettingAgreement(TypedDict):
 
 def noise_agreement(
     index: Index,
-    arrays: np.ndarray,
-    labels: Sequence[int] | None,
+    queries: Pictures,
     compared: int,
     k: int,
     query_rows: Sequence[int | None] = (),
@@ -69,8 +68,7 @@ def noise_agreement(
     noise differs. The last checkpoint alone is used.
 
     Args:
-        arrays: the queries as the model takes them, [Q, channels, height, width] float32.
-        labels: their class labels; None for an unconditional model.
+        queries: Q pictures.
         compared: how many training pictures of a grid are in the sample.
         k: length of the lists that are compared.
         query_rows: rows of the queries that are training pictures; these are not in the sample.
@@ -85,12 +83,10 @@ def noise_agreement(
         if timesteps == len(recipe.timesteps):
             chosen = recipe.timesteps
         else:
-            chosen = grid(timesteps, denoiser.num_train_timesteps)
+            chosen = denoiser.process.grid(timesteps)
         setting = replace(recipe, timesteps=chosen, draws=draws, events=None)
         first, second = (
-            _scores_of_seed(
-                index, denoiser, replace(setting, seed=seed), arrays, labels, rows, whiten
-            )
+            _scores_of_seed(index, denoiser, replace(setting, seed=seed), queries, rows, whiten)
             for seed in (recipe.seed, recipe.seed + 1)
         )
         agreement: SettingAgreement = {
@@ -140,8 +136,7 @@ def _scores_of_seed(
     index: Index,
     denoiser: Denoiser,
     setting: Recipe,
-    arrays: np.ndarray,
-    labels: Sequence[int] | None,
+    queries: Pictures,
     rows: np.ndarray,
     whiten: bool,
 ) -> dict[str, np.ndarray]:
@@ -150,8 +145,6 @@ def _scores_of_seed(
     The projection stays the index's. At a grid of T timesteps a score is the sum over them, T
     times what a query shows, which changes no rank.
     """
-    names = [f"query {number}" for number in range(len(arrays))]
-    queries = ModelPictures(arrays, names, labels)
     (gradients,) = take_gradients(index, denoiser, setting, [queries])
     query_gradients = {"tracin": gradients, "retrac": unit(gradients)}
     scores = {}

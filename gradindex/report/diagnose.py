@@ -5,25 +5,26 @@ self-influence, and how far scores depend on the noise.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NotRequired, TypedDict
 
 import numpy as np
 
 from gradindex.errors import CallError
+from gradindex.models.examples import Pictures
 from gradindex.recipe import FOLDED, require_positive
 from gradindex.report.agreement import SettingAgreement, noise_agreement
 from gradindex.report.ranking import Influence, influence
 from gradindex.report.self_influence import Outliers, find_outliers, self_influence
 from gradindex.report.training_sample import (
     ADVICE,
-    ModelPictures,
     evenly_spaced,
     kept_rows,
     read_training_pictures,
 )
 from gradindex.search.index import Index
-from gradindex.search.pictures import Picture, picture_list, picture_name, read_labels
+from gradindex.search.pictures import Picture, picture_list, picture_name
+from gradindex.search.query import read_query
 from gradindex.search.scoring import METHODS
 from gradindex.store.store import Store
 
@@ -81,7 +82,7 @@ class QueryPictures:
         rows: their rows; None for a picture that is not a training picture.
     """
 
-    pictures: ModelPictures
+    pictures: Pictures
     rows: list[int | None]
 
 
@@ -129,7 +130,7 @@ def report(
     norm = picture_norms(store)
     diagnosis: Diagnosis = {
         "index": str(store.location),
-        "queries": chosen.pictures.names,
+        "queries": list(chosen.pictures.ids),
         "k": k,
         "whitened": whiten,
         "norm": norms(store),
@@ -153,10 +154,9 @@ def _choose_queries(
 ) -> QueryPictures:
     """The queries: the pictures that were given, or else `count` training pictures."""
     if len(pictures):
-        arrays = index.read_pictures(pictures)
         names = [picture_name(picture, number) for number, picture in enumerate(pictures)]
-        labels = read_labels(class_label, len(names), index.store.recipe.classes)
-        return QueryPictures(ModelPictures(arrays, names, labels), [None] * len(names))
+        read = read_query(index.store.recipe, pictures, class_label=class_label, ids=names)
+        return QueryPictures(read, [None] * len(names))
     kept = kept_rows(index.store)
     rows = kept[evenly_spaced(len(kept), count)]
     return QueryPictures(read_training_pictures(index, rows), rows.tolist())
@@ -166,7 +166,11 @@ def _scores(index: Index, queries: QueryPictures, whiten: bool) -> dict[str, np.
     """The scores of each method, {method: [Q, N]}; NaN for a training picture and itself."""
     pictures = queries.pictures
     scores = index.scores_by_method(
-        list(pictures.arrays), *METHODS, whiten=whiten, class_label=pictures.labels
+        list(pictures.arrays),
+        *METHODS,
+        whiten=whiten,
+        class_label=pictures.labels,
+        prompt=pictures.captions,
     )
     for table in scores.values():
         for query, row in enumerate(queries.rows):
@@ -181,11 +185,10 @@ def _agreement_of_few(
     """The noise agreement of a few of the queries."""
     pictures = queries.pictures
     few = evenly_spaced(len(pictures.arrays), NOISE_QUERIES)
-    labels = None
-    if pictures.labels is not None:
-        labels = [pictures.labels[number] for number in few]
     rows = [queries.rows[number] for number in few]
-    return noise_agreement(index, pictures.arrays[few], labels, compared, k, rows, whiten)
+    names = [f"query {number}" for number in range(len(few))]
+    chosen = replace(pictures.at(few), ids=names)
+    return noise_agreement(index, chosen, compared, k, rows, whiten)
 
 
 def norms(store: Store) -> list[NormStatistics]:

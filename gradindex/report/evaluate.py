@@ -11,11 +11,11 @@ from gradindex.errors import CallError
 from gradindex.gradients.fold import unit
 from gradindex.gradients.sampling import mean_losses
 from gradindex.models.loading import load_denoiser
-from gradindex.recipe import grid
+from gradindex.models.pipeline import make_examples
 from gradindex.report.ranking import correlations, ranks
 from gradindex.search.index import Index
-from gradindex.search.pictures import Picture, picture_list, read_labels
-from gradindex.search.query import QueryOptions
+from gradindex.search.pictures import Picture, picture_list
+from gradindex.search.query import QueryOptions, read_query
 from gradindex.search.scoring import METHODS
 
 RESAMPLES = 2000  # of a bootstrap
@@ -157,13 +157,13 @@ def model_losses(
     """
     recipe = index.store.recipe
     scheduler = index.store.header.scheduler
-    arrays = index.read_pictures(pictures)
-    labels = read_labels(class_label, len(arrays), recipe.classes)
+    queries = read_query(recipe, pictures, class_label=class_label)
     losses = []
     for model in models:
         denoiser = load_denoiser(model, scheduler=scheduler, device=index.device)
-        timesteps = grid(TIMESTEPS, denoiser.num_train_timesteps)
-        losses.append(mean_losses(denoiser, arrays, labels, timesteps, DRAWS, SEED, recipe.loss))
+        timesteps = denoiser.process.grid(TIMESTEPS)
+        examples = make_examples(denoiser.encoder, queries)
+        losses.append(mean_losses(denoiser, examples, timesteps, DRAWS, SEED, recipe.loss))
     return np.stack(losses)
 
 
@@ -176,7 +176,7 @@ def pixel_scores(index: Index, pictures: Sequence[Picture]) -> np.ndarray:
         CallError: the training pictures are no longer where they were.
     """
     dataset = index.training_pictures.require()
-    image = index.store.recipe.image
+    image = index.store.recipe.pixels
     queries = unit(index.read_pictures(pictures).reshape(len(pictures), -1))
     scores = np.full((len(queries), index.store.shape[1]), np.nan)
     excluded = set(index.store.excluded)

@@ -1,10 +1,14 @@
 """What an index holds, and what a build would make, for people to read."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gradindex.recipe import Recipe
-from gradindex.search.ann_index import INDEX_NAMES, AnnRecord, saved_ann_index
+from msgspec import UNSET
+
+from gradindex.recipe import Recipe, timestep_text
+from gradindex.search.ann_index import INDEX_NAMES, saved_ann_index
+from gradindex.search.ann_record import AnnRecord
 from gradindex.store.manifest import Shard
 from gradindex.store.store import Store
 
@@ -33,6 +37,8 @@ def describe(store: Store) -> str:
             f"{recipe.model}, {recipe.prediction_type},"
             f" {recipe.parameter_count:,} parameters in {recipe.dtype}"
         ),
+        "adapters": _adapters(store),
+        "trained": _trained(store),
         "timesteps": _timesteps(recipe),
         "noise": f"{recipe.noise}, {recipe.draws} draws, seed {recipe.seed}",
         "projection": recipe.projection,
@@ -51,6 +57,7 @@ def describe_plan(estimate: "Estimate") -> str:
     sizes = [f"{name} {_size(count)}" for name, count in estimate.bytes.items()]
     total = _size(sum(estimate.bytes.values()))
     duration = _duration(estimate.seconds)
+    memory = estimate.memory
     lines = {
         "pictures": str(estimate.pictures),
         "rows": _rows(estimate.rows),
@@ -58,7 +65,7 @@ def describe_plan(estimate: "Estimate") -> str:
         "shards": str(estimate.shards),
         "gradients": f"{estimate.gradients:,}, {estimate.batch_size} at once",
         "time": f"{duration} at the pace of a batch just timed, on one such device",
-        "memory": f"{_size(estimate.memory)} of this process so far",
+        "memory": f"{_size(memory)} of this process so far" if memory else "",
     }
     return _aligned(lines)
 
@@ -111,10 +118,25 @@ def _rows(shape: Sequence[int]) -> str:
     )
 
 
+def _adapters(store: Store) -> str:
+    """The names of the adapters that gradients are of; empty where there are none."""
+    if store.recipe.base is None:
+        return ""
+    names = [Path(checkpoint.path).name for checkpoint in store.header.checkpoints]
+    whose = "its" if len(names) == 1 else "their"
+    return f"{', '.join(names)}; gradients are of {whose} parameters in the denoiser alone"
+
+
+def _trained(store: Store) -> str:
+    """What the adapter's trainer says of its run; empty where it says nothing."""
+    trainer = store.header.trainer
+    return "" if trainer is UNSET else trainer.describe()
+
+
 def _timesteps(recipe: Recipe) -> str:
     if recipe.events:
         return f"{recipe.events} recorded"
-    return ", ".join(map(str, recipe.timesteps))
+    return ", ".join(map(timestep_text, recipe.timesteps))
 
 
 def _folded(recipe: Recipe) -> str:

@@ -7,7 +7,6 @@ from typing import TypedDict
 import numpy as np
 
 from gradindex.gradients.fold import unit
-from gradindex.recipe import grid
 from gradindex.report.training_sample import kept_rows, training_gradients
 from gradindex.search.index import Index
 from gradindex.search.scoring import METHODS
@@ -76,7 +75,7 @@ def _recorded_terms(index: Index, checkpoint: int) -> Iterator[Term]:
     """The terms of a checkpoint from recorded rows: mean query gradient times mean row."""
     store = index.store
     denoiser = index.gradients.checkpoints[checkpoint]
-    timesteps = grid(SELF_TIMESTEPS, denoiser.num_train_timesteps)
+    timesteps = denoiser.process.grid(SELF_TIMESTEPS)
     setting = replace(store.recipe, timesteps=timesteps, draws=SELF_DRAWS, events=None)
     for rows, gradients in training_gradients(index, denoiser, setting, kept_rows(store)):
         query_gradients = {"tracin": gradients, "retrac": unit(gradients)}

@@ -1,7 +1,6 @@
 """Training pictures once more: some of them as the model takes them, and their gradients."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -9,27 +8,14 @@ from gradindex.gradients.events import grid_events
 from gradindex.gradients.parameters import capture_for
 from gradindex.gradients.sampling import sample_gradients
 from gradindex.models.denoiser import Denoiser
+from gradindex.models.examples import Pictures
+from gradindex.models.pipeline import make_examples
 from gradindex.recipe import Recipe
 from gradindex.search.index import Index
 from gradindex.store.store import Store
 
 ADVICE = "; give pictures, compared=0 and, with recorded timesteps, outliers=False"
 GROUP = 64  # training pictures whose gradients are in memory at once
-
-
-@dataclass(frozen=True)
-class ModelPictures:
-    """Pictures as the model takes them.
-
-    Attributes:
-        arrays: [B, channels, height, width] float32 in [−1, 1].
-        names: B names; they key noise that is not shared.
-        labels: B class labels; None for an unconditional model.
-    """
-
-    arrays: np.ndarray
-    names: list[str]
-    labels: Sequence[int] | None
 
 
 def kept_rows(store: Store) -> np.ndarray:
@@ -48,7 +34,7 @@ def evenly_spaced(length: int, count: int) -> np.ndarray:
     return np.unique(np.linspace(0, length - 1, count).astype(int))
 
 
-def read_training_pictures(index: Index, rows: np.ndarray) -> ModelPictures:
+def read_training_pictures(index: Index, rows: np.ndarray) -> Pictures:
     """Return the training pictures of some rows.
 
     Raises:
@@ -56,9 +42,14 @@ def read_training_pictures(index: Index, rows: np.ndarray) -> ModelPictures:
     """
     dataset = index.training_pictures.require(ADVICE)
     recipe = index.store.recipe
-    arrays = np.stack([dataset.picture(int(row), recipe.image) for row in rows])
-    names = [dataset.sample_ids[row] for row in rows]
-    return ModelPictures(arrays, names, dataset.labels_of(rows.tolist(), recipe.classes))
+    read = [dataset.read(int(row), recipe.pixels) for row in rows]
+    return Pictures(
+        arrays=np.stack([array for array, _, _ in read]),
+        ids=[dataset.sample_ids[row] for row in rows],
+        labels=dataset.labels_of(rows.tolist(), recipe.classes),
+        captions=dataset.captions_of(rows.tolist()),
+        geometries=[geometry for _, _, geometry in read],
+    )
 
 
 def training_gradients(
@@ -80,7 +71,7 @@ def training_gradients(
 
 
 def take_gradients(
-    index: Index, denoiser: Denoiser, setting: Recipe, groups: Iterable[ModelPictures]
+    index: Index, denoiser: Denoiser, setting: Recipe, groups: Iterable[Pictures]
 ) -> Iterator[np.ndarray]:
     """Take the gradients of groups of pictures; the arguments are those of `training_gradients`.
 
@@ -95,8 +86,7 @@ def take_gradients(
                 denoiser,
                 capture,
                 setting,
-                pictures.arrays,
-                grid_events(setting, pictures.names),
-                pictures.labels,
+                make_examples(denoiser.encoder, pictures),
+                grid_events(setting, pictures.ids),
                 batch_size=batch_size,
             )

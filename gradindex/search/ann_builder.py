@@ -13,19 +13,15 @@ import msgspec
 import numpy as np
 
 from gradindex.errors import CallError, first_line
-from gradindex.search.ann_index import (
+from gradindex.search.ann_index import AnnIndex, K, open_whitening, require_faiss, saved_ann_index
+from gradindex.search.ann_record import (
     FLAT,
     STORE,
     AnnFile,
-    AnnIndex,
     AnnRecord,
-    K,
     index_file,
     index_origin,
     index_record_file,
-    open_whitening,
-    require_faiss,
-    saved_ann_index,
 )
 from gradindex.search.scoring import THREADS, Best, as_columns, pieces_of_checkpoints, products
 from gradindex.store.digests import sha256

@@ -9,20 +9,30 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
 from functools import cache, cached_property, partial
 from importlib.metadata import distributions
-from threading import RLock
+from threading import Lock, RLock
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import msgspec
 import numpy as np
 
 from gradindex.errors import MissingPackage, StoreError, first_line
-from gradindex.gradients.fold import FOLD_VERSION, search_vectors
-from gradindex.search.factors import WHITENED, is_wide, saved_factors
+from gradindex.gradients.fold import search_vectors
+from gradindex.search.ann_record import (
+    FLAT,
+    STORE,
+    AnnFile,
+    AnnOrigin,
+    AnnRecord,
+    covers_rows,
+    index_origin,
+    index_record_file,
+    names_own_files,
+)
+from gradindex.search.factors import WHITENED, is_few, is_wide
+from gradindex.search.gpu import copied_to_gpu, faiss_resources, free_memory_on, is_on_gpu
 from gradindex.search.scoring import METHODS, Best
 from gradindex.search.workers import SearchWorkers
 from gradindex.store.manifest import differences, read_record
-from gradindex.store.memory import free_memory
 from gradindex.store.prefetch import prefetch
 from gradindex.store.store import Store
 
@@ -30,82 +40,11 @@ if TYPE_CHECKING:
     from gradindex.search.whitening import Whitening
 
 INDEX_NAMES = (*METHODS, *(method + WHITENED for method in METHODS))
-FLAT, STORE = "flat", "store"
 K = 10  # hits that the measured number of candidates is for
 CPUS = os.cpu_count() or 1
 
-
-class AnnFile(msgspec.Struct, frozen=True):
-    """One file of an index: its pictures (first, one after the last), its size and SHA-256."""
-
-    file: str
-    rows: tuple[int, int]
-    bytes: int
-    sha256: str
-
-
-class AnnRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """What an index was made from, and what was measured of it.
-
-    Attributes:
-        factory: what its files are: "flat", "store" (none), or a string of FAISS's index_factory.
-        width: numbers in a search vector.
-        recipe, state: the store's, which change with its rows.
-        fold: version of the code that makes search vectors.
-        whitened: SHA-256 of the factors that half-whitened the rows.
-        files: one for about 64 MiB.
-        candidates: how many have to be scored exactly for 10 hits.
-        recall_at_10: the share of the true ten among them, measured when it was made.
-        query_seconds: of a search, on the machine that made it.
-        nprobe: how many lists of an inverted file are searched.
-        asked: the factory that was asked for.
-    """
-
-    factory: str
-    width: int
-    recipe: str
-    state: str
-    fold: int
-    whitened: list[str] | None = None
-    files: list[AnnFile]
-    candidates: int
-    recall_at_10: float
-    query_seconds: float | None = None
-    nprobe: int | None = None
-    asked: str | None = None
-
-
-class AnnOrigin(NamedTuple):
-    """What an index must agree with: the rows, and how search vectors are made of them."""
-
-    recipe: str
-    state: str
-    fold: int
-    whitened: list[str] | None
-
-
-def index_origin(store: Store, name: str) -> AnnOrigin:
-    """The origin of an index of that name that is made now."""
-    whitened = None
-    if name.endswith(WHITENED):
-        saved = saved_factors(store, name.removesuffix(WHITENED))
-        if saved:
-            whitened = [block.sha256 for block in saved.blocks]
-    return AnnOrigin(store.recipe.digest, store.summary.state, FOLD_VERSION, whitened)
-
-
-def index_file(name: str, number: int) -> str:
-    """An index's file of that number.
-
-    >>> index_file("tracin", 0), index_file("tracin", 1)
-    ('faiss/tracin.faiss', 'faiss/tracin-1.faiss')
-    """
-    return f"faiss/{name}-{number}.faiss" if number else f"faiss/{name}.faiss"
-
-
-def index_record_file(name: str) -> str:
-    """The file with an index's AnnRecord."""
-    return f"faiss/{name}.json"
+NOT_FINITE = "its vectors are not finite"
+_reading = Lock()  # FAISS has one limit of sizes for all that it reads
 
 
 def default_index_names(store: Store, whiten: bool | None = None) -> list[str]:
@@ -114,7 +53,7 @@ def default_index_names(store: Store, whiten: bool | None = None) -> list[str]:
     Args:
         whiten: only those of half-whitened rows (True), or only the others (False).
     """
-    if whiten is None and is_wide(store):
+    if whiten is None and (is_wide(store) or is_few(store)):
         whiten = False
     return [name for name in INDEX_NAMES if whiten in (None, name.endswith(WHITENED))]
 
@@ -146,7 +85,8 @@ class AnnIndex:
     Args:
         name: "tracin", "retrac", or with "-whitened" that of the half-whitened rows.
         ray: the Ray cluster that searches it: "local", or an address; None: this process.
-        device: where FAISS searches: on its GPU if that is "cuda" and the FAISS there has one.
+        device: where FAISS searches: on its GPU if that is "cuda", the FAISS there has one and the
+            vectors fit into half of what is free on it.
         whitening: of the method, where one is open already.
 
     Attributes:
@@ -192,14 +132,15 @@ class AnnIndex:
     def fits(self) -> bool:
         """Whether it is of that name, made from the store's rows."""
         record = self.record
-        files = [part.file for part in record.files]
-        if files != [index_file(self._name, number) for number in range(len(files))]:
+        if not (names_own_files(record, self._name) and covers_rows(record, self._store)):
             return False
         origin = AnnOrigin(record.recipe, record.state, record.fold, record.whitened)
         return origin == index_origin(self._store, self._name)
 
     def damages(self) -> list[str]:
         """Which of its files are not as they were made, one line each."""
+        if not names_own_files(self.record, self._name):
+            return [f"{index_record_file(self._name)} names other files"]
         digests = {part.file: part.sha256 for part in self.record.files}
         return differences(self._store.location, digests)
 
@@ -269,31 +210,44 @@ class AnnIndex:
         first, stop = self.record.files[number].rows
         index = self.load(number)
         count = min(count, stop - first)
-        if self.record.factory == FLAT and len(queries) == 1 and not self._gpu:
+        if self.record.factory == FLAT and len(queries) == 1 and not is_on_gpu(index):
             # One product with the matrix of vectors takes half of FAISS's time.
             pointer = index.get_xb()
             vectors = require_faiss().rev_swig_ptr(pointer, index.ntotal * index.d)
-            products = np.vecdot(vectors.reshape(-1, index.d), queries)
+            with np.errstate(over="ignore", invalid="ignore"):  # a file may hold any numbers
+                products = np.vecdot(vectors.reshape(-1, index.d), queries)
+            if not np.isfinite(products).all():
+                raise self._damage(self.record.files[number], NOT_FINITE)
             rows = np.argpartition(products, -count)[-count:]
             return rows[None] + first, products[None, rows]
         threads = max(1, CPUS // len(self.record.files))
         require_faiss().omp_set_num_threads(threads)  # of this thread's searches
-        with self._lock if self._gpu else nullcontext():
-            scores, rows = index.search(queries, count)
+        try:
+            with self._lock if is_on_gpu(index) else nullcontext():
+                scores, rows = index.search(queries, count)
+        except RuntimeError as error:
+            raise self._damage(self.record.files[number], first_line(error)) from error
+        if rows.max(initial=-1) >= stop - first:
+            raise self._damage(self.record.files[number], "it has vectors of other pictures")
+        if not np.isfinite(scores[rows >= 0]).all():
+            raise self._damage(self.record.files[number], NOT_FINITE)
         return rows + first, np.where(rows < 0, -np.inf, scores)
 
     def load(self, number: int) -> Any:
         """The FAISS index of one file.
 
-        They stay in memory where all of them fit into half of what is free.
+        They stay in memory where all of them fit into half of what is free, or are on the GPU.
         """
         part = self.record.files[number]
         opened = self._open.get(part.file) or self._fetch(part)
         if self.record.nprobe:
-            require_faiss().ParameterSpace().set_index_parameter(
-                opened, "nprobe", self.record.nprobe
-            )
-        if sum(other.bytes for other in self.record.files) < free_memory() // 2:
+            try:
+                require_faiss().ParameterSpace().set_index_parameter(
+                    opened, "nprobe", self.record.nprobe
+                )
+            except RuntimeError as error:
+                raise self._damage(part, first_line(error)) from error
+        if is_on_gpu(opened) or self._bytes < free_memory_on("cpu") // 2:
             self._open[part.file] = opened
         return opened
 
@@ -301,25 +255,62 @@ class AnnIndex:
         """Read one file; on the GPU where it is searched there."""
         location = self._store.location
         try:
-            content = np.frombuffer(location.fetch(part.file, part.sha256), np.uint8)
-            index = require_faiss().deserialize_index(content)
+            index = read_faiss(location.fetch(part.file, part.sha256), self.record.width)
+            self._require_vectors(index, part)
         except (ValueError, FileNotFoundError, RuntimeError) as error:
             # FAISS raises RuntimeError for a file that another version of it wrote
-            message = f"{location}: {part.file} is damaged ({first_line(error)})"
-            raise StoreError(message) from error
+            raise self._damage(part, first_line(error)) from error
         if not self._gpu:
             return index
-        number = int(self._device.partition(":")[2] or 0)
-        return require_faiss().index_cpu_to_gpu(self._gpu, number, index)
+        return copied_to_gpu(require_faiss(), self._gpu, self._device, index)
+
+    def _require_vectors(self, index: Any, part: AnnFile) -> None:
+        """Raise ValueError unless a FAISS index has the vectors of a file's pictures."""
+        faiss = require_faiss()
+        first, stop = part.rows
+        if (index.d, index.ntotal) != (self.record.width, stop - first):
+            raise ValueError(f"it has {index.ntotal} vectors of {index.d} numbers")
+        is_flat = isinstance(index, faiss.IndexFlat)
+        if index.metric_type != faiss.METRIC_INNER_PRODUCT or is_flat != (
+            self.record.factory in (FLAT, "Flat")
+        ):
+            raise ValueError("it is an index of another kind")
+
+    def _damage(self, part: AnnFile, problem: str) -> StoreError:
+        """The error of a file that is not as it was made, or that FAISS cannot use."""
+        return StoreError(f"{self._store.location}: {part.file} is damaged ({problem})")
+
+    @property
+    def _bytes(self) -> int:
+        """Bytes of all files together."""
+        return sum(part.bytes for part in self.record.files)
 
     @cached_property
     def _gpu(self) -> Any:
         """What FAISS needs to search flat vectors on the GPU, a thread at a time; None: the CPU."""
-        faiss = require_faiss()
-        if not (self._device.startswith("cuda") and self.record.factory == FLAT):
+        if self.record.factory != FLAT:
             return None
-        has_gpu = hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus()
-        return faiss.StandardGpuResources() if has_gpu else None
+        return faiss_resources(require_faiss(), self._device, self._bytes)
+
+
+def read_faiss(content: bytes, width: int) -> Any:
+    """The FAISS index in a file's content.
+
+    FAISS takes memory for the sizes that a file declares before it reads: here, for no more than
+    the file has and a rotation of vectors takes, where this FAISS can be told so.
+
+    Args:
+        width: numbers in a vector.
+
+    Raises:
+        RuntimeError: FAISS does not read it.
+    """
+    faiss = require_faiss()
+    with _reading:
+        if hasattr(faiss, "set_deserialization_vector_byte_limit"):
+            faiss.set_deserialization_vector_byte_limit(len(content) + 4 * width**2)
+            faiss.set_deserialization_loop_limit(len(content))
+        return faiss.deserialize_index(np.frombuffer(content, np.uint8))
 
 
 @cache

@@ -3,15 +3,25 @@
 It needs no torch, which searching does without. The factors themselves are `whitening`'s.
 """
 
+import math
+import re
 from contextlib import suppress
+from itertools import product
 
 import msgspec
 
+from gradindex.search.scoring import METHODS
 from gradindex.store.manifest import differences, read_record
+from gradindex.store.records import Count
 from gradindex.store.store import Store
 
 WHITENED = "-whitened"  # at the end of a search index's name
 WIDEST = 8192  # numbers in a row, up to which GᵀG is made
+# Of so few pictures a query reads all rows in no time, and factors would be larger than the rows.
+FEW = 1024
+FEW_SHARE = 1 / 4  # of the numbers in a row
+SMALL_FACTORS = 32 * 2**20  # bytes of all factors that are never too much
+FACTOR_FILE = re.compile(r"whiten/[a-z]+-\d+-\d+\.f32")
 VERSION = 3  # raised whenever the same rows give other factors
 
 
@@ -45,8 +55,8 @@ class FactorRecord(msgspec.Struct, frozen=True):
     method: str
     recipe: str
     state: str
-    pictures: int
-    counted: int
+    pictures: Count
+    counted: Count
     damping: float
     blocks: list[FactorBlock]
 
@@ -57,6 +67,25 @@ def is_wide(store: Store) -> bool:
     There are then no search files of half-whitened rows.
     """
     return store.shape[3] > WIDEST
+
+
+def is_few(store: Store) -> bool:
+    """Whether there are so few pictures that factors, and search files by them, do not pay."""
+    checkpoints, _, timesteps, dim = store.shape
+    counted = store.shape[1] - len(store.summary.skipped)
+    factor_bytes = 4 * checkpoints * timesteps * dim**2 * len(METHODS)
+    return counted <= min(FEW, FEW_SHARE * dim) and factor_bytes > SMALL_FACTORS
+
+
+def goes_by_rows(store: Store, method: str) -> bool:
+    """Whether queries of a method are whitened by the rows themselves, without factors.
+
+    Few pictures have factors where an earlier gradindex made them, or they were asked for.
+    """
+    if is_wide(store):
+        return True
+    saved = saved_factors(store, method) if is_few(store) else None
+    return is_few(store) and not (saved and factors_fit(store, method, saved))
 
 
 def factors_file(method: str) -> str:
@@ -90,16 +119,38 @@ def new_factors(store: Store, method: str, damping: float) -> FactorRecord:
 def factors_fit(store: Store, method: str, saved: FactorRecord) -> bool:
     """Whether factors are a method's, of the store's rows."""
     now = new_factors(store, method, saved.damping)
-    return msgspec.structs.replace(saved, blocks=[]) == now
+    return msgspec.structs.replace(saved, blocks=[]) == now and _is_whole(store, saved)
+
+
+def factor_file(method: str, checkpoint: int, timestep: int) -> str:
+    """The file of a method's factor at a checkpoint number and timestep number."""
+    return f"whiten/{method}-{checkpoint}-{timestep}.f32"
 
 
 def can_extend(store: Store, method: str, saved: FactorRecord) -> bool:
     """Whether factors are whole, and of all pictures that the store had before some were added."""
     now = new_factors(store, method, saved.damping)
     same = (saved.version, saved.method, saved.recipe) == (now.version, now.method, now.recipe)
-    return same and saved.pictures < now.pictures and not factor_damages(store, saved)
+    are_fewer = saved.counted <= saved.pictures < now.pictures
+    return same and are_fewer and _is_whole(store, saved) and not factor_damages(store, saved)
+
+
+def _is_whole(store: Store, saved: FactorRecord) -> bool:
+    """Whether a record has every block of the store, in order, with numbers above 0."""
+    checkpoints, _, timesteps, _ = store.shape
+    places = list(product(range(checkpoints), range(timesteps)))
+    files = [factor_file(saved.method, *place) for place in places]
+    numbers = [saved.damping, *(block.added for block in saved.blocks)]
+    return (
+        [block.block for block in saved.blocks] == places
+        and [block.file for block in saved.blocks] == files
+        and all(0 < number < math.inf for number in numbers)
+    )
 
 
 def factor_damages(store: Store, saved: FactorRecord) -> list[str]:
     """Which factors are not as they were made, one line each."""
+    for block in saved.blocks:
+        if not FACTOR_FILE.fullmatch(block.file):
+            return [f"{factors_file(saved.method)} names other files"]
     return differences(store.location, {block.file: block.sha256 for block in saved.blocks})

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import numpy as np
 from PIL import Image
@@ -28,6 +28,8 @@ def open(
     model: str | Path | None = None,
     device: str = "auto",
     ray: str | None = None,
+    denoiser: Any = None,
+    adapters: Sequence[str | Path] | str | Path | None = None,
 ) -> "Index":
     """Open an index that `build` made.
 
@@ -37,6 +39,9 @@ def open(
         ray: have a Ray cluster hold and search the index files: "local" or an address, as for
             `build`. The query's gradients and the exact scores of the candidates are computed here.
 
+        denoiser: the one of your own that the index was built with.
+        adapters: where the adapters are now, in the build's order, when they were moved.
+
     Raises:
         CallError: not an index. StoreError: unfinished, damaged or of another format version.
 
@@ -44,7 +49,8 @@ def open(
         >>> index = gradindex.open("idx")  # doctest: +SKIP
         >>> results = index.query(["gen.png"], k=10, method="retrac")  # doctest: +SKIP
     """
-    return Index(Store.finished(path), model, resolve_device(device), ray)
+    store = Store.finished(path)
+    return Index(store, model, resolve_device(device), ray, denoiser, adapters)
 
 
 class Index:
@@ -64,10 +70,16 @@ class Index:
     """
 
     def __init__(
-        self, store: Store, model: str | Path | None, device: str, ray: str | None = None
+        self,
+        store: Store,
+        model: str | Path | None,
+        device: str,
+        ray: str | None = None,
+        denoiser: Any = None,
+        adapters: Sequence[str | Path] | str | Path | None = None,
     ) -> None:
         self.store, self.device = store, device
-        self.gradients = QueryGradients(store, model, device)
+        self.gradients = QueryGradients(store, model, device, denoiser, adapters)
         self.ranker = Ranker(store, device, ray)
         self.training_pictures = TrainingPictures(store)
 
@@ -104,7 +116,8 @@ class Index:
         pictures = picture_list(pictures)
         if by_timestep and self.store.recipe.rows == FOLDED:
             raise CallError(
-                "by_timestep: the rows of this index are folded into one for each picture"
+                "by_timestep: the rows of this index are folded into one for each picture; leave it"
+                " out"
             )
         query = self.to_query(pictures, **options)
         (block,), gradient_seconds = self.gradients.blocks(query, [method])
@@ -185,7 +198,7 @@ class Index:
 
     def read_pictures(self, pictures: Picture | Iterable[Picture]) -> np.ndarray:
         """Pictures as the model takes them, [Q, channels, height, width] float32 in [−1, 1]."""
-        return read_pictures(pictures, self.store.recipe.image)
+        return read_pictures(pictures, self.store.recipe.pixels)
 
     def thumbnail(self, row: int) -> Image.Image | None:
         """The training picture of a row as it is on disk; None when it is gone or another one."""

@@ -1,16 +1,27 @@
 """A query's pictures, of any kind, as the model takes them, and their class labels."""
 
 import io
+import logging
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from gradindex.data.images import require_channels, to_array
+from gradindex.data.images import (
+    Geometry,
+    geometry,
+    open_encoded,
+    picture_fault,
+    require_channels,
+    to_array,
+)
+from gradindex.data.prompts import prompt_of, sidecar_prompt
 from gradindex.errors import CallError, first_line
+
+LOGGER = logging.getLogger("gradindex")
 
 # A path, the bytes of a file, a file that is open, a PIL picture, or a tensor
 # [channels, height, width] in [−1, 1]
@@ -60,13 +71,35 @@ def read_pictures(pictures: Picture | Iterable[Picture], image: tuple[int, int, 
     Raises:
         CallError: there is none, one does not open, or a tensor is not of that shape.
     """
-    arrays = [
+    read = read_with_origins(pictures, image)
+    return np.stack([picture.array for picture in read])
+
+
+class ReadPicture(NamedTuple):
+    """A picture as the model takes it.
+
+    Attributes:
+        array: [channels, height, width] float32 in [−1, 1].
+        geometry: where its pixels come from.
+        prompt: the one that a program wrote into its file; None: there is none.
+    """
+
+    array: np.ndarray
+    geometry: Geometry
+    prompt: str | None
+
+
+def read_with_origins(
+    pictures: Picture | Iterable[Picture], image: tuple[int, int, int]
+) -> list[ReadPicture]:
+    """Pictures as the model takes them, and where they come from; see `read_pictures`."""
+    read = [
         _read_picture(picture, number, image)
         for number, picture in enumerate(picture_list(pictures))
     ]
-    if not arrays:
+    if not read:
         raise CallError("pictures: give at least one")
-    return np.stack(arrays)
+    return read
 
 
 def _is_one_picture(pictures: Any) -> bool:
@@ -76,7 +109,7 @@ def _is_one_picture(pictures: Any) -> bool:
     return isinstance(pictures, one) or is_tensor or hasattr(pictures, "read")
 
 
-def _read_picture(picture: Picture, number: int, image: tuple[int, int, int]) -> np.ndarray:
+def _read_picture(picture: Picture, number: int, image: tuple[int, int, int]) -> ReadPicture:
     name = picture_name(picture, number)
     if isinstance(picture, str | Path):
         _require_file(picture)
@@ -87,7 +120,8 @@ def _read_picture(picture: Picture, number: int, image: tuple[int, int, int]) ->
         return _read_file(picture, name, image)
     if isinstance(picture, Image.Image):
         return _to_array(picture, name, image)
-    return _read_tensor(picture, name, image)
+    array = _read_tensor(picture, name, image)
+    return ReadPicture(array, Geometry(image[1:], (0, 0)), None)
 
 
 def _require_file(file: str | Path) -> None:
@@ -95,37 +129,45 @@ def _require_file(file: str | Path) -> None:
     path = Path(file)
     problem = None
     if path.is_dir():
-        problem = "a folder; give its pictures one by one, such as sorted(Path(…).glob('*.png'))"
+        problem = (
+            f"a folder; give its pictures one by one: in a shell {path}/*.png, in Python"
+            f" Path({str(path)!r}).glob('*.png')"
+        )
     elif "://" in str(file):
         problem = "an address; download it, and give the file or its bytes"
     elif not path.exists():
         problem = "no such file"
         if any(letter in str(file) for letter in "*?["):
-            problem += "; a pattern is not expanded, give what glob.glob finds for it"
+            problem += (
+                "; a pattern is not expanded: in Python give what glob.glob finds, in a shell it"
+                " matches nothing"
+            )
     if problem:
         raise CallError(f"{file}: not a picture that opens ({problem})")
 
 
-def _read_file(file: Any, name: str, image: tuple[int, int, int]) -> np.ndarray:
+def _read_file(file: Any, name: str, image: tuple[int, int, int]) -> ReadPicture:
     """The picture in a file, given as a path or open."""
     require_channels(image[0])
     try:
-        opened = Image.open(file)
+        opened = open_encoded(file)
     except Exception as error:  # Pillow raises whatever damaged bytes lead it to
-        raise CallError(f"{name}: not a picture that opens ({first_line(error)})") from error
+        raise CallError(f"{name}: not a picture that opens ({picture_fault(error)})") from error
     with opened:
         return _to_array(opened, name, image)
 
 
-def _to_array(picture: Image.Image, name: str, image: tuple[int, int, int]) -> np.ndarray:
+def _to_array(picture: Image.Image, name: str, image: tuple[int, int, int]) -> ReadPicture:
     """`to_array` of a picture, whose errors name it."""
     require_channels(image[0])
     try:
-        return to_array(picture, image)
+        # Before the picture is decoded: then Pillow may have taken the EXIF away.
+        prompt, origin = prompt_of(picture), geometry(picture, image)
+        return ReadPicture(to_array(picture, image), origin, prompt)
     except MemoryError:  # the machine's fault, not the picture's
         raise
     except Exception as error:
-        raise CallError(f"{name}: not a picture that opens ({first_line(error)})") from error
+        raise CallError(f"{name}: not a picture that opens ({picture_fault(error)})") from error
 
 
 def _read_tensor(tensor: Any, name: str, image: tuple[int, int, int]) -> np.ndarray:
@@ -172,6 +214,42 @@ def read_labels(
             f"class_label = {class_label}: give one from 0 to {classes - 1} per picture"
         )
     return labels
+
+
+def read_prompts(
+    prompt: str | Sequence[str] | None, pictures: Sequence[Picture], read: Sequence[ReadPicture]
+) -> list[str]:
+    """The prompts of queries to a model that is given captions.
+
+    Args:
+        prompt: one for all, or one each; None: that of the file beside each picture, or else the
+            one inside, which is said.
+        pictures: as they were given. read: the same, read.
+
+    Raises:
+        CallError: a picture has none; or they are not as many as the pictures.
+    """
+    count = len(pictures)
+    if isinstance(prompt, str):
+        return [prompt] * count
+    if prompt is not None:
+        prompts = list(prompt)
+        if len(prompts) != count or not all(isinstance(text, str) for text in prompts):
+            raise CallError(f"prompt: {len(prompts)} for {count} pictures; give one, or one each")
+        return prompts
+    prompts = []
+    for number, (picture, as_read) in enumerate(zip(pictures, read, strict=True)):
+        beside = sidecar_prompt(picture) if isinstance(picture, str | Path) else None
+        text = as_read.prompt if beside is None else beside
+        name = picture_name(picture, number)
+        if text is None:
+            raise CallError(
+                f"{name}: the model is given captions; give the prompt that the picture was"
+                " generated with (prompt=), or '' for none"
+            )
+        LOGGER.info("%s: prompt %r, found %s it", name, text, "in" if beside is None else "beside")
+        prompts.append(text)
+    return prompts
 
 
 def _whole_numbers(class_label: Any, count: int) -> list[int]:

@@ -8,8 +8,15 @@ from typing import Self, TypedDict
 import numpy as np
 
 from gradindex.errors import CallError
-from gradindex.recipe import FOLDED, Recipe, require, require_positive
-from gradindex.search.pictures import Picture, picture_list, read_labels, read_pictures
+from gradindex.models.examples import Pictures
+from gradindex.recipe import FOLDED, Recipe, require, require_positive, timestep_text
+from gradindex.search.pictures import (
+    Picture,
+    picture_list,
+    read_labels,
+    read_prompts,
+    read_with_origins,
+)
 from gradindex.search.scoring import Span, inside, to_span
 from gradindex.search.whitening import DAMPING
 from gradindex.store.store import Store
@@ -28,6 +35,9 @@ class QueryOptions(TypedDict, total=False):
     timesteps: (A, B): score only rows at timesteps A ≤ t < B, exactly, by a scan of the store;
         either end may be None.
     weights: one per checkpoint, in place of the build's.
+    prompt: of the pictures, for a model that is given captions; one for all, or one each. By
+        default that of the file x.txt or x.caption beside x.png, or the one that the program wrote
+        into the picture that generated it.
     class_label: of the pictures, for a class-conditional model; one for all, or one each.
     ids: what keys a query's own noise; by default the SHA-256 hex of its float32 tensor.
     whiten: True (default): each block of the query becomes (GᵀG/N + λI)⁻¹ q, see
@@ -38,10 +48,11 @@ class QueryOptions(TypedDict, total=False):
     """
 
     pairing: str | None
-    query_timesteps: int | Sequence[int] | None
+    query_timesteps: int | Sequence[float] | None
     query_draws: int | None
-    timesteps: tuple[int | None, int | None] | None
+    timesteps: tuple[float | None, float | None] | None
     weights: Sequence[float] | None
+    prompt: str | Sequence[str] | None
     class_label: int | Sequence[int] | None
     ids: Sequence[str] | None
     whiten: bool | float
@@ -53,9 +64,7 @@ class Query:
     """Pictures and options; what the caller left open is settled by the store's recipe.
 
     Attributes:
-        arrays: the pictures as the model takes them, [Q, channels, height, width] float32.
-        labels: their class labels, or None for an unconditional model.
-        ids: what keys their own noise.
+        pictures: Q of them, with their labels and prompts; their ids key their own noise.
         timesteps, draws: where their gradients are taken: how many, or which, and with how many
             noise draws each.
         columns: the positions of these timesteps among the store's; None for the mean pairing.
@@ -63,10 +72,8 @@ class Query:
         span, weights, batch_size: see `QueryOptions`.
     """
 
-    arrays: np.ndarray
-    labels: list[int] | None
-    ids: list[str]
-    timesteps: int | Sequence[int]
+    pictures: Pictures
+    timesteps: int | Sequence[float]
     draws: int
     columns: list[int] | None
     span: Span | None
@@ -81,10 +88,11 @@ class Query:
         pictures: Picture | Iterable[Picture],
         *,
         pairing: str | None = None,
-        query_timesteps: int | Sequence[int] | None = None,
+        query_timesteps: int | Sequence[float] | None = None,
         query_draws: int | None = None,
-        timesteps: tuple[int | None, int | None] | None = None,
+        timesteps: tuple[float | None, float | None] | None = None,
         weights: Sequence[float] | None = None,
+        prompt: str | Sequence[str] | None = None,
         class_label: int | Sequence[int] | None = None,
         ids: Sequence[str] | None = None,
         whiten: bool | float = True,
@@ -101,18 +109,19 @@ class Query:
         matched = _is_matched(recipe, pairing)
         if matched and (query_timesteps is not None or query_draws is not None):
             raise CallError(
-                "with pairing matched the timesteps and draws are the store's; leave them out, or"
-                " use mean"
+                "with pairing matched the timesteps and draws are the store's; leave out"
+                " query_timesteps and query_draws, or give pairing = 'mean'"
             )
         if recipe.rows == FOLDED and span is not None:
             raise CallError(
-                f"timesteps = {timesteps}: the rows of this index are folded into one for each"
-                " picture"
+                f"timesteps = {_range_text(span)}: the rows of this index are folded into one for"
+                " each picture; leave it out"
             )
         columns = [j for j, t in enumerate(recipe.timesteps) if inside(t, span)]
         if not columns and recipe.events is None:
             raise CallError(
-                f"timesteps = {timesteps}: the index has none of them, but {list(recipe.timesteps)}"
+                f"timesteps = {_range_text(span)}: the index has none of them, but"
+                f" {', '.join(map(timestep_text, recipe.timesteps))}"
             )
         if weights is None:
             weights = store.header.weights
@@ -125,17 +134,9 @@ class Query:
         own_timesteps = QUERY_TIMESTEPS if query_timesteps is None else query_timesteps
         own_draws = QUERY_DRAWS if query_draws is None else query_draws
         require_positive(query_draws=own_draws)
-        if not len(pictures):
-            raise CallError("pictures: give at least one")
-        if ids is not None and len(ids) != len(pictures):
-            raise CallError(f"ids: {len(ids)} for {len(pictures)} pictures")
-        labels = read_labels(class_label, len(pictures), recipe.classes)
         damping = _to_damping(whiten)
-        arrays = read_pictures(pictures, recipe.image)
         return cls(
-            arrays=arrays,
-            labels=labels,
-            ids=_content_ids(arrays) if ids is None else list(ids),
+            pictures=read_query(recipe, pictures, class_label=class_label, prompt=prompt, ids=ids),
             timesteps=[recipe.timesteps[j] for j in columns] if matched else own_timesteps,
             draws=recipe.draws if matched else own_draws,
             columns=columns if matched else None,
@@ -162,6 +163,42 @@ class Query:
         return block
 
 
+def read_query(
+    recipe: Recipe,
+    pictures: Picture | Iterable[Picture],
+    *,
+    class_label: int | Sequence[int] | None = None,
+    prompt: str | Sequence[str] | None = None,
+    ids: Sequence[str] | None = None,
+) -> Pictures:
+    """Return a query's pictures as the model's encoder takes them, with labels and prompts.
+
+    Args:
+        pictures, class_label, prompt, ids: see `Index.query`.
+
+    Raises:
+        CallError: a picture does not open; labels, prompts or ids do not fit the model or each
+            other.
+    """
+    pictures = picture_list(pictures)
+    if not len(pictures):
+        raise CallError("pictures: give at least one")
+    if ids is not None and len(ids) != len(pictures):
+        raise CallError(f"ids: {len(ids)} for {len(pictures)} pictures")
+    labels = read_labels(class_label, len(pictures), recipe.classes)
+    if prompt is not None and not recipe.captioned:
+        raise CallError(f"prompt = {prompt!r}: the model is given no captions")
+    read = read_with_origins(pictures, recipe.pixels)
+    arrays = np.stack([picture.array for picture in read])
+    return Pictures(
+        arrays=arrays,
+        ids=_content_ids(arrays) if ids is None else list(ids),
+        labels=labels,
+        captions=read_prompts(prompt, pictures, read) if recipe.captioned else None,
+        geometries=[picture.geometry for picture in read],
+    )
+
+
 def _is_matched(recipe: Recipe, pairing: str | None) -> bool:
     """Whether a query is compared timestep by timestep."""
     recorded = recipe.events is not None
@@ -172,6 +209,16 @@ def _is_matched(recipe: Recipe, pairing: str | None) -> bool:
             "pairing matched: every picture has recorded timesteps of its own here; use mean"
         )
     return pairing == "matched"
+
+
+def _range_text(span: Span | None) -> str:
+    """A range of timesteps as the command line takes it.
+
+    >>> _range_text((200, np.inf))
+    '200:'
+    """
+    ends = () if span is None else span
+    return ":".join("" if np.isinf(end) else timestep_text(end) for end in ends)
 
 
 def _content_ids(arrays: np.ndarray) -> list[str]:

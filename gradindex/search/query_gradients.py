@@ -2,11 +2,13 @@
 
 import os
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from threading import RLock
+from typing import Any
 
 import numpy as np
 
@@ -16,8 +18,12 @@ from gradindex.gradients.events import Events, grid_events
 from gradindex.gradients.fold import search_vectors, unit
 from gradindex.gradients.parameters import capture_for
 from gradindex.gradients.sampling import sample_gradients
+from gradindex.models.adapter_checkpoints import AdapterCheckpoints
 from gradindex.models.checkpoints import Checkpoints
-from gradindex.recipe import FOLDED, NOISE_VERSION, PROJECTION_VERSION, grid
+from gradindex.models.custom import OneDenoiser
+from gradindex.models.examples import Examples
+from gradindex.models.pipeline import MEAN, Encoder, make_examples
+from gradindex.recipe import CUSTOM, FOLDED, NOISE_VERSION, PROJECTION_VERSION
 from gradindex.search.query import Query
 from gradindex.store.progress import progress as show_progress
 from gradindex.store.store import Store
@@ -32,10 +38,23 @@ class QueryGradients:
     Args:
         model: where the model is now, when it was moved since the build (one checkpoint only).
         device: "cpu" or "cuda".
+        denoiser: the user's own, where the store was built with one.
+        adapters: where the adapters are now, in the build's order, when they were moved.
     """
 
-    def __init__(self, store: Store, model: str | Path | None, device: str) -> None:
+    def __init__(
+        self,
+        store: Store,
+        model: str | Path | None,
+        device: str,
+        denoiser: Any = None,
+        adapters: Sequence[str | Path] | str | Path | None = None,
+    ) -> None:
+        if isinstance(adapters, (str, Path)):
+            adapters = [adapters]
+        self._adapters = None if adapters is None else [str(path) for path in adapters]
         self._store, self._model, self._device = store, model, device
+        self._denoiser = denoiser
         self._lock = RLock()
 
     @cached_property
@@ -47,28 +66,59 @@ class QueryGradients:
             RecipeMismatch: they are not those that the rows were made with.
         """
         store = self._store
-        model, paths = self._paths()
-        scheduler, dtype = store.header.scheduler, store.recipe.dtype
-        checkpoints = Checkpoints(paths, model, scheduler, self._device, dtype)
+        checkpoints = self._open()
         now = replace(
             store.recipe,
             noise_version=NOISE_VERSION,
             projection_version=PROJECTION_VERSION,
             **checkpoints.recipe_fields(store.recipe.config),
         )
+        model = self._model or store.header.model or "denoiser"
         message = f"model {model} or this gradindex is not the one that indexed"
         store.require_recipe(now, message)
         return checkpoints
 
-    def _paths(self) -> tuple[str | Path, list[str]]:
-        """The model's path, and those of the checkpoints."""
-        header = self._store.header
-        paths = [checkpoint.path for checkpoint in header.checkpoints]
+    def _open(self) -> Checkpoints:
+        """The build's checkpoints, wherever they are now; none of them is loaded yet."""
+        header, recipe = self._store.header, self._store.recipe
+        if recipe.prediction_type == CUSTOM:
+            if self._denoiser is None:
+                raise CallError(
+                    f"{self._store.location}: built with a denoiser of class {recipe.model}; give"
+                    " it in Python: gradindex.open(…, denoiser=…)"
+                )
+            return OneDenoiser(self._denoiser, self._device, recipe.dtype)
+        if self._denoiser is not None:
+            raise CallError(
+                f"denoiser: {self._store.location} was built with a model, not with one"
+            )
+        if recipe.base is None and self._adapters is not None:
+            raise CallError(
+                f"adapters: {self._store.location} was built without one; build an index with it"
+            )
         if header.scheduler is not None and not os.path.exists(header.scheduler):
             raise CallError(
                 f"scheduler {header.scheduler}: no such file or folder, and"
                 f" {self._store.location} was built with it; put it back, or a link to it"
             )
+        model, paths = self._paths() if recipe.base is None else self._adapter_paths()
+        kind = Checkpoints if recipe.base is None else AdapterCheckpoints
+        return kind(
+            paths,
+            model,
+            header.scheduler,
+            self._device,
+            recipe.dtype,
+            resolution=recipe.pixels[1:] if recipe.picture else None,
+            latents=recipe.latents or MEAN,
+            seed=recipe.seed,
+            guidance=recipe.guidance,
+        )
+
+    def _paths(self) -> tuple[str | Path, list[str]]:
+        """The model's path, and those of the checkpoints."""
+        header = self._store.header
+        paths = [checkpoint.path for checkpoint in header.checkpoints]
         if self._model is None:
             # A bare weights file needs the model too: its config.json is there.
             needed = paths if all(map(os.path.isdir, paths)) else [*paths, header.model]
@@ -82,6 +132,27 @@ class QueryGradients:
                 f" {paths[0]}, …"
             )
         return self._model, [str(self._model)]
+
+    def _adapter_paths(self) -> tuple[str | Path, list[str]]:
+        """The path of the base model, and those of the adapters."""
+        header = self._store.header
+        built = [checkpoint.path for checkpoint in header.checkpoints]
+        paths = built if self._adapters is None else self._adapters
+        if len(paths) != len(built):
+            raise CallError(
+                f"adapters: {len(paths)} given, {self._store.location} was built from"
+                f" {len(built)}; give all of them, in the order of the build: {', '.join(built)}"
+            )
+        model = str(self._model or header.model)
+        places = {model: "model", **dict.fromkeys(paths, "adapter")}
+        for path, kind in places.items():
+            if not os.path.exists(path):
+                name = "adapters" if kind == "adapter" else kind
+                raise CallError(
+                    f"{kind} {path}: no such file or folder, and {self._store.location} was built"
+                    f" from it; say where it is now with --{kind} ({name}=)"
+                )
+        return model, paths
 
     def _moved(self, path: str, checkpoints: int) -> str:
         """What an error says of a path of the build where nothing is any more."""
@@ -107,18 +178,29 @@ class QueryGradients:
             models not counted.
         """
         with self._lock:
-            return self._blocks(query, methods)
+            blocks, seconds = self._blocks(query, methods)
+        for number, block in enumerate(blocks[0] if blocks else ()):
+            if not block.any():
+                warnings.warn(
+                    f"picture {number + 1} of {len(blocks[0])} asked has a gradient of zero: all"
+                    " its scores are 0, in the order of rows",
+                    stacklevel=3,
+                )
+        return blocks, seconds
 
     def _blocks(self, query: Query, methods: Sequence[str]) -> tuple[list[np.ndarray], float]:
         recipe = self._store.recipe
-        timesteps = grid(query.timesteps, self.checkpoints[0].num_train_timesteps)
-        events = grid_events(recipe, query.ids, timesteps, query.draws)
+        timesteps = self._grid(query)
+        events = grid_events(recipe, query.pictures.ids, timesteps, query.draws)
         count = events.timesteps.size * events.draws * len(query.weights)
+        examples = self._examples(query)
         parts: list[list[np.ndarray]] = [[] for _ in methods]
         seconds = 0.0
         with show_progress(title="query", total=count, unit="gradient") as bar:
             for checkpoint, weight in enumerate(query.weights):
-                gradients, duration = self._gradients(query, events, checkpoint, bar.update)
+                gradients, duration = self._gradients(
+                    query, examples[checkpoint], events, checkpoint, bar.update
+                )
                 seconds += duration
                 for method, weighted in zip(methods, parts, strict=True):
                     rows = unit(gradients) if method == "retrac" else gradients
@@ -130,8 +212,36 @@ class QueryGradients:
             blocks = [block / recipe.per_picture for block in folded]
         return blocks, seconds
 
+    def _examples(self, query: Query) -> list[Examples]:
+        """A query's pictures as the model takes them at each checkpoint."""
+        encoders: list[Any] = [
+            self.checkpoints.encoder_of(number) for number in range(len(query.weights))
+        ]
+        examples_of = {}
+        for encoder in encoders:
+            if id(encoder) not in examples_of:
+                examples_of[id(encoder)] = make_examples(encoder, query.pictures)
+                if isinstance(encoder, Encoder):
+                    encoder.say_what_was_cut()
+                if encoder is not None and encoder is not encoders[0]:
+                    encoder.release()  # there may be room for one only
+        return [examples_of[id(encoder)] for encoder in encoders]
+
+    def _grid(self, query: Query) -> tuple[float, ...]:
+        """The timesteps of a query; CallError where its own ones are not the scheduler's."""
+        denoiser = self.checkpoints[0]
+        try:
+            return denoiser.process.grid(query.timesteps)
+        except CallError as error:  # of `timesteps`, which is another argument of a query
+            raise CallError(f"query_{error}") from error
+
     def _gradients(
-        self, query: Query, events: Events, checkpoint: int, progress: Callable[[int], object]
+        self,
+        query: Query,
+        examples: Examples,
+        events: Events,
+        checkpoint: int,
+        progress: Callable[[int], object],
     ) -> tuple[np.ndarray, float]:
         """The projected gradients at a checkpoint, [Q, ·, D] float32, and the seconds they took."""
         denoiser, recipe = self.checkpoints[checkpoint], self._store.recipe
@@ -142,9 +252,8 @@ class QueryGradients:
                 denoiser,
                 capture,
                 recipe,
-                query.arrays,
+                examples,
                 events,
-                query.labels,
                 batch_size=batch,
                 progress=progress,
             )

@@ -7,8 +7,9 @@ from threading import RLock
 import numpy as np
 
 from gradindex.errors import MissingPackage, StoreError
-from gradindex.search.ann_index import STORE, AnnIndex, require_faiss, saved_ann_index
-from gradindex.search.factors import WHITENED, is_wide
+from gradindex.search.ann_index import AnnIndex, require_faiss, saved_ann_index
+from gradindex.search.ann_record import STORE
+from gradindex.search.factors import WHITENED, goes_by_rows
 from gradindex.search.results import Hit
 from gradindex.search.scoring import (
     Span,
@@ -19,7 +20,7 @@ from gradindex.search.scoring import (
     scan_both_ends,
     stderrs,
 )
-from gradindex.search.whitening import DAMPING, Whitening, whitened_by_sample
+from gradindex.search.whitening import DAMPING, RowWhitening, Whitening
 from gradindex.store.store import Store
 
 READ_ROWS = 256  # candidates whose rows are in memory at once
@@ -40,12 +41,16 @@ class Ranker:
         self._store, self._device, self._ray = store, device, ray
         self._indexes: dict[str, AnnIndex | None] = {}  # None: the store is scanned
         self._whitenings: dict[str, Whitening] = {}
+        self._by_rows: dict[str, RowWhitening] = {}
         self._lock = RLock()
 
     def whitened(self, method: str, block: np.ndarray, damping: float = DAMPING) -> np.ndarray:
         """(GᵀG/N + λI)⁻¹ q of query blocks [Q, C, T, D] float32."""
-        if is_wide(self._store):
-            return whitened_by_sample(self._store, method, block, damping)
+        if goes_by_rows(self._store, method):
+            with self._lock:
+                if method not in self._by_rows:
+                    self._by_rows[method] = RowWhitening(self._store, method, self._device)
+            return self._by_rows[method].whitened(block, damping)
         return self._whitening(method).whitened(block, damping)
 
     def scores(self, method: str, block: np.ndarray, span: Span | None = None) -> np.ndarray:
@@ -71,7 +76,7 @@ class Ranker:
             {sign: row numbers of each query, ascending}, from FAISS or a scan.
         """
         plain = damping is None
-        has_index = plain or (damping == DAMPING and not is_wide(self._store))
+        has_index = plain or (damping == DAMPING and not goes_by_rows(self._store, method))
         if span is None and has_index:
             name = method if plain else method + WHITENED
             candidates = self._candidates(name, block, k, signs)

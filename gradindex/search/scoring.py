@@ -217,11 +217,14 @@ def by_timestep(store: Store, row: int, added: np.ndarray, span: Span | None) ->
     return dict(sorted(totals.items()))
 
 
-def to_span(timesteps: tuple[int | None, int | None] | None) -> Span | None:
+def to_span(timesteps: tuple[float | None, float | None] | None) -> Span | None:
     """A range of timesteps with open ends filled in.
 
-    >>> to_span((None, 500))
-    (-inf, 500)
+    An end that is no whole number is rounded to float32, as the store's timesteps are: 999.67 is
+    the timestep that people read as 999.67.
+
+    >>> to_span((None, 500)), to_span((0.1, None))
+    ((-inf, 500), (0.10000000149011612, inf))
     """
     if timesteps is None:
         return None
@@ -230,7 +233,16 @@ def to_span(timesteps: tuple[int | None, int | None] | None) -> Span | None:
     except (TypeError, ValueError):
         message = "give the first and the one after the last, (A, B)"
         raise CallError(f"timesteps = {timesteps!r}: {message}") from None
-    return (-np.inf if first is None else first, np.inf if stop is None else stop)
+    span = (_end(first, -np.inf), _end(stop, np.inf))
+    if not span[0] < span[1]:
+        raise CallError(f"timesteps = {first}:{stop}: give A:B with A below B")
+    return span
+
+
+def _end(given: float | None, open_end: float) -> float:
+    if given is None:
+        return open_end
+    return float(np.float32(given)) if isinstance(given, float) else given
 
 
 def inside(t: Any, span: Span | None) -> Any:

@@ -6,9 +6,11 @@ from functools import cached_property
 import numpy as np
 from PIL import Image
 
+from gradindex.data.captions import same_captions
 from gradindex.data.dataset import Columns, Dataset
 from gradindex.data.opening import open_dataset
 from gradindex.errors import CallError, GradindexError
+from gradindex.store.records import one_caption
 from gradindex.store.store import Store
 
 
@@ -25,11 +27,15 @@ class TrainingPictures:
         if data is None:
             return None
         try:
-            dataset = open_dataset(data.source, Columns(**data.columns))
+            dataset = open_dataset(data.source, Columns(**data.columns), warn=False)
         except GradindexError:
             return None
         if self._store.recipe.classes is None:
             dataset = replace(dataset, labels=None)
+        if self._store.recipe.captioned:
+            dataset = same_captions(dataset, one_caption(data))
+        else:
+            dataset = replace(dataset, captions=None)
         positions = dataset.positions(self._store.sample_ids)
         absent = np.setdiff1d(np.flatnonzero(positions < 0), self._store.excluded)
         if len(absent):
@@ -46,8 +52,10 @@ class TrainingPictures:
 
     def thumbnail(self, row: int) -> Image.Image | None:
         """The picture of a row as it is on disk; None when it is gone or another is there."""
-        if self.dataset is None:
+        entry = self._store.entry_of(row)
+        if self.dataset is None or entry is None:
             return None
-        if self.dataset.fingerprint(row) != self._store.fingerprint(row):
+        if self.dataset.fingerprint(row) != entry.fingerprint(row):
             return None
-        return self.dataset.thumbnail(row)
+        # Its bytes are read anyway, so they are compared too.
+        return self.dataset.thumbnail(row, entry.content(row))

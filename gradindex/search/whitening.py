@@ -10,7 +10,8 @@ GᵀG/N + λI. It also gives back GᵀG/N, for another damping and for rows that
 score qᵀ(LLᵀ)⁻¹g is the inner product of L⁻¹q and L⁻¹g, the half-whitened rows, which FAISS is
 given.
 
-Where rows are too wide for a D × D matrix, a sample of them stands for all: see `whitened_by`.
+Where rows are too wide for a D × D matrix, a sample of them stands for all, and few pictures need
+none: see `RowWhitening`.
 
 Removed pictures count until `compact` makes the folder anew; skipped ones have zero rows.
 """
@@ -32,16 +33,17 @@ from gradindex.search.factors import (
     FactorRecord,
     can_extend,
     factor_damages,
+    factor_file,
     factors_file,
     factors_fit,
     is_wide,
     new_factors,
     saved_factors,
 )
+from gradindex.search.gpu import free_memory_on
 from gradindex.search.scoring import row_pieces
 from gradindex.store.digests import sha256
 from gradindex.store.manifest import seal
-from gradindex.store.memory import free_memory
 from gradindex.store.prefetch import prefetch
 from gradindex.store.progress import progress as show_progress
 from gradindex.store.store import Store
@@ -124,20 +126,25 @@ class Whitening:
             yield *block.block, factor
 
     def _factor(self, block: FactorBlock) -> Any:
-        """A block's L. They stay in memory where all of them fit into half of what is free."""
+        """A block's L. They stay on the device where all fit into half of what is free there."""
         with self._lock:
             if block.file in self._open:
                 return self._open[block.file]
-            factor = self._fetch(block)
+            factor = self._fetch(block, self.record.damping)
             dim = self._store.shape[3]
-            if len(self.record.blocks) * dim * dim * 4 < free_memory() // 2:
+            if len(self.record.blocks) * dim * dim * 4 < free_memory_on(self._device) // 2:
                 self._open[block.file] = factor
             return factor
 
-    def _fetch(self, block: FactorBlock) -> Any:
-        """A block's L from its file; where that is damaged, all factors are made anew."""
+    def _fetch(self, block: FactorBlock, damping: float) -> Any:
+        """A block's L from its file; where that is damaged, all factors are made anew.
+
+        Args:
+            damping: with which it was made.
+        """
         try:
             content = self._store.location.fetch(block.file, block.sha256)
+            self._require_factor(content, block, damping)
         except (ValueError, FileNotFoundError):
             self.record = self._make(None)
             block = next(new for new in self.record.blocks if new.block == block.block)
@@ -148,6 +155,21 @@ class Whitening:
         factor = np.frombuffer(content, np.float32).reshape(dim, dim).copy()
         return torch.from_numpy(factor).to(self._device)
 
+    def _require_factor(self, content: bytes, block: FactorBlock, damping: float) -> None:
+        """Raise ValueError unless a file holds the L of a block.
+
+        LLᵀ = GᵀG/N + λI: its trace, the sum of L's squares, is λ / damping + λD, or λD where all
+        rows are zero; and L's squares on the diagonal are λ or more.
+        """
+        dim = self._store.shape[3]
+        factor = np.frombuffer(content, np.float32).reshape(dim, dim)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is no factor may hold anything
+            squares = np.vecdot(factor, factor).sum(dtype=np.float64)
+        traces = [block.added * (1 / damping + dim), block.added * dim]
+        is_sound = any(np.isclose(squares, trace, rtol=1e-3, atol=0) for trace in traces)
+        if not is_sound or (factor.diagonal() < 0.99 * np.sqrt(block.added)).any():
+            raise ValueError("is no factor of these rows")
+
     def _make(self, before: FactorRecord | None) -> FactorRecord:
         """Make all factors; those of fewer pictures are extended by the rows that are new."""
         store, method = self._store, self._method
@@ -156,7 +178,7 @@ class Whitening:
         record = new_factors(store, method, DAMPING)
         old = before if before and can_extend(store, method, before) else None
         first = old.pictures if old else 0
-        at_once = max(1, free_memory() // 4 // (4 * dim * dim))
+        at_once = max(1, free_memory_on(self._device) // 4 // (4 * dim * dim))
         blocks = []
         for c in range(checkpoints):
             for start in range(0, timesteps, at_once):
@@ -173,7 +195,7 @@ class Whitening:
 
     def _gram_of(self, old: FactorRecord, block: FactorBlock) -> Any:
         """GᵀG [D, D] float64 of the pictures that a factor was made from: N (LLᵀ − λI)."""
-        factor = self._fetch(block).double()
+        factor = self._fetch(block, old.damping).double()
         identity = torch.eye(self._store.shape[3], dtype=torch.float32).to(factor)
         return old.counted * (factor @ factor.T - block.added * identity)
 
@@ -182,7 +204,7 @@ class Whitening:
         added = DAMPING * float(mean.trace()) or 1.0
         factor = _cholesky(mean, added).float()
         content = factor.cpu().numpy().tobytes()
-        file = f"whiten/{self._method}-{c}-{t}.f32"
+        file = factor_file(self._method, c, t)
         if self._save:
             self._store.location.publish(file, content)
         else:
@@ -207,39 +229,65 @@ class Whitening:
         return grams
 
 
-def whitened_by_sample(
-    store: Store, method: str, block: np.ndarray, damping: float = DAMPING
-) -> np.ndarray:
-    """(SᵀS/m + λI)⁻¹ q of query blocks [Q, C, T, D] float32, for rows that are wide.
+class RowWhitening:
+    """Whitens queries of a method by its rows S themselves, with an m × m matrix for each block.
 
-    S are up to SAMPLE of the method's rows at each (checkpoint, timestep), evenly spread; nothing
-    is kept of it.
+    S are all rows, or SAMPLE of them, evenly spread: enough for rows that are wide, and exact for
+    few pictures. Nothing is written. What was computed stays in memory where it fits.
     """
-    checkpoints, pictures, timesteps, dim = store.shape
-    kept = np.setdiff1d(np.arange(pictures), store.summary.skipped)
-    fitting = max(1, min(SAMPLE, free_memory() // 2 // (8 * timesteps * dim)))
-    positions = np.linspace(0, len(kept) - 1, min(fitting, len(kept))).astype(int)
-    sample = kept[np.unique(positions)]
-    out = np.empty_like(block)
-    for c in range(checkpoints):
-        rows = _method_rows(store, method, c, sample)
-        for t in range(timesteps):
-            out[:, c, t] = whitened_by(rows[:, t], block[:, c, t], damping)
-    return out
+
+    def __init__(self, store: Store, method: str, device: str = "cpu") -> None:
+        self._store, self._method, self._device = store, method, device
+        self._kept: dict[int, Any] = {}  # {checkpoint: S [m, T, D] and S Sᵀ of each timestep}
+        self._lock = RLock()  # for threads that share an index
+
+    def whitened(self, block: np.ndarray, damping: float = DAMPING) -> np.ndarray:
+        """(SᵀS/m + λI)⁻¹ q of query blocks [Q, C, T, D] float32."""
+        out = np.empty_like(block)
+        for c in range(block.shape[1]):
+            rows, grams = self._rows(c)
+            for t, gram in enumerate(grams):
+                q = torch.from_numpy(np.ascontiguousarray(block[:, c, t])).to(self._device)
+                out[:, c, t] = _whitened(rows[:, t], gram, q, damping).cpu().numpy()
+        return out
+
+    def _rows(self, checkpoint: int) -> tuple[Any, list[Any]]:
+        """S of a checkpoint, and S Sᵀ of each timestep."""
+        with self._lock:
+            if checkpoint in self._kept:
+                return self._kept[checkpoint]
+            store = self._store
+            checkpoints, pictures, timesteps, dim = store.shape
+            kept = np.setdiff1d(np.arange(pictures), store.summary.skipped)
+            row_bytes = 4 * timesteps * dim
+            fitting = max(1, min(SAMPLE, free_memory_on(self._device) // 4 // row_bytes))
+            positions = np.linspace(0, len(kept) - 1, min(fitting, len(kept))).astype(int)
+            sample = kept[np.unique(positions)]
+            rows = torch.from_numpy(_method_rows(store, self._method, checkpoint, sample))
+            rows = rows.to(self._device)
+            grams = [(rows[:, t] @ rows[:, t].T).double() for t in range(timesteps)]
+            if checkpoints * len(sample) * row_bytes < free_memory_on(self._device) // 2:
+                self._kept[checkpoint] = rows, grams
+            return rows, grams
 
 
 def whitened_by(rows: np.ndarray, queries: np.ndarray, damping: float = DAMPING) -> np.ndarray:
-    """(SᵀS/m + λI)⁻¹ q of queries [Q, D] float32 and rows S [m, D], by way of an m × m matrix.
-
-    By the matrix inversion lemma it is (q − Sᵀ (SSᵀ + mλI)⁻¹ S q) / λ; exact where S are all rows.
-    """
+    """(SᵀS/m + λI)⁻¹ q of queries [Q, D] float32 and rows S [m, D], by way of an m × m matrix."""
     sample, q = torch.from_numpy(rows), torch.from_numpy(queries)
-    gram = (sample @ sample.T).double()
+    return _whitened(sample, (sample @ sample.T).double(), q, damping).numpy()
+
+
+def _whitened(sample: Any, gram: Any, q: Any, damping: float) -> Any:
+    """(q − Sᵀ (SSᵀ + mλI)⁻¹ S q) / λ, by the matrix inversion lemma; exact where S are all rows.
+
+    Args:
+        sample: S [m, D]. gram: S Sᵀ float64. q: queries [Q, D].
+    """
     load = damping * float(gram.trace()) or 1.0  # mλ
     factor = _cholesky(gram, load, _TOO_SMALL.format(damping))
     inner = torch.cholesky_solve((sample @ q.T).double(), factor)
     rest = q - (sample.T @ inner.float()).T
-    return (rest * (len(sample) / load)).numpy()
+    return rest * (len(sample) / load)
 
 
 def whitening_of_index(store: Store, name: str, device: str = "cpu") -> Whitening | None:

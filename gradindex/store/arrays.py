@@ -17,15 +17,15 @@ import zarr
 from numcodecs.vlen import VLenUTF8
 from zarr.codecs import Crc32cCodec
 
+from gradindex.errors import first_line
+from gradindex.store.array_names import CHUNK_IDS, IDS, ROW_ARRAYS, WIDE
+from gradindex.store.disk import Disk
 from gradindex.store.location import Location
 from gradindex.store.manifest import HEADER
 
-ROW_ARRAYS = ("normalized", "unnormalized", "norm", "timestep")
-WIDE = ROW_ARRAYS[:2]  # [C, N, T, D]; the others are [C, N, T]
-IDS = "sample_ids"
-CHUNK_IDS = 4096
 READ_BYTES = 1 << 20  # of a file at once: what stays in a core's cache
 CHECKSUM = 4  # bytes after each chunk
+ITEM = 4  # bytes of the number of ids in a chunk, and before each of them of its length
 
 
 def skeleton(
@@ -73,9 +73,35 @@ def shard_key(name: str, checkpoint: int, number: int) -> str:
     return f"c/{checkpoint}/{number}/0" + "/0" * (name in WIDE)
 
 
-def open_array(location: Location, name: str) -> Any:
-    """An array of a store, for reading."""
-    return zarr.open_array(str(location), path=name, mode="r")
+def open_array(
+    location: Location,
+    name: str,
+    shape: tuple[int, int, int, int],
+    shard_rows: int,
+    chunk_rows: int,
+) -> Any:
+    """An array of a store, for reading.
+
+    Args:
+        shape: [C, N, T, D] of the store; an array may have fewer pictures while some are added.
+
+    Raises:
+        ValueError: its metadata are not those of a store of that shape.
+    """
+    # Of a path as text zarr would take `::` for a mark of addresses.
+    store = location.path if isinstance(location, Disk) else str(location)
+    try:
+        array = zarr.open_array(store, path=name, mode="r")
+        layout = array.shape[:1], array.shape[2:], array.dtype, array.shards, array.chunks
+        pictures = array.shape[1]
+    except Exception as error:  # whatever metadata of any kind lead zarr to
+        raise ValueError(f"zarr does not read them: {first_line(error)}") from error
+    rest = shape[2:] if name in WIDE else shape[2:3]
+    shards = (1, shard_rows, *rest)
+    chunks = (1, _chunk_rows(name, shard_rows, chunk_rows), *rest)
+    if layout != (shape[:1], rest, _dtype(name), shards, chunks) or pictures > shape[1]:
+        raise ValueError("they are of another store")
+    return array
 
 
 class SampleIds(Sequence[str]):
@@ -83,10 +109,16 @@ class SampleIds(Sequence[str]):
 
     Args:
         fetch: gives the content of a file, checked.
+        damage: makes the error that is raised where that content holds no ids.
     """
 
-    def __init__(self, count: int, fetch: Callable[[str], bytes]) -> None:
-        self._count, self._fetch = count, fetch
+    def __init__(
+        self,
+        count: int,
+        fetch: Callable[[str], bytes],
+        damage: Callable[[str], Exception] = ValueError,
+    ) -> None:
+        self._count, self._fetch, self._damage = count, fetch, damage
         self._chunk = lru_cache(32)(self._read_chunk)
 
     def __len__(self) -> int:
@@ -106,8 +138,18 @@ class SampleIds(Sequence[str]):
     __hash__ = None  # type: ignore[assignment]
 
     def _read_chunk(self, number: int) -> list[str]:
-        content = self._fetch(f"{IDS}/c/{number}")
-        return VLenUTF8().decode(content[:-CHECKSUM]).tolist()
+        name = f"{IDS}/c/{number}"
+        content = self._fetch(name)[:-CHECKSUM]
+        # The decoder makes a list of as many texts as the first number says.
+        declared = int.from_bytes(content[:ITEM], "little")
+        needed = min(self._count - number * CHUNK_IDS, CHUNK_IDS)
+        if not needed <= declared <= min(CHUNK_IDS, len(content) // ITEM):
+            raise self._damage(f"{name} holds {declared} ids, not {needed}")
+        try:
+            ids: list[str] = VLenUTF8().decode(content).tolist()
+        except ValueError as error:
+            raise self._damage(f"{name} holds no ids ({first_line(error)})") from error
+        return ids
 
 
 class _Run(NamedTuple):

@@ -28,6 +28,11 @@ class Bucket:
     def __init__(self, url: str) -> None:
         import fsspec
 
+        if is_chained(url):
+            raise CallError(
+                f"{url}: an address within an address (::) is not taken, a cache in between may be"
+                " stale; give the store's own, such as s3://bucket/index"
+            )
         self.url = url.rstrip("/")
         try:
             self._fs, self._root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
@@ -35,7 +40,8 @@ class Bucket:
             message = f"{url}: {first_line(error)}; for s3, pip install 'gradindex[s3]'"
             raise MissingPackage(message) from error
         except ValueError as error:
-            raise CallError(f"{url}: {first_line(error)}") from error
+            way_out = "give a folder, or an address such as s3://bucket/index"
+            raise CallError(f"{url}: {first_line(error)}; {way_out}") from error
 
     def __str__(self) -> str:
         """The URL, as zarr opens it."""
@@ -156,6 +162,21 @@ class Bucket:
         return StoreError(
             f"{self.url}: {first_line(error)}; what was committed stays, run it again"
         )
+
+
+def is_chained(address: str) -> bool:
+    """Whether fsspec reads a text as an address within an address.
+
+    >>> is_chained("simplecache::s3://bucket/index"), is_chained("zip::index.zip")
+    (True, True)
+    >>> is_chained("s3://bucket/index"), is_chained("runs/run::1")
+    (False, False)
+    """
+    if "::" not in address:
+        return False
+    from fsspec import available_protocols
+
+    return "://" in address or address.partition("::")[0] in available_protocols()
 
 
 def _batched(items: Iterable[Item], count: int) -> Iterator[list[Item]]:

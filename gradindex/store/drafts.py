@@ -9,6 +9,7 @@ import errno
 import os
 import re
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -70,6 +71,8 @@ def give_new_name(draft: Path, file: Path) -> None:
     """
     try:
         os.link(draft, file)
+    except AttributeError:  # a Python without it, as on Android
+        pass
     except OSError as error:
         if error.errno not in UNSUPPORTED:
             raise
@@ -88,16 +91,17 @@ def give_new_name(draft: Path, file: Path) -> None:
 
 
 def rename_in_kernel(old: Path, new: Path, flags: int) -> bool:
-    """Call renameat2; False where the kernel or the file system has no such flags.
+    """Call renameat2; False where the system, its C library or the file system has no such flags.
 
     Raises:
         FileExistsError: with RENAME_NOREPLACE, the new name is taken.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if not hasattr(libc, "renameat2"):
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):  # macOS, musl; Windows has no library None
         return False
     names = os.fsencode(old), os.fsencode(new)
-    status = libc.renameat2(AT_FDCWD, names[0], AT_FDCWD, names[1], flags)
+    status = renameat2(AT_FDCWD, names[0], AT_FDCWD, names[1], flags)
     if status and ctypes.get_errno() == errno.EEXIST:
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(new))
     return status == 0
@@ -146,6 +150,9 @@ def _is_left(draft: Path, host: str | None, process: str | None) -> bool:
 
 
 def _is_alive(process: int) -> bool:
+    """Whether a process of this machine runs; True where the system has no harmless way to ask."""
+    if sys.platform == "win32":  # where os.kill ends it
+        return True
     try:
         os.kill(process, 0)
     except ProcessLookupError:

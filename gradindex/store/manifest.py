@@ -11,9 +11,11 @@ from typing import Any
 import msgspec
 
 from gradindex.errors import CallError, StoreError
+from gradindex.recipe import Recipe
 from gradindex.store.digests import sha256
 from gradindex.store.location import Location
 from gradindex.store.records import Header, Record, from_json, to_json
+from gradindex.store.soundness import require_sound_header, require_sound_recipe
 
 FORMAT = 1
 HEADER, COPY = "zarr.json", "manifest/header.json"
@@ -137,10 +139,18 @@ def read_header(location: Location) -> Header:
     """
     fields = read_header_fields(location)
     try:
-        return from_json(fields, Header)
+        header = from_json(fields, Header)
     except ValueError as error:
         message = f"another version of gradindex wrote zarr.json ({error}): update gradindex"
         raise StoreError(f"{location}: {message}") from error
+    recipe = Recipe.from_json(header.recipe)
+    try:
+        require_sound_recipe(recipe)
+        require_sound_header(header, recipe)
+    except ValueError as error:
+        message = f"zarr.json cannot be right ({error}); build it again with overwrite"
+        raise StoreError(f"{location}: {message}") from error
+    return header
 
 
 def read_header_fields(location: Location) -> dict[str, Any]:
@@ -154,11 +164,15 @@ def read_header_fields(location: Location) -> dict[str, Any]:
     if not parsed:
         if not location.exists():
             raise CallError(f"{location}: no such index; make it with `gradindex build`")
+        if contents == [b""]:  # it claims the name, see `give_new_name`
+            message = "a build is beginning there, or was stopped as it began"
+            raise StoreError(f"{location}: {message}; run it again in a minute")
         raise CallError(f"{location}: not a gradindex index (no zarr.json of one)")
     whole = [fields for fields in parsed if seal_header(fields) in contents]
     version = (whole or parsed)[0].get("format")
     if version != FORMAT:
-        message = f"format version {version}, this gradindex reads {FORMAT}: update gradindex"
+        written = json.dumps(version)[:20]  # it may be anything JSON has
+        message = f"format version {written}, this gradindex reads {FORMAT}: update gradindex"
         raise StoreError(f"{location}: {message}")
     if not whole:
         message = "zarr.json was changed by hand or damaged; build it again with overwrite"

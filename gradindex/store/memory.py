@@ -1,10 +1,10 @@
 """How much memory there is, and what becomes of freed memory."""
 
 import ctypes
-import os
-import sys
 from contextlib import suppress
 from pathlib import Path
+
+from gradindex.machine_memory import machine_memory, windows_memory
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
@@ -15,7 +15,9 @@ def free_memory() -> int:
     The least of what the kernel calls available and half of a container's limit; half of the
     machine's memory where neither is known.
     """
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2]
+    limits = [machine_memory() // 2]
+    if status := windows_memory():
+        limits = [status.available]
     with suppress(OSError):
         lines = Path("/proc/meminfo").read_text().splitlines()
         kibibytes = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
@@ -28,8 +30,11 @@ def free_memory() -> int:
 def keep_freed_memory() -> None:
     """Have this process keep the memory that a batch frees.
 
-    Otherwise the pages of the next batch are made anew, which takes time.
+    Otherwise the pages of the next batch are made anew, which takes time. Only glibc can be told.
     """
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):  # of glibc
-        libc.mallopt(M_MMAP_THRESHOLD, 2**30)  # smaller blocks come from the heap
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)  # the heap's end is not given back
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # macOS, musl; Windows has no library None
+        return
+    mallopt(M_MMAP_THRESHOLD, 2**30)  # smaller blocks come from the heap
+    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)  # the heap's end is not given back

@@ -1,20 +1,24 @@
 """The JSON records of a store, checked where they are read."""
 
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from gradindex.data.dataset import FINGERPRINT_DIGITS
 from gradindex.data.picture_facts import CONTENT_DIGITS, NO_CONTENT, NO_STAT, STAT_DIGITS
+from gradindex.models.trainer_notes import TrainerNotes
 
 Record = TypeVar("Record", bound=msgspec.Struct)
+# A JSON number has no bounds; these fit everywhere.
+Number = Annotated[int, msgspec.Meta(gt=-(2**62), lt=2**62)]
+Count = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
 
 
 class ShardFile(msgspec.Struct, frozen=True):
     """One array's file of a shard: its size in bytes and its SHA-256 hex."""
 
-    bytes: int
+    bytes: Count
     sha256: str
 
 
@@ -36,8 +40,8 @@ class ShardEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     checkpoint: int
     rows: tuple[int, int]
     recipe: str
-    zero_gradients: int
-    skipped: list[int]
+    zero_gradients: Number
+    skipped: list[Count]
     pictures: str
     files: dict[str, ShardFile]
     contents: str = ""
@@ -73,10 +77,10 @@ class Summary(msgspec.Struct, frozen=True):
     """
 
     recipe: str
-    pictures: int
+    pictures: Count
     state: str
-    skipped: list[int]
-    zero_gradients: int
+    skipped: list[Count]
+    zero_gradients: Number
 
 
 class CheckpointPath(msgspec.Struct, frozen=True):
@@ -86,10 +90,22 @@ class CheckpointPath(msgspec.Struct, frozen=True):
 
 
 class DataSource(msgspec.Struct, frozen=True):
-    """What `open_dataset` needs to open the training pictures again."""
+    """What `open_dataset` needs to open the training pictures again.
+
+    Attributes:
+        source: see `open_dataset`.
+        columns: fields of `Columns`.
+        caption: the one of all pictures, where one was given.
+    """
 
     source: str
     columns: dict[str, str | None]
+    caption: str | UnsetType = UNSET
+
+
+def one_caption(data: DataSource | None) -> str | None:
+    """Return the caption that a build was given for all pictures; None: each has its own."""
+    return None if data is None or data.caption is UNSET else data.caption
 
 
 class Header(msgspec.Struct, frozen=True):
@@ -106,16 +122,17 @@ class Header(msgspec.Struct, frozen=True):
         model, scheduler, checkpoints, data, log: where things were when the index was built.
         weights: one per checkpoint, applied to queries.
         before: what `files` was before the store grew, as far as it changed.
+        trainer: what the trainer of an adapter says of its run, where it says anything.
     """
 
     format: int
     recipe: dict[str, Any]
     digest: str
-    pictures: int
-    shard_rows: int
-    chunk_rows: int
+    pictures: Count
+    shard_rows: Count
+    chunk_rows: Count
     files: dict[str, str]
-    removed: dict[str, int | None]
+    removed: dict[str, Count | None]
     model: str = ""
     scheduler: str | None = None
     checkpoints: list[CheckpointPath] = []
@@ -123,6 +140,7 @@ class Header(msgspec.Struct, frozen=True):
     data: DataSource | None = None
     log: str | None = None
     before: dict[str, str] | UnsetType = UNSET
+    trainer: TrainerNotes | UnsetType = UNSET
 
 
 def to_json(record: Any) -> Any:

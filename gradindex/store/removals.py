@@ -12,7 +12,8 @@ import msgspec
 from gradindex.errors import StoreError
 from gradindex.store.digests import sha256
 from gradindex.store.location import Location
-from gradindex.store.manifest import read_record, seal
+from gradindex.store.manifest import read_header, read_record, seal
+from gradindex.store.records import Count, Header
 
 REMOVED = "removed"
 SUFFIXES = (".json", ".copy.json")  # of a removal's file and of its copy
@@ -23,7 +24,7 @@ FILE = re.compile(r"([0-9a-f]{32})(\.copy)?\.json")  # drafts and files of other
 class Removal(msgspec.Struct, frozen=True):
     """Pictures that were removed together: {`id_key` of an id: its row}."""
 
-    removed: dict[str, int]
+    removed: dict[str, Count]
 
 
 def publish_removal(location: Location, row_of_key: Mapping[str, int]) -> str:
@@ -51,6 +52,26 @@ def read_removals(location: Location) -> dict[str, int]:
     for name, contents in _contents(location).items():
         removed |= _whole(location, name, contents).removed
     return removed
+
+
+def header_with_removals(location: Location) -> Header:
+    """The header of a store; its `removed` holds the pictures removed since it was written too.
+
+    Raises:
+        CallError, StoreError: as `read_header` and `read_removals`, or a removal names a row that
+            is none.
+    """
+    header = read_header(location)
+    since = read_removals(location)
+    last = max(since.values(), default=-1)
+    if last >= header.pictures:
+        header = read_header(location)  # pictures may have been added, and one of them removed
+    if last >= header.pictures:
+        raise StoreError(
+            f"{location}: a removal names row {last}, and there are {header.pictures} pictures;"
+            " build it again with overwrite"
+        )
+    return msgspec.structs.replace(header, removed={**header.removed, **since})
 
 
 def mend_removals(location: Location) -> None:

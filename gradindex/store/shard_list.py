@@ -1,15 +1,19 @@
 """The shards of a store, and which of them its manifest says are committed."""
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from gradindex.errors import StoreError
 from gradindex.recipe import Recipe
+from gradindex.store.arrays import shard_key
 from gradindex.store.location import Location
 from gradindex.store.manifest import Shard, differences, read_record
 from gradindex.store.records import ShardEntry, Summary
 from gradindex.store.shard_files import shard_file_names
+
+LARGE_BYTES = 64 << 20  # of a picture's rows, from which on their files are looked at first
 
 
 class ShardList:
@@ -89,7 +93,26 @@ class ShardList:
             raise ValueError("belongs elsewhere")
         if stop < shard.stop:
             raise ValueError(f"ends at picture {stop - 1}")
+        rows = range(start, start + self.shard_rows)
+        are_rows = stop - 1 in rows and all(row in rows for row in entry.skipped)
+        if not are_rows or entry.files.keys() != shard_file_names(shard).keys():
+            raise ValueError("belongs elsewhere")
         return entry
+
+    def require_large_rows(self) -> None:
+        """Raise StoreError where rows are large by the recipe, and their files are not.
+
+        A query takes memory for its own gradients of that size before it reads a row.
+        """
+        checkpoints, pictures, *picture = self.shape
+        row_bytes = math.prod(picture) * 4
+        if checkpoints * row_bytes <= LARGE_BYTES or not pictures:
+            return
+        files = [f"unnormalized/{shard_key('unnormalized', c, 0)}" for c in range(checkpoints)]
+        sizes = self.location.sizes(files)
+        for file in files:
+            if sizes.get(file, 0) < row_bytes:
+                raise self.damage(f"{file} has no row of {row_bytes:,} bytes")
 
     def damaged(self, entry: ShardEntry) -> list[str]:
         """Which files of a committed shard are not as they were; every byte is read."""
@@ -113,3 +136,7 @@ class ShardList:
             skipped=sorted(skipped),
             zero_gradients=zero_gradients,
         )
+
+    def damage(self, what: str) -> StoreError:
+        """An error that says what to do about it."""
+        return StoreError(f"{self.location}: {what}; run the same build again, it mends that")

@@ -35,7 +35,7 @@ from gradindex.store.manifest import (
     seal_header,
 )
 from gradindex.store.records import Header, ShardEntry, Summary, to_json
-from gradindex.store.removals import mend_removals, read_removals
+from gradindex.store.removals import header_with_removals, mend_removals
 from gradindex.store.shard_files import make_shard_entry, make_shard_files, row_norms
 from gradindex.store.shard_list import ShardList
 
@@ -62,7 +62,7 @@ class Store(ShardList):
 
     def __init__(self, path: str | Path | Location) -> None:
         self.location = locate(path)
-        self.header = _read_header(self.location)
+        self.header = header_with_removals(self.location)
         self.recipe = Recipe.from_json(self.header.recipe)
         self.shape = self.recipe.shape(self.header.pictures)
         self.shard_rows = self.header.shard_rows
@@ -134,6 +134,7 @@ class Store(ShardList):
         """
         store = cls(path)
         store.shape = (store.shape[0], store.summary.pictures, *store.shape[2:])
+        store.require_large_rows()
         return store
 
     normalized, unnormalized, norm, timestep = map(_array, ROW_ARRAYS)
@@ -142,12 +143,19 @@ class Store(ShardList):
     def _arrays(self) -> dict[str, Any]:
         for name in ROW_ARRAYS:
             self.fetch(f"{name}/zarr.json")
-        return {name: open_array(self.location, name) for name in ROW_ARRAYS}
+        # It may have grown since it was opened.
+        pictures = max(self.header.pictures, read_header(self.location).pictures)
+        shape = self.recipe.shape(pictures)
+        layout = self.shard_rows, self.header.chunk_rows
+        try:
+            return {name: open_array(self.location, name, shape, *layout) for name in ROW_ARRAYS}
+        except ValueError as error:
+            raise self.damage(f"metadata of arrays are damaged ({error})") from error
 
     @cached_property
     def sample_ids(self) -> SampleIds:
         """N distinct strings; StoreError, when one is looked at, where they are damaged."""
-        return SampleIds(self.shape[1], self.fetch)
+        return SampleIds(self.shape[1], self.fetch, self.damage)
 
     @cached_property
     def summary(self) -> Summary:
@@ -159,9 +167,14 @@ class Store(ShardList):
         (content,) = self.location.read_many([SUMMARY])
         with suppress(ValueError):
             summary = read_record(content, Summary)
-            if summary.recipe == self.recipe.digest and summary.pictures <= self.shape[1]:
+            if self._is_of_store(summary):
                 return summary
         return self.summarize()
+
+    def _is_of_store(self, summary: Summary) -> bool:
+        """Whether a summary is one of this store's rows, as far as can be seen."""
+        is_within = max(summary.skipped, default=-1) < summary.pictures <= self.shape[1]
+        return summary.recipe == self.recipe.digest and is_within
 
     def finish(self) -> None:
         """Publish the summary: from now on readers see all pictures."""
@@ -187,7 +200,7 @@ class Store(ShardList):
         """Change fields of the header; what another process has changed of the others stays."""
         fields = {name: to_json(value) for name, value in changes.items()}
         publish_header(self.location, {**read_header_fields(self.location), **fields})
-        self.header = _read_header(self.location)
+        self.header = header_with_removals(self.location)
 
     def write(
         self,
@@ -253,10 +266,10 @@ class Store(ShardList):
         except (ValueError, OSError) as error:
             raise self.damage(f"{name} is damaged ({error})") from error
 
-    def fingerprint(self, row: int) -> str | None:
-        """The `Dataset.fingerprint` of the picture that a row was made from; None if not known."""
+    def entry_of(self, row: int) -> ShardEntry | None:
+        """The manifest entry of the shard that a picture's first row is in; None if not made."""
         for _, entry in self.committed([self.shards()[row // self.shard_rows]]):
-            return entry.fingerprint(row) or None
+            return entry
         return None
 
     def update_stats(self, shard: Shard, entry: ShardEntry, stats: str) -> None:
@@ -301,17 +314,6 @@ class Store(ShardList):
                     yield files[name]
             read.add(header.files.get(name, ""))
             header = read_header(self.location)
-
-    def damage(self, what: str) -> StoreError:
-        """An error that says what to do about it."""
-        return StoreError(f"{self.location}: {what}; run the same build again, it mends that")
-
-
-def _read_header(location: Location) -> Header:
-    """The header of a store; its `removed` holds the pictures removed since it was written too."""
-    header = read_header(location)
-    removed = {**header.removed, **read_removals(location)}
-    return msgspec.structs.replace(header, removed=removed)
 
 
 def _chunk_rows(recipe: Recipe) -> int:

@@ -613,9 +613,9 @@ def test_a_gradient_that_is_not_finite_is_named(
     assert not (tmp_path / "idx").exists()
     read = Dataset.read
 
-    def broken(self: Dataset, row: int, image: tuple[int, int, int]) -> tuple[np.ndarray, str]:
-        picture, content = read(self, row, image)
-        return picture * (np.inf if row == 7 else 1), content
+    def broken(self: Dataset, row: int, image: tuple[int, int, int]) -> tuple[Any, ...]:
+        picture, *rest = read(self, row, image)
+        return picture * (np.inf if row == 7 else 1), *rest
 
     monkeypatch.setattr(Dataset, "read", broken)
     with pytest.raises(ModelError, match=r"gradient of 'p007.png' at timestep 100 is not finite"):
@@ -655,13 +655,13 @@ def test_checkpoints_of_different_models_are_refused(
         build(checkpoints=[model, other])
 
 
-def test_a_latent_pipeline_is_refused(build: Build, tmp_path: Path) -> None:
+def test_a_latent_pipeline_without_its_vae_is_refused(build: Build, tmp_path: Path) -> None:
     place = make_model(tmp_path / "latent")
     parts = json.loads((place / "model_index.json").read_text())
     (place / "model_index.json").write_text(
         json.dumps({**parts, "vqvae": ["diffusers", "VQModel"]})
     )
-    with pytest.raises(ModelError, match="a latent pipeline"):
+    with pytest.raises(ModelError, match="the pipeline's vqvae, which makes latents"):
         build(model=place)
 
 

@@ -11,9 +11,10 @@ import click
 import datasets
 import numpy as np
 import pytest
-from conftest import make_pictures
+from conftest import make_model, make_pictures
 from helpers import run
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import gradindex
 from gradindex.builder.upkeep import compact, remove
@@ -136,8 +137,32 @@ def test_a_part_says_that_the_index_is_unfinished(
         "unfinished: part 1 of 2, counted from 0, is done; 1 of 3 shards of"
         f" {tmp_path / 'idx'} are missing and no query is answered; run the other parts"
     )
+    info = run("info", tmp_path / "idx")  # a job that comes after all parts can ask
+    assert (info.returncode, "shards      2 of 3 done" in info.stdout) == (3, True)
+    assert info.stderr == (
+        f"unfinished: 1 of 3 shards of {tmp_path / 'idx'} are missing; run the same build again, or"
+        " its other parts\n"
+    )
     second = run(*command, "--part", "2/2")
     assert (second.returncode, "unfinished" in second.stderr) == (0, False)
+    assert run("info", tmp_path / "idx")[::2] == (0, "")
+
+
+# --- rows that say nothing -------------------------------------------------------------------
+
+
+def test_gradients_of_zero_are_said(build: Build, tmp_path: Path, queries: list[Path]) -> None:
+    """Behind an output layer of zeros no parameter has a gradient: every score would be 0."""
+    make_model(tmp_path / "m")
+    file = tmp_path / "m/unet/diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights["conv_out.weight"].zero_()
+    save_file(weights, file)
+    options = {"model": tmp_path / "m", "params": "conv_in", "projection": "none"}
+    with pytest.warns(UserWarning, match="18 of 18 gradients are zero, and score 0 whatever is"):
+        index = build(**options)
+    with pytest.warns(UserWarning, match="picture 1 of 1 asked has a gradient of zero: all its"):
+        index.scores(queries[0])
 
 
 # --- numbers of timesteps --------------------------------------------------------------------

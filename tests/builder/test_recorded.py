@@ -158,7 +158,7 @@ def test_the_loss_of_a_recorded_event_is_the_loss_of_training_bit_for_bit(
     ]
     denoiser = load_denoiser(tmp_path / "checkpoint-3")
     t = torch.from_numpy(events["timestep"].astype(np.int64))
-    again = denoiser.losses(x, t, torch.from_numpy(np.stack(noise)), None, "mse")
+    again = denoiser.losses(x, t, torch.from_numpy(np.stack(noise)), {}, "mse")
     assert torch.equal(again, losses.detach())
 
 
@@ -316,7 +316,11 @@ def drawn(names: list[str] = NAMES, **columns: object) -> list[dict[str, object]
         (drawn(), {"missing": "skip", "events": 2}, "9 pictures have fewer than 2 events"),
         (drawn(), {"checkpoints": {"{model}": 0.0}}, "knows no training before checkpoint"),
         (drawn(checkpoint="c"), {}, "give one of the columns step and checkpoint"),
-        ([{"sample_id": "p", "t": 1, "step": 0}], {}, "no column timestep; it has sample_id, step"),
+        (
+            [{"sample_id": "p", "t": 1, "step": 0}],
+            {},
+            "no column timestep; it has sample_id, t, step",
+        ),
     ],
 )
 def test_bad_logs_are_one_clear_line(

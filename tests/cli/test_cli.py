@@ -215,13 +215,15 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, model: Path) -> None:
 
 def test_every_flag_of_build_is_an_argument() -> None:
     """`build` in Python and on the command line have the same options, and the same defaults, but
-    for the dry run.
+    for the dry run, and for what is an object of Python.
     """
     arguments = dict(inspect.signature(gradindex.build).parameters)
-    columns = {"image_column", "id_column", "label_column", "dry_run"}
+    columns = {"image_column", "id_column", "label_column", "caption_column", "dry_run"}
     context = main.commands["build"].make_context("build", ["idx", "--model", "m", "--data", "d"])
-    assert context.params.keys() - columns == arguments.keys() - {"columns"}
-    for name in context.params.keys() - columns - {"index", "model", "data", "checkpoints"}:
+    assert context.params.keys() - columns == arguments.keys() - {"columns", "denoiser"}
+    for name in (
+        context.params.keys() - columns - {*("index", "model", "data", "checkpoints", "adapters")}
+    ):
         assert context.params[name] == arguments[name].default, name
 
 

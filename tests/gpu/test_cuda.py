@@ -20,6 +20,7 @@ from gradindex.gradients.projection import Exact
 from gradindex.gradients.sampling import sample_gradients
 from gradindex.gradients.self_check import check_capture
 from gradindex.models.denoiser import Denoiser
+from gradindex.models.examples import Examples
 from gradindex.models.loading import load_denoiser
 from gradindex.recipe import Recipe
 
@@ -63,7 +64,7 @@ def unet_rows(model: Path, device: str, dtype: str, projection: str = "two-sided
     pictures = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
     events = grid_events(recipe, ids)
     with capture_for(denoiser, recipe) as capture:
-        rows = sample_gradients(denoiser, capture, recipe, pictures, events, None, batch_size=5)
+        rows = sample_gradients(denoiser, capture, recipe, Examples(pictures), events, batch_size=5)
     return torch.from_numpy(rows)
 
 
@@ -233,9 +234,8 @@ def test_a_class_conditional_model_through_the_denoiser(tmp_path: Path) -> None:
                 denoiser,
                 capture,
                 recipe,
-                pictures,
+                Examples.of_pictures(pictures, [2, 0, 1]),
                 events,
-                [2, 0, 1],
                 batch_size=4,
             )
         found.append(torch.from_numpy(rows))

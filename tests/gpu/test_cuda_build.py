@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,11 @@ from gradindex.gradients.capture import Capture
 from gradindex.gradients.events import grid_events
 from gradindex.gradients.parameters import capture_for
 from gradindex.gradients.sampling import sample_gradients
+from gradindex.models.examples import Examples
 from gradindex.models.loading import load_denoiser
+from gradindex.search import gpu
 from gradindex.search.ann_index import require_faiss
+from gradindex.search.whitening import Whitening
 from gradindex.store import store as store_module
 from gradindex.store.store import Store
 
@@ -247,9 +251,8 @@ def test_a_batch_that_does_not_fit_is_halved(
                 denoiser,
                 capture,
                 recipe,
-                chosen,
+                Examples(chosen),
                 events,
-                None,
                 batch_size=batch_size,
             )
         return torch.from_numpy(found)
@@ -285,9 +288,8 @@ def test_one_picture_that_does_not_fit_is_named(
             denoiser,
             capture,
             recipe,
-            x,
+            Examples(x),
             grid_events(recipe, ["a"]),
-            None,
             batch_size=4,
         )
 
@@ -305,6 +307,39 @@ def test_faiss_finds_the_same_on_the_gpu() -> None:
     scores_there, rows_there = there.search(asked, 20)
     np.testing.assert_allclose(scores_there, scores, rtol=1e-4, atol=1e-4)
     assert (rows == rows_there).mean() > 0.95
+
+
+needs_own_memory = pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU's own memory")
+
+
+@needs_own_memory
+def test_vectors_that_do_not_fit_on_the_gpu_are_searched_on_the_cpu() -> None:
+    """The GPU's own free memory decides, which shrinks by what lies there."""
+    faiss: Any = SimpleNamespace(StandardGpuResources=object, get_num_gpus=lambda: 1)
+    before = gpu.free_memory_on(DEVICE)
+    filling = torch.empty(1 << 30, dtype=torch.uint8, device=DEVICE)
+    free = gpu.free_memory_on(DEVICE)
+    assert 0 < free <= before - filling.nbytes
+    assert before < torch.cuda.get_device_properties(DEVICE).total_memory
+    assert gpu.faiss_resources(faiss, DEVICE, free // 4) is not None
+    with pytest.warns(UserWarning, match=r"search vectors do not fit on cuda .*on the CPU"):
+        assert gpu.faiss_resources(faiss, DEVICE, free) is None
+
+
+@needs_own_memory
+def test_factors_are_kept_where_they_fit_on_the_gpu(
+    both: tuple[gradindex.Index, gradindex.Index], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever this machine has: with nothing free on the GPU they are read at each query."""
+    store = both[1].store
+    block = store.unnormalized[:, :3].transpose(1, 0, 2, 3)
+    kept = Whitening(store, "retrac", DEVICE)
+    expected = kept.whitened(block)
+    assert len(kept._open) == len(kept.record.blocks)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1, 1 << 40))
+    read = Whitening(store, "retrac", DEVICE)
+    np.testing.assert_array_equal(read.whitened(block), expected)
+    assert read._open == {}
 
 
 def test_a_flat_search_file_gives_the_same_candidates_on_the_gpu(

@@ -20,6 +20,7 @@ from gradindex.gradients.sampling import sample_gradients
 from gradindex.gradients.self_check import check_capture
 from gradindex.models.denoiser import Denoiser
 from gradindex.models.devices import DTYPES
+from gradindex.models.examples import Examples
 from gradindex.models.loading import load_denoiser
 from gradindex.recipe import Recipe
 
@@ -54,7 +55,7 @@ def test_strong_weights_hold_most_of_the_gradient(
     sizes = {name: parameter.numel() for name, parameter in denoiser.model.named_parameters()}
     with Capture(denoiser.model, list(sizes), Exact(sizes)) as capture:
         gradients = sample_gradients(
-            denoiser, capture, exact, pictures, grid_events(exact, ids), None, batch_size=8
+            denoiser, capture, exact, Examples(pictures), grid_events(exact, ids), batch_size=8
         )
     parts = np.split(np.square(gradients), np.cumsum(list(sizes.values()))[:-1], axis=2)
     shares = [part.sum(2) for part in parts] / np.square(gradients).sum(2)
@@ -72,7 +73,7 @@ def test_strong_weights_hold_most_of_the_gradient(
     in_order = sorted(gain.values())
     for price in (0.0, in_order[2] * 1.01, in_order[-2] * 0.99, in_order[-1] * 1.01):
         monkeypatch.setattr(high_rank, "VARIANCE_PRICE", price)
-        strong = choose_high_rank(denoiser, replace(recipe, rank=2), pictures, ids, None, 8)
+        strong = choose_high_rank(denoiser, replace(recipe, rank=2), Examples(pictures), ids, 8)
         assert strong == tuple(sorted(name for name in gain if gain[name] > price))
 
 
@@ -107,7 +108,7 @@ def test_half_precision_gives_nearly_the_same_rows(
         events = grid_events(its_recipe, ids)
         with capture_for(model_in_dtype, its_recipe) as capture:
             rows = sample_gradients(
-                model_in_dtype, capture, its_recipe, pictures, events, None, batch_size=8
+                model_in_dtype, capture, its_recipe, Examples(pictures), events, batch_size=8
             )
         found.append(rows)
     assert found[1].dtype == np.float32
@@ -133,21 +134,19 @@ def test_float16_does_not_underflow(tmp_path: Path, recipe: Recipe) -> None:
             half,
             capture,
             half_recipe,
-            random_pictures(2),
+            Examples(random_pictures(2)),
             grid_events(half_recipe, list("ab")),
-            None,
             batch_size=4,
         )
-    half.model.float()
+    half.cast(torch.float32)
     full_recipe = replace(recipe, dtype="float32")
     with capture_for(half, full_recipe) as capture:
         truth = sample_gradients(
             half,
             capture,
             full_recipe,
-            random_pictures(2),
+            Examples(random_pictures(2)),
             grid_events(full_recipe, list("ab")),
-            None,
             batch_size=4,
         )
     cosine = (

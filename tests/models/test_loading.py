@@ -27,6 +27,7 @@ from gradindex.gradients.parameters import capture_for
 from gradindex.gradients.sampling import mean_losses, sample_gradients
 from gradindex.gradients.self_check import check_capture
 from gradindex.models.checkpoints import Checkpoints
+from gradindex.models.examples import Examples
 from gradindex.models.loading import load_denoiser
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -60,7 +61,7 @@ def files_digest(*files: Path) -> str:
 # --- models of latents
 
 
-def test_the_unet_of_a_latent_pipeline_is_refused_wherever_it_lies(place: Path) -> None:
+def test_the_unet_of_a_latent_pipeline_is_never_taken_for_one_of_pixels(place: Path) -> None:
     shutil.copytree(place / "unet", place / "checkpoint-500" / "unet")
     bare = shutil.copy(place / "unet" / WEIGHTS, place / "step.safetensors")
     change(place / "model_index.json", vae=["diffusers", "AutoencoderKL"])
@@ -74,20 +75,23 @@ def test_the_unet_of_a_latent_pipeline_is_refused_wherever_it_lies(place: Path) 
         place.parent / "link",
         bare,
     ]:
-        with pytest.raises(ModelError, match=r"latent pipeline \(.*place has a vae\)"):
+        with pytest.raises(
+            ModelError,
+            match=r"place: the pipeline's vae, which makes latents of pictures, is not there",
+        ):
             load_denoiser(path)
 
 
-def test_weights_that_lie_in_a_latent_pipeline_are_refused(place: Path, model: Path) -> None:
+def test_weights_that_lie_in_a_latent_pipeline_belong_to_it(place: Path, model: Path) -> None:
     change(place / "model_index.json", vqvae=["diffusers", "VQModel"])
-    with pytest.raises(ModelError, match="latent pipeline"):
+    with pytest.raises(ModelError, match="pipeline's vqvae, which makes"):
         load_denoiser(place / "unet" / WEIGHTS, model=model)
 
 
 @pytest.mark.parametrize("class_name", ["AutoencoderTiny", "VQModel", "ConsistencyDecoderVAE"])
 def test_a_part_that_makes_latents_is_known_by_its_class(place: Path, class_name: str) -> None:
     change(place / "model_index.json", coder=["diffusers", class_name])
-    with pytest.raises(ModelError, match="has a coder"):
+    with pytest.raises(ModelError, match="the pipeline's coder, which makes"):
         load_denoiser(place / "unet")
 
 
@@ -95,7 +99,7 @@ def test_a_vae_beside_a_unet_tells_without_a_pipeline(place: Path) -> None:
     (place / "model_index.json").unlink()
     (place / "vae").mkdir()
     (place / "vae" / "config.json").write_text("{}")
-    with pytest.raises(ModelError, match="has a vae"):
+    with pytest.raises(ModelError, match="there is a vae beside it"):
         load_denoiser(place / "unet")
 
 
@@ -359,7 +363,8 @@ def computed(place: Path) -> list[np.ndarray]:
     pictures = np.random.default_rng(0).uniform(-1, 1, (3, 1, 8, 8)).astype(np.float32)
     labels = None if recipe.classes is None else [0, 1, 2]
     events = grid_events(recipe, ["a", "b", "c"])
+    examples = Examples.of_pictures(pictures, labels)
     with capture_for(denoiser, recipe) as capture:
-        rows = sample_gradients(denoiser, capture, recipe, pictures, events, labels, batch_size=2)
-    losses = mean_losses(denoiser, pictures, labels, [10, 500], 1, 0, "mse")
+        rows = sample_gradients(denoiser, capture, recipe, examples, events, batch_size=2)
+    losses = mean_losses(denoiser, examples, [10, 500], 1, 0, "mse")
     return [rows, losses, np.array(fitting_batch(denoiser, recipe))]

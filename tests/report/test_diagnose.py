@@ -15,6 +15,7 @@ from PIL import Image
 import gradindex
 from gradindex.errors import CallError
 from gradindex.models.denoiser import Denoiser
+from gradindex.models.examples import Pictures
 from gradindex.recipe import Recipe
 from gradindex.report import agreement, diagnose, ranking, self_influence
 from gradindex.report.diagnosis_text import save, to_text
@@ -144,7 +145,7 @@ def test_the_same_seed_would_agree_entirely(
     monkeypatch.setattr(agreement, "_scores_of_seed", with_seed_0)
     for each in (index, recorded):
         arrays = each.read_pictures([each.training_pictures.require().picture(0, (1, 8, 8))])
-        for setting in agreement.noise_agreement(each, arrays, None, 9, 3)[:2]:
+        for setting in agreement.noise_agreement(each, Pictures(arrays, ["query 0"]), 9, 3)[:2]:
             for method in ("tracin", "retrac"):
                 assert setting[method] == {"spearman": pytest.approx(1), "overlap": 1}
 
@@ -157,10 +158,9 @@ def test_agreement_at_the_index_s_own_setting_starts_from_its_scores(
         denoiser = each.gradients.checkpoints[0]
         events = {"events": None, "timesteps": (500,)} if each is recorded else {}
         setting = replace(each.store.recipe, **events)
-        found = agreement._scores_of_seed(
-            each, denoiser, setting, each.read_pictures(queries), None, np.arange(9), True
-        )
         ids = [f"query {number}" for number in range(len(queries))]
+        asked = Pictures(each.read_pictures(queries), ids)
+        found = agreement._scores_of_seed(each, denoiser, setting, asked, np.arange(9), True)
         own = {"query_timesteps": [500], "query_draws": 1, "ids": ids} if each is recorded else {}
         for method in ("tracin", "retrac"):
             shown = each.scores(queries, method, **own)  # type: ignore[arg-type]

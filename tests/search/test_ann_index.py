@@ -4,6 +4,8 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from gradindex.gradients.fold import search_vectors
 from gradindex.recipe import Recipe
 from gradindex.search import ann_builder as index_module
 from gradindex.search import ann_index as search_index
+from gradindex.search import gpu
 from gradindex.search.ann_builder import build_ann_index, open_ann_index
 from gradindex.search.ann_index import saved_ann_index
 from gradindex.search.scoring import METHODS, scan_both_ends
@@ -163,6 +166,84 @@ def test_a_gpu_finds_what_the_cpu_finds(many: Store, method: str) -> None:
         np.testing.assert_array_equal(mine, other)
 
 
+class FaissWithGpu:
+    """FAISS as it is, with GPUs that are none: what is copied to one notes which, and searches."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, free: int, fails: bool = False) -> None:
+        self._faiss, self._fails = search_index.require_faiss(), fails
+        self.copies: list[int] = []
+        monkeypatch.setattr(search_index, "require_faiss", lambda: self)
+        memory = {"mem_get_info": lambda number: (free, 1 << 40), "current_device": lambda: 3}
+        for name, value in memory.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._faiss, name)
+
+    StandardGpuResources = object
+
+    def get_num_gpus(self) -> int:
+        return 4
+
+    def index_cpu_to_gpu(self, resources: object, number: int, index: Any) -> Any:
+        self.copies.append(number)
+        if self._fails:
+            raise RuntimeError("Error in cudaMalloc: out of memory")
+        return SimpleNamespace(search=index.search, getDevice=lambda: number)
+
+
+def flat_size(store: Store) -> int:
+    return sum(part.bytes for part in build_ann_index(store, "retrac", "flat").record.files)
+
+
+@pytest.mark.parametrize(("device", "number"), [("cuda", 3), ("cuda:0", 0), ("cuda:1", 1)])
+def test_vectors_lie_on_the_gpu_asked_for_where_they_fit_there(
+    many: Store, monkeypatch: pytest.MonkeyPatch, device: str, number: int
+) -> None:
+    """Judged by the GPU's memory, not by this machine's, of which nothing is free here."""
+    monkeypatch.setattr(index_module, "FILE_BYTES", 256 * 512)
+    size = flat_size(many)
+    vectors = search_vectors(many.unnormalized[0][None, :3].transpose(1, 0, 2, 3), WIDE)
+    expected = open_ann_index(many, "retrac").ranked(vectors, 20)
+    monkeypatch.setattr(gpu, "free_memory", lambda: 0)
+    faiss = FaissWithGpu(monkeypatch, free=2 * size)
+    index = open_ann_index(many, "retrac", device=device)
+    for _ in range(2):
+        np.testing.assert_array_equal(index.ranked(vectors, 20), expected)
+    assert faiss.copies == [number] * 3
+    assert len(index._open) == 3
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_vectors_that_do_not_fit_on_the_gpu_are_searched_on_the_cpu(
+    many: Store, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """Seen before they are copied, or by FAISS, where others have taken the memory meanwhile."""
+    size = flat_size(many)
+    vectors = search_vectors(many.unnormalized[0][None, :3].transpose(1, 0, 2, 3), WIDE)
+    expected = open_ann_index(many, "retrac").ranked(vectors, 20)
+    faiss = FaissWithGpu(monkeypatch, free=2 * size - (not fails), fails=fails)
+    index = open_ann_index(many, "retrac", device="cuda:1")
+    reason = "Error in cudaMalloc: out of memory" if fails else "they have 0 MiB, half of 0 MiB"
+    with pytest.warns(UserWarning, match="searches them on the CPU") as caught:
+        np.testing.assert_array_equal(index.ranked(vectors, 20), expected)
+    assert str(caught[0].message).startswith(f"search vectors do not fit on cuda:1 ({reason}")
+    # Of one query alone too, which takes another way; without a further warning.
+    np.testing.assert_array_equal(index.ranked(vectors[:1], 20), expected[:1])
+    assert len(caught) == 1
+    assert faiss.copies == [1] * fails
+
+
+def test_codes_are_searched_on_the_cpu_whatever_the_gpu_has(
+    many: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_ann_index(many, "retrac", "PCA48,SQfp16")
+    vectors = search_vectors(many.unnormalized[0][None, :3].transpose(1, 0, 2, 3), WIDE)
+    faiss = FaissWithGpu(monkeypatch, free=0)
+    assert len(open_ann_index(many, "retrac", device="cuda").ranked(vectors, 20)) == 3
+    assert faiss.copies == []
+
+
 def test_rows_whose_squares_vanish_in_float32_are_scanned(tmp_path: Path) -> None:
     """They agree with their norms all the same, and the scan finds the true ten."""
     store = Store.create(tmp_path / "idx", WIDE, [str(number) for number in range(40)])
@@ -235,7 +316,7 @@ def test_files_that_do_not_fit_into_memory_are_read_for_each_query(
     vectors = search_vectors(many.unnormalized[0][None, :3].transpose(1, 0, 2, 3), WIDE)
     build_ann_index(many, "retrac", "flat")
     expected = open_ann_index(many, "retrac").ranked(vectors, 20)
-    monkeypatch.setattr(search_index, "free_memory", lambda: 0)
+    monkeypatch.setattr(search_index, "free_memory_on", lambda device: 0)
     index = open_ann_index(many, "retrac")
     for _ in range(2):
         np.testing.assert_array_equal(index.ranked(vectors, 20), expected)

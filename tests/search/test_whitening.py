@@ -10,11 +10,14 @@ from conftest import make_pictures
 from helpers import RECIPE, run
 
 import gradindex
+from gradindex.builder.build import _finish
 from gradindex.errors import CallError
 from gradindex.search import factors
 from gradindex.search import whitening as whiten_module
 from gradindex.search.ann_builder import build_ann_index
+from gradindex.search.ann_index import default_index_names
 from gradindex.search.factors import WHITENED
+from gradindex.search.ranker import Ranker
 from gradindex.search.scoring import METHODS
 from gradindex.search.whitening import DAMPING, Whitening
 from gradindex.store import memory as memory_module
@@ -99,18 +102,54 @@ def test_wide_rows_are_whitened_by_some_of_them(
     monkeypatch.setattr(factors, "WIDEST", 15)
     for damping in (DAMPING, 0.01):
         expected = dense(store, method, block, damping)
-        found = whiten_module.whitened_by_sample(store, method, block, damping)
+        found = whiten_module.RowWhitening(store, method).whitened(block, damping)
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * expected.max())
     monkeypatch.setattr(whiten_module, "SAMPLE", 100)
     much = 10 / 16
     found, expected = (
-        whiten_module.whitened_by_sample(store, method, block, much),
+        whiten_module.RowWhitening(store, method).whitened(block, much),
         dense(store, method, block, much),
     )
     assert 0.001 < np.linalg.norm(found - expected) / np.linalg.norm(expected) < 0.1
     with pytest.raises(CallError, match="16 numbers are too wide"):
         Whitening(store, method)
     assert not (tmp_path / "idx/whiten").exists()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_few_pictures_need_no_factors(
+    tmp_path: Path, block: np.ndarray, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exactly the dense formula, and no file is written; factors that are there are used."""
+    store = make_store(tmp_path / "idx", 9)
+    monkeypatch.setattr(factors, "SMALL_FACTORS", 0)
+    monkeypatch.setattr(factors, "FEW_SHARE", 1)
+    ranker = Ranker(store, "cpu")
+    for damping in (DAMPING, 0.01):
+        expected = dense(store, method, block, damping)
+        found = ranker.whitened(method, block, damping)
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * expected.max())
+    assert not (tmp_path / "idx/whiten").exists()
+    assert method + WHITENED not in default_index_names(store)
+    with_factors = Whitening(store, method)
+    np.testing.assert_array_equal(
+        Ranker(store, "cpu").whitened(method, block), with_factors.whitened(block, DAMPING)
+    )
+
+
+def test_an_index_of_few_pictures_is_little_larger_than_its_rows(tmp_path: Path) -> None:
+    """300 pictures of ten timesteps at D = 4096: nothing grows with D²."""
+    recipe = replace(RECIPE, checkpoints=("a" * 64,), timesteps=tuple(range(10)), dim=4096)
+    ids = [str(number) for number in range(300)]
+    store = Store.create(tmp_path / "idx", recipe, ids)
+    for shard in store.missing():
+        random = np.random.default_rng(shard.number)
+        rows = random.standard_normal((shard.stop - shard.start, 10, 4096), np.float32)
+        store.write(shard, rows, np.zeros(rows.shape[:2], np.float32))
+    _finish(store, tmp_path, "cpu")
+    row_bytes = 300 * 10 * 4096 * (4 + 2)
+    files = [file for file in (tmp_path / "idx").rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) < 1.2 * row_bytes
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -131,7 +170,7 @@ def test_a_little_memory_takes_several_passes(
 ) -> None:
     store = make_store(tmp_path / "idx", 100)
     expected = Whitening(store, "tracin").whitened(block)
-    monkeypatch.setattr(whiten_module, "free_memory", lambda: 1)
+    monkeypatch.setattr(whiten_module, "free_memory_on", lambda device: 1)
     (tmp_path / "idx/whiten/tracin.json").unlink()
     np.testing.assert_array_equal(Whitening(store, "tracin").whitened(block), expected)
     assert memory_module.free_memory() > 1
@@ -294,7 +333,7 @@ def test_factors_are_read_once(
     factor.unlink()
     assert opened.query(queries, 3, whiten=True) == expected
     assert not factor.exists()
-    monkeypatch.setattr(whiten_module, "free_memory", lambda: 1)
+    monkeypatch.setattr(whiten_module, "free_memory_on", lambda device: 1)
     opened = gradindex.open(index.store.location.path)
     for _ in range(2):
         assert [r.ids for r in opened.query(queries, 3, whiten=True)] == [r.ids for r in expected]

@@ -5,12 +5,12 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import required
+from helpers import IDS, RECIPE, fill, rows_of
 
 import gradindex
 from gradindex.builder.verify import damages
@@ -19,23 +19,7 @@ from gradindex.store import store as store_module
 from gradindex.store.bucket import Bucket
 from gradindex.store.disk import Disk
 from gradindex.store.location import Location, locate
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    """The URL of an empty bucket that moto's server holds."""
-    required("s3fs")
-    server = required("moto.server").ThreadedMotoServer(port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        required("s3fs").S3FileSystem().mkdir("pictures")
-        yield "s3://pictures"
-    server.stop()
+from gradindex.store.store import Store
 
 
 @pytest.fixture(params=["disk", "bucket"])
@@ -142,6 +126,37 @@ def test_a_store_that_does_not_answer_is_one_line() -> None:
     assert re.fullmatch(
         r"Error: s3://pictures/idx: .*; what was committed stays, run it again\n", done.stderr
     )
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "simplecache::s3://pictures/idx",
+        "zip://idx::s3://pictures/all.zip",
+        "zip::all.zip",
+        "tar://idx::all.tar",
+        "s3://pictures/a::b",
+    ],
+)
+def test_an_address_within_an_address_is_one_line(address: str) -> None:
+    """A cache in between would show a store as it was, and an archive takes no new files."""
+    with pytest.raises(CallError) as caught:
+        locate(address)
+    assert str(caught.value) == (
+        f"{address}: an address within an address (::) is not taken, a cache in between may be"
+        " stale; give the store's own, such as s3://bucket/index"
+    )
+
+
+@pytest.mark.parametrize("name", ["run::1", "a b::zip", "[1]::?*"])
+def test_colons_in_the_name_of_a_folder_are_letters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fill(Store.create(name, RECIPE, IDS)).finish()
+    store = Store(name)
+    assert store.location.names() == {*os.listdir(tmp_path / name)}
+    np.testing.assert_array_equal(store.unnormalized[0, :4], rows_of(store.shards()[0])[:4])
 
 
 def test_a_url_of_no_known_kind() -> None:

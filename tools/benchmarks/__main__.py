@@ -25,6 +25,7 @@ BENCHMARKS = (
     "workers",
     "lds",
     "whiten",
+    "coverage",
     "gpu",
 )
 

@@ -7,7 +7,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -21,6 +21,9 @@ from gradindex.cli.main import main
 from gradindex.store import store as store_module
 
 SHARD_ROWS = 8  # pictures of a shard
+STOP_SECONDS = 60  # after which a terminated command counts as one that goes on
+
+Prepare = Callable[[], None]  # what a process does before its command
 
 # The fork server imports once, so that a kill hits the command's work and not its imports.
 FORKS = multiprocessing.get_context("forkserver")
@@ -35,6 +38,7 @@ FORKS.set_forkserver_preload(
         "diffusers.models.unets.unet_2d",
         "diffusers.schedulers.scheduling_ddpm",
         "torch._dynamo",
+        "s3fs",
     ]
 )
 
@@ -55,8 +59,13 @@ class Command:
     verb: str
     options: tuple[str, ...] = ()
 
-    def words(self, folder: Path) -> list[str]:
-        """Return the command line, for an index in that folder."""
+    @property
+    def data(self) -> Path:
+        """The folder of a build's pictures."""
+        return Path(self.options[self.options.index("--data") + 1])
+
+    def words(self, folder: Path | str) -> list[str]:
+        """Return the command line, for an index in that folder or at that URL."""
         return [self.verb, str(folder), *self.options]
 
     def lay_out(self, folder: Path) -> None:
@@ -66,37 +75,44 @@ class Command:
             shutil.copytree(self.before, folder)
 
 
-def start(words: Sequence[str], stderr: Path, file_bytes: int | None = None) -> BaseProcess:
+def start(words: Sequence[str], stderr: Path, prepare: Prepare | None = None) -> BaseProcess:
     """Return a process that has just begun with a command.
 
     Args:
         words: the command line.
         stderr: the file that gets its stderr.
-        file_bytes: no file that it writes may be larger; None: no limit.
+        prepare: what it does before; can be pickled.
     """
     receiver, sender = FORKS.Pipe(duplex=False)
-    process = FORKS.Process(target=_perform, args=(words, stderr, file_bytes, sender))
+    process = FORKS.Process(target=_perform, args=(words, stderr, prepare, sender))
     process.start()
     receiver.recv()
     return process
 
 
-def _perform(words: Sequence[str], stderr: Path, file_bytes: int | None, begun: Connection) -> None:
+def limit_file_size(file_bytes: int) -> None:
+    """Let this process write no file that is larger."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+
+
+def _perform(
+    words: Sequence[str], stderr: Path, prepare: Prepare | None, begun: Connection
+) -> None:
     """What the process does: tell that it begins, and run the command."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     os.dup2(os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), sys.stderr.fileno())
-    if file_bytes is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
     torch.set_num_threads(1)
     tqdm.set_lock(threading.RLock())  # a kill would leave one of multiprocessing behind
     store_module.SHARD_ROWS = SHARD_ROWS
+    if prepare is not None:
+        prepare()
     begun.send(None)
     main(list(words))
 
 
-def exit_status(words: Sequence[str], stderr: Path, file_bytes: int | None = None) -> int:
+def exit_status(words: Sequence[str], stderr: Path, prepare: Prepare | None = None) -> int:
     """Run a command to its end; return its exit status. The arguments are those of `start`."""
-    process = start(words, stderr, file_bytes)
+    process = start(words, stderr, prepare)
     process.join()
     assert process.exitcode is not None
     return process.exitcode
@@ -112,19 +128,46 @@ def require_done(words: Sequence[str], stderr: Path) -> None:
         raise RuntimeError(f"{' '.join(words)}: {stderr.read_text()}")
 
 
-def kill_at_random(
-    command: Command, folder: Path, seconds: float, random: np.random.Generator, stderr: Path
-) -> bool:
-    """Run a command for up to so many seconds and kill it.
+def stop_at_random(
+    command: Command,
+    folder: Path,
+    seconds: float,
+    random: np.random.Generator,
+    stderr: Path,
+    signal_name: str = "SIGKILL",
+    prepare: Prepare | None = None,
+) -> int | None:
+    """Run a command for up to so many seconds and stop it.
+
+    Args:
+        signal_name: "SIGKILL" or "SIGTERM".
 
     Returns:
-        False where it was done before.
+        Its exit status: 0 where it was done before, minus the signal's number where that ended it;
+        None where it had to be killed, as it went on after the signal.
     """
-    process = start(command.words(folder), stderr)
+    process = start(command.words(folder), stderr, prepare)
     time.sleep(random.uniform(0, seconds))
-    process.kill()
-    process.join()
-    return process.exitcode != 0
+    if signal_name == "SIGKILL":
+        process.kill()
+    else:
+        process.terminate()
+    process.join(STOP_SECONDS)
+    status = process.exitcode
+    if status is None:
+        process.kill()
+        process.join()
+    return status
+
+
+def tells_reason(status: int, message: Sequence[str], reason: str = "") -> bool:
+    """Whether a command failed with status 1 and one line, its last, that holds a reason.
+
+    Args:
+        message: the lines of its stderr.
+    """
+    errors = [line for line in message if line.startswith("Error: ")]
+    return status == 1 and errors == message[-1:] and reason in message[-1]
 
 
 def measure_duration(command: Command, folder: Path, stderr: Path) -> float:

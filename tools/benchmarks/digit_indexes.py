@@ -19,6 +19,7 @@ from gradindex.store.arrays import ROW_ARRAYS
 PICTURES, FIRST, REMOVED = 92, 60, 5  # all, those of the first build, those that are removed
 QUERIES = 2
 SEED = 0  # of what kills, damages and disks draw
+COMMANDS = ("build", "build, more pictures", "index", "remove")  # names of a setting's commands
 SIZE, DIM, TIMESTEPS, K, BATCH = 8, 64, 2, 5, 8
 
 Answers = dict[str, list[gradindex.Result]]  # {method: one result for each query}
@@ -116,17 +117,21 @@ class Setting:
 
 
 def are_alike(answers: Answers, truth: Answers) -> bool:
-    """Whether answers rank the same pictures with the same scores.
+    """Whether answers of every method are alike, see `rank_alike`."""
+    return all(rank_alike(answers[method], truth[method]) for method in METHODS)
+
+
+def rank_alike(results: Sequence[gradindex.Result], truth: Sequence[gradindex.Result]) -> bool:
+    """Whether results, one a query, rank the same pictures with the same scores.
 
     Up to float rounding: where search files do not serve, a scan has other pictures beside each
     other in its products.
     """
-    for method in METHODS:
-        for answer, true in zip(answers[method], truth[method], strict=True):
-            if answer.ids != true.ids:
-                return False
-            if not np.allclose(answer.scores, true.scores, rtol=1e-5, atol=0):
-                return False
+    for result, true in zip(results, truth, strict=True):
+        if result.ids != true.ids:
+            return False
+        if not np.allclose(result.scores, true.scores, rtol=1e-5, atol=0):
+            return False
     return True
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from command_processes import SHARD_ROWS, Command, exit_status
+from command_processes import SHARD_ROWS, Command, Prepare, exit_status
 
 from gradindex.builder.verify import damages
 from gradindex.errors import CallError
@@ -42,7 +42,9 @@ def rows_of(folder: Path, array: str, shard: Shard) -> bytes:
     return Store(folder).read(array, shard.checkpoint, rows).tobytes()
 
 
-def finish_and_compare(command: Command, folder: Path, stderr: Path) -> list[str]:
+def finish_and_compare(
+    command: Command, folder: Path, stderr: Path, prepare: Prepare | None = None
+) -> list[str]:
     """Run a command to its end, and tell what is then not as it would be had nothing happened.
 
     Files are compared bitwise. Whole shards that were committed before must still be the same
@@ -50,10 +52,11 @@ def finish_and_compare(command: Command, folder: Path, stderr: Path) -> list[str
 
     Args:
         folder: of an index that the command was stopped at.
+        prepare: what the process does before the command.
     """
     full = [shard for shard in committed_shards(folder) if shard.stop - shard.start == SHARD_ROWS]
     stamps = {shard.name: _stamps(folder, shard) for shard in full}
-    if exit_status(command.words(folder), stderr):
+    if exit_status(command.words(folder), stderr, prepare):
         return [f"run again it fails: {stderr.read_text()}"]
     wrong = [
         f"shard {shard.name} was made twice"

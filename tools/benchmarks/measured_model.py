@@ -16,6 +16,7 @@ from gradindex.gradients.projection import TWO_SIDED, CountSketch
 from gradindex.gradients.sampling import sample_gradients
 from gradindex.models.checkpoints import Checkpoints
 from gradindex.models.denoiser import Denoiser
+from gradindex.models.examples import Examples
 from gradindex.random_numbers import noise
 from gradindex.recipe import Recipe, grid
 from gradindex.search.scoring import METHODS
@@ -97,7 +98,7 @@ class MeasuredModel:
         rows = np.linspace(0, self.training - 1, HIGH_RANK_PICTURES).astype(int)
         ids = [self.ids[row] for row in rows]
         recipe = replace(self.recipe, rank=rank)
-        return choose_high_rank(self.denoiser, recipe, self.pictures[rows], ids, None, batch)
+        return choose_high_rank(self.denoiser, recipe, Examples(self.pictures[rows]), ids, batch)
 
     def scores(
         self,
@@ -134,9 +135,8 @@ class MeasuredModel:
                 self.denoiser,
                 capture,
                 recipe,
-                self.pictures,
+                Examples(self.pictures),
                 events,
-                None,
                 batch_size=16,
                 progress=bar.update,
             )
@@ -159,7 +159,7 @@ class MeasuredModel:
         with torch.enable_grad():
             for row, gradient in zip(rows, gradients, strict=True):
                 x = torch.from_numpy(self.pictures[row])[None].to(device)
-                loss = self.denoiser.losses(x, timestep, epsilon, None, "mse").sum()
+                loss = self.denoiser.losses(x, timestep, epsilon, {}, "mse").sum()
                 blocks = torch.autograd.grad(loss, parameters)
                 torch.cat([block.flatten() for block in blocks], out=gradient)
         model.requires_grad_(False)

@@ -18,6 +18,7 @@ import gradindex
 from gradindex.builder import shards as shards_module
 from gradindex.gradients.capture import Capture
 from gradindex.models.denoiser import Denoiser
+from gradindex.models.examples import Examples
 from gradindex.recipe import Recipe
 from gradindex.store.manifest import Shard
 
@@ -93,13 +94,13 @@ def random_gradients(
     denoiser: Denoiser,
     capture: Capture,
     recipe: Recipe,
-    pictures: np.ndarray,
+    examples: Examples,
     *_: Any,
     **options: Any,
 ) -> np.ndarray:
     """Return random rows in place of pictures' gradients, [B, T, D] float32."""
-    random = np.random.default_rng(len(pictures))
-    shape = len(pictures), recipe.per_picture, recipe.dim
+    random = np.random.default_rng(len(examples))
+    shape = len(examples), recipe.per_picture, recipe.dim
     return random.standard_normal(shape, np.float32)
 
 

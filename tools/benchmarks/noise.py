@@ -19,6 +19,7 @@ from gradindex.gradients.events import Events, grid_events
 from gradindex.gradients.fold import unit
 from gradindex.gradients.parameters import capture_for
 from gradindex.gradients.sampling import sample_gradients
+from gradindex.models.examples import Examples
 from gradindex.random_numbers import noise, random_timestep
 from gradindex.recipe import grid
 from gradindex.report.ranking import overlap, spearman
@@ -111,7 +112,7 @@ class NoiseExperiment:
         denoiser, pictures = self._model.denoiser, self._model.pictures[rows]
         with capture_for(denoiser, self._recipe) as capture:
             return sample_gradients(
-                denoiser, capture, self._recipe, pictures, events, None, batch_size=BATCH
+                denoiser, capture, self._recipe, Examples(pictures), events, batch_size=BATCH
             )
 
     def gradients_on_grid(

@@ -18,7 +18,8 @@ from trained_models import model_and_pictures
 import gradindex
 from gradindex.gradients.fold import search_vectors, unit
 from gradindex.search.ann_builder import build_ann_index
-from gradindex.search.ann_index import FLAT, AnnIndex
+from gradindex.search.ann_index import AnnIndex
+from gradindex.search.ann_record import FLAT
 from gradindex.search.index import Index
 from gradindex.search.scoring import METHODS, scan_both_ends
 from gradindex.store.arrays import shard_key

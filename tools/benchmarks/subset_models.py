@@ -19,6 +19,7 @@ from trained_models import TINY, batches, train
 
 from gradindex.gradients.sampling import mean_losses
 from gradindex.models.denoiser import Denoiser
+from gradindex.models.examples import Examples
 from gradindex.recipe import grid
 from gradindex.store.digests import sha256
 
@@ -78,7 +79,7 @@ def true_losses(model: UNet2DModel, queries: np.ndarray) -> np.ndarray:
     """
     denoiser = Denoiser(model, dict(DDPMScheduler().config), "", "cpu", "float32")
     timesteps = grid(TIMESTEPS, 1000)
-    return mean_losses(denoiser, queries, None, timesteps, DRAWS, NOISE_SEED, "mse")
+    return mean_losses(denoiser, Examples(queries), timesteps, DRAWS, NOISE_SEED, "mse")
 
 
 def generate_pictures(model: UNet2DModel) -> np.ndarray:

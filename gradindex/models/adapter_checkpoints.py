@@ -1,0 +1,107 @@
+"""The adapters that one training run saved, all in one base model."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from gradindex.models.adapter_files import Adapter, read_adapter
+from gradindex.models.adapters import exchange_adapter
+from gradindex.models.checkpoints import Checkpoints
+from gradindex.models.denoiser import Denoiser
+from gradindex.models.devices import plain_torch
+from gradindex.models.pipeline import Encoder
+
+
+class AdaptedDenoiser(Denoiser):
+    """A base model with one adapter of a run; the others share the model.
+
+    Args:
+        denoiser: the base model with any of the adapters.
+        adapter: this one.
+        encoder: of this adapter.
+        run, number: where the adapter is exchanged.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        adapter: Adapter,
+        encoder: Encoder | None,
+        run: "AdapterCheckpoints",
+        number: int,
+    ) -> None:
+        vars(self).update(vars(denoiser))
+        self.digest = adapter.digest
+        self.encoder = encoder
+        self._run, self._number = run, number
+
+    def losses(
+        self, x: Tensor, t: Tensor, epsilon: Tensor, conditions: Mapping[str, Tensor], loss: str
+    ) -> Tensor:
+        """Return the loss of each sample with this adapter in the model; see `Denoiser`."""
+        self._run.put_in(self._number)
+        return super().losses(x, t, epsilon, conditions, loss)
+
+
+class AdapterCheckpoints(Checkpoints):
+    """The adapters of one run: the base model is loaded once, and adapters are exchanged in it.
+
+    The arguments are those of `Checkpoints`: `paths` are the adapters, `model` is the base.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._base: Denoiser | None = None
+        self._put_in: int | None = None
+        self._denoisers: dict[int, Denoiser] = {}
+        self._encoders: dict[int, Encoder | None] = {}
+
+    def __getitem__(self, number: int) -> Denoiser:
+        if self._base is None:
+            self._base = self._load(self._model, adapter=self._paths[number])
+            self._put_in = number
+            self._encoders.setdefault(number, self._base.encoder)
+        if number not in self._denoisers:
+            adapter = read_adapter(self._paths[number])
+            self._exchange(adapter, number)
+            self.notes = self.notes or adapter.notes
+            if number not in self._encoders:
+                self._encoders[number] = self._encoder_with(adapter)
+            encoder = self._encoders[number]
+            self._denoisers[number] = AdaptedDenoiser(self._base, adapter, encoder, self, number)
+        self.put_in(number)
+        return self._denoisers[number]
+
+    def put_in(self, number: int) -> None:
+        """Have an adapter in the model."""
+        if self._put_in != number:
+            self._exchange(read_adapter(self._paths[number]), number)
+
+    @plain_torch()
+    def _exchange(self, adapter: Adapter, number: int) -> None:
+        assert self._base is not None, "the base is loaded before an adapter is exchanged"
+        if self._put_in != number:
+            exchange_adapter(self._base.model, adapter, adapter.denoiser)
+            self._put_in = number
+
+    def _encoder_with(self, adapter: Adapter) -> Encoder | None:
+        """The encoder of an adapter: that of the first one, unless text encoders are changed."""
+        first = next(iter(self._encoders.values()), None)
+        return None if first is None else first.with_adapter(adapter)
+
+    @property
+    def encoder(self) -> Encoder | None:
+        """What makes latents and conditions at the first adapter."""
+        return self.encoder_of(0)
+
+    def encoder_of(self, number: int) -> Encoder | None:
+        """Return what makes latents and conditions at an adapter: it may change text encoders."""
+        if number not in self._encoders:
+            _ = self[number]
+        return self._encoders[number]
+
+    def release(self) -> None:
+        """Let the model go."""
+        self._base, self._put_in = None, None
+        self._denoisers.clear()

@@ -1,0 +1,152 @@
+"""What a model is called with for each picture: the picture or its latent, and its conditions."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradindex.data.images import Geometry
+
+CLASS_LABELS = "class_labels"  # the condition of a class-conditional model, a whole number
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """B pictures before they are encoded, and what is known of them.
+
+    Attributes:
+        arrays: B of [channels, height, width] float32 in [−1, 1].
+        ids: B ids, which key what is drawn at random for each.
+        labels: B class labels; None for a model without classes.
+        captions: B captions; None for a model without them.
+        geometries: where the pixels of each come from; empty: none was resized or cut.
+    """
+
+    arrays: Sequence[np.ndarray] | np.ndarray
+    ids: Sequence[str]
+    labels: Sequence[int] | None = None
+    captions: Sequence[str] | None = None
+    geometries: Sequence[Geometry] = ()
+
+    def at(self, positions: Sequence[int] | np.ndarray) -> Self:
+        """Return the pictures at some positions."""
+        values = {
+            name: [column[position] for position in positions] if column else column
+            for name, column in vars(self).items()
+            if name != "arrays"
+        }
+        return replace(self, arrays=[self.arrays[position] for position in positions], **values)
+
+    def geometry(self, position: int) -> Geometry:
+        """Return where the pixels of a picture come from."""
+        if self.geometries:
+            return self.geometries[position]
+        _, height, width = self.arrays[position].shape
+        return Geometry((height, width), (0, 0))
+
+
+@dataclass(frozen=True)
+class Examples:
+    """B pictures as a model takes them.
+
+    Attributes:
+        x: B pictures, or scaled latents, [channels, height, width] float32 each. Their shapes may
+            differ.
+        conditions: {name: B arrays} of what else the model is given of each; the names are those of
+            `Family.predict`.
+    """
+
+    x: Sequence[np.ndarray] | np.ndarray
+    conditions: Mapping[str, Sequence[np.ndarray]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """Return B."""
+        return len(self.x)
+
+    @classmethod
+    def of_pictures(
+        cls, pictures: Sequence[np.ndarray] | np.ndarray, labels: Sequence[int] | None
+    ) -> Self:
+        """Return the examples of a model of pixels.
+
+        Args:
+            pictures: [B, channels, height, width] float32 in [−1, 1].
+            labels: B class labels; None for an unconditional model.
+        """
+        if labels is None:
+            return cls(pictures)
+        return cls(pictures, {CLASS_LABELS: list(np.array(labels, np.int64))})
+
+    def shapes(self, position: int) -> tuple[tuple[int, ...], ...]:
+        """Return the shapes of an example's arrays: only those of equal ones fit into a batch.
+
+        >>> Examples.of_pictures(np.zeros((2, 1, 8, 8), np.float32), [3, 4]).shapes(1)
+        ((1, 8, 8), ())
+        """
+        arrays = [self.x, *self.conditions.values()]
+        return tuple(np.shape(array[position]) for array in arrays)
+
+    def batch(
+        self, positions: Sequence[int] | np.ndarray, device: torch.device | str
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the examples at n positions as tensors on a device.
+
+        Returns:
+            x [n, channels, height, width] and the conditions {name: [n, …]}.
+        """
+        conditions = {
+            name: _stacked(arrays, positions, device) for name, arrays in self.conditions.items()
+        }
+        return _stacked(self.x, positions, device), conditions
+
+
+def to_bytes(examples: Examples, notes: Mapping[str, str]) -> bytes:
+    """Return examples as the content of a safetensors file; an array that several share once.
+
+    Args:
+        notes: texts to keep with them, see `from_bytes`.
+    """
+    from safetensors.numpy import save
+
+    arrays: dict[str, np.ndarray] = {}
+    name_of: dict[int, str] = {}
+    names: dict[str, list[str]] = {}
+    for key, values in (("x", examples.x), *examples.conditions.items()):
+        names[key] = []
+        for value in values:
+            name = name_of.setdefault(id(value), str(len(name_of)))
+            arrays[name] = np.asarray(value, order="C")  # ascontiguousarray adds an axis to none
+            names[key].append(name)
+    return save(arrays, {"names": json.dumps(names), **notes})
+
+
+def from_bytes(content: bytes) -> tuple[Examples, dict[str, str]]:
+    """Return the examples of which `content` is the `to_bytes`, and the texts kept with them.
+
+    Raises:
+        ValueError: it is no such content.
+    """
+    from safetensors.numpy import load
+
+    try:
+        length = int.from_bytes(content[:8], "little")
+        notes = json.loads(content[8 : 8 + length])["__metadata__"]
+        arrays = load(content)
+        names = json.loads(notes.pop("names"))
+        x, *conditions = [[arrays[name] for name in of_key] for of_key in names.values()]
+    except Exception as error:  # safetensors raises kinds of its own
+        raise ValueError(f"no examples: {error}") from error
+    return Examples(x, dict(zip(list(names)[1:], conditions, strict=True))), notes
+
+
+def _stacked(
+    arrays: Sequence[np.ndarray] | np.ndarray,
+    positions: Sequence[int] | np.ndarray,
+    device: torch.device | str,
+) -> Tensor:
+    chosen = np.stack([arrays[position] for position in positions])
+    return torch.from_numpy(chosen).to(device)

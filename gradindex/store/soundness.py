@@ -1,0 +1,138 @@
+"""Whether what a store's header says can be true.
+
+A header may be whole by its checksum and still be wrong: changed by hand, or made to do harm. Its
+numbers decide how much is read and made, and its names which files, so they are checked before
+anything is made of them.
+"""
+
+import os
+import re
+from dataclasses import fields
+
+import msgspec
+from msgspec import UNSET
+
+from gradindex.data.dataset import Columns
+from gradindex.recipe import FOLDED, LOSSES, MEAN_SQUARE, NOISES, Recipe
+from gradindex.store.array_names import CHUNK_IDS, IDS, ROW_ARRAYS
+from gradindex.store.records import Header
+
+LARGEST_SIDE = 2**16  # channels, height and width of what a model takes
+LARGEST_COUNT = 2**62  # of anything: NumPy counts so far
+LARGEST_FLOAT32 = 3.4e38
+MOST_SHARD_ROWS = MOST_DRAWS = 2**20
+# Names that `models.devices.DTYPES` and `gradients.projection.make_projection` know, without torch.
+DTYPES = ("float32", "bfloat16", "float16")
+PROJECTIONS = ("two-sided", "rademacher", "sketch", "none")
+
+
+def require_sound_recipe(recipe: Recipe) -> None:
+    """Raise ValueError, which names a field, unless a recipe's values are of their types and sizes.
+
+    What only the model can tell, such as the names of its weights, is not looked at.
+    """
+    try:
+        msgspec.convert(msgspec.to_builtins(recipe), Recipe)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"recipe: {error}") from error
+    except RecursionError as error:
+        raise ValueError("recipe: nested too deeply") from error
+    counts = {
+        "parameter_count": recipe.parameter_count,
+        "dim": recipe.dim,
+        "checkpoints": len(recipe.checkpoints),
+        "timesteps": recipe.per_picture,
+        "classes": recipe.classes,
+        "rank": recipe.rank,
+        "events": recipe.events,
+    }
+    is_sound = {name: _is_count(value) for name, value in counts.items()}
+    sides = (*recipe.image, *recipe.pixels)
+    is_sound["image"] = all(1 <= side <= LARGEST_SIDE for side in sides)
+    is_sound["timesteps"] &= all(0 <= t < LARGEST_COUNT for t in recipe.timesteps)
+    is_sound["draws"] = 1 <= recipe.draws <= MOST_DRAWS
+    is_sound["seed"] = abs(recipe.seed) < 2 * LARGEST_COUNT
+    is_sound["dtype"] = recipe.dtype in DTYPES
+    is_sound["noise"] = recipe.noise in NOISES
+    is_sound["loss"] = recipe.loss in LOSSES
+    is_sound["projection"] = recipe.projection in PROJECTIONS
+    is_sound["rank"] &= (recipe.rank is None) == (recipe.projection != "two-sided")
+    is_sound["rows"] = recipe.rows in (None, FOLDED)
+    is_sound["output"] = recipe.output in (None, MEAN_SQUARE)
+    is_sound["params"] = _is_pattern(recipe.params)
+    _require(is_sound, "recipe: ")
+
+
+def require_sound_header(header: Header, recipe: Recipe) -> None:
+    """Raise ValueError, which names a field, unless a header fits its recipe and itself.
+
+    Args:
+        recipe: of the header, which `require_sound_recipe` has checked.
+    """
+    file_names = _file_names(len(header.files))
+    checkpoints = len(recipe.checkpoints)
+    is_of_rows = not header.model  # without what a query's gradient needs
+    before = {} if header.before is UNSET else header.before
+    paths = [header.model, header.scheduler, header.log]
+    paths += [checkpoint.path for checkpoint in header.checkpoints]
+    is_sound = {
+        # So there are no more pictures than the header is long.
+        "pictures": header.pictures <= len(header.files) * CHUNK_IDS,
+        "shard_rows": 1 <= header.shard_rows <= MOST_SHARD_ROWS,
+        "digest": header.digest == recipe.digest,
+    }
+    _require(is_sound)
+    is_sound = {
+        "chunk_rows": header.chunk_rows >= 1 and header.shard_rows % header.chunk_rows == 0,
+        "files": header.files.keys() == file_names,
+        "before": before.keys() <= file_names,
+        "removed": all(row is None or row < header.pictures for row in header.removed.values()),
+        "weights": all(abs(weight) <= LARGEST_FLOAT32 for weight in header.weights),  # not NaN
+        "checkpoints": is_of_rows or len(header.checkpoints) == len(header.weights) == checkpoints,
+        "data": header.data is None or _is_data(header.data.source, header.data.columns),
+        "model": all(path is None or is_path(path) for path in paths),
+    }
+    _require(is_sound)
+
+
+def is_path(text: str) -> bool:
+    r"""Return whether a text can be a path.
+
+    >>> is_path("a/b.png"), is_path("a\0b"), is_path("\ud800")
+    (True, False, False)
+    """
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+
+
+def _require(is_sound: dict[str, bool], prefix: str = "") -> None:
+    """Raise ValueError with the name of the first field that is not sound."""
+    for name, is_one in is_sound.items():
+        if not is_one:
+            raise ValueError(f"{prefix}{name}")
+
+
+def _is_count(value: int | None) -> bool:
+    return value is None or 1 <= value < LARGEST_COUNT
+
+
+def _is_pattern(params: str | None) -> bool:
+    """Whether a text is a regular expression."""
+    try:
+        re.compile(params or "")
+    except (re.error, RecursionError, OverflowError):
+        return False
+    return True
+
+
+def _file_names(count: int) -> set[str]:
+    """The names of so many files that a header has the digests of: of metadata, and of ids."""
+    metadata = [f"{name}/zarr.json" for name in (*ROW_ARRAYS, IDS)]
+    return {*metadata, *(f"{IDS}/c/{number}" for number in range(count - len(metadata)))}
+
+
+def _is_data(source: str, columns: dict[str, str | None]) -> bool:
+    """Whether a data source can be opened again, as far as can be seen."""
+    return is_path(source) and columns.keys() <= {field.name for field in fields(Columns)}
