@@ -33,14 +33,16 @@ def first_line(error: BaseException) -> str:
     return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}…"
 
 
-def quoted(text: str) -> str:
-    """Return a text from a file in quotes, in one line and no longer than an error can be.
+def quoted(value: object) -> str:
+    """Return a text from a file in quotes, or a JSON value, in one line that is not too long.
 
     >>> print(quoted("a\\nb.png"))
     'a\\nb.png'
     """
-    line = repr(text)
-    return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}…'"
+    line = repr(value)
+    if len(line) <= LONGEST_LINE:
+        return line
+    return f"{line[:LONGEST_LINE]}…" + "'" * isinstance(value, str)
 
 
 class GradindexError(Exception):

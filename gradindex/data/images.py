@@ -1,5 +1,7 @@
 """Decode a picture of any format, mode and size, and bring it to the shape that a model takes."""
 
+import io
+import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -37,7 +39,28 @@ def open_encoded(file: Any) -> Image.Image:
     Args:
         file: a path, or an open file.
     """
-    return Image.open(file, formats=_decoded_formats())
+    stream = file if hasattr(file, "read") else _EncodedFile(file)
+    return Image.open(stream, formats=_decoded_formats())
+
+
+class _EncodedFile(io.BufferedReader):
+    """The file at a path, of which no read takes more memory than the rest of it is large.
+
+    Pillow reads as much as a file declares. It closes files only that it has opened itself: this
+    one closes, without Python's warning, when nothing refers to it any more.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(io.FileIO(path))
+        self._size = os.fstat(self.fileno()).st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Return so many of the next bytes, all of them for −1, fewer where the file ends."""
+        rest = max(0, self._size - self.tell())
+        return super().read(rest if size is None or size < 0 else min(size, rest))
+
+    def __del__(self) -> None:
+        self.close()
 
 
 @cache

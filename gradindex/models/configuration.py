@@ -30,16 +30,18 @@ def own_arguments(model_class: Any, config: Mapping[str, Any]) -> dict[str, Any]
 def require_kinds(model_class: Any, arguments: Mapping[str, Any], file: Path) -> None:
     """Refuse arguments of another type than their default's, with which a model is made and fails.
 
-    Null may stand for no value, and a list for one value for each block where the class takes one.
+    Null may stand for no value but of a number, and a list for one value for each block, where the
+    class takes these.
 
     Raises:
         ModelError: a number, text or truth value is expected, and it is none, or not finite.
     """
     parameters = inspect.signature(model_class.__init__).parameters
     for name, value in arguments.items():
-        default = parameters[name].default
-        takes_list = re.search(r"tuple|list", str(parameters[name].annotation), re.IGNORECASE)
-        if value is None or (takes_list and isinstance(value, (list, tuple))):
+        default, annotation = parameters[name].default, parameters[name].annotation
+        takes_list = re.search(r"tuple|list", str(annotation), re.IGNORECASE)
+        is_null = value is None and (default is None or annotation not in (int, float))
+        if is_null or (takes_list and isinstance(value, (list, tuple))):
             continue
         if isinstance(default, bool):
             is_allowed = isinstance(value, bool)

@@ -133,7 +133,10 @@ def shortened(value: Any) -> str:
     >>> shortened(["a" * 80])
     '["aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa…'
     """
-    text = json.dumps(value, ensure_ascii=False)
+    text = "".join(
+        letter if letter.isprintable() else json.dumps(letter)[1:-1]  # a line may end at it
+        for letter in json.dumps(value, ensure_ascii=False)
+    )
     return text if len(text) <= 40 else f"{text[:40]}…"
 
 

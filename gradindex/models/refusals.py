@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from gradindex.errors import CallError, ModelError
+from gradindex.errors import CallError, ModelError, quoted
 from gradindex.models.folder import MODEL_FOLDERS, read_pipeline
 
 LORA_FILES = (
@@ -96,7 +96,7 @@ def unknown_class(folder: Path, class_name: Any, known: Collection[str]) -> Mode
     pipeline_name = pipeline.get("_class_name")
     origin = f" (of a {pipeline_name})" if isinstance(pipeline_name, str) else ""
     return ModelError(
-        f"{folder}: a model of class {class_name!r}{origin}; gradindex knows"
+        f"{folder}: a model of class {quoted(class_name)}{origin}; gradindex knows"
         f" {', '.join(known)}; {OWN_DENOISER}"
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gradindex.errors import CallError, ModelError, first_line
+from gradindex.errors import CallError, ModelError, first_line, quoted
 from gradindex.models.folder import read_json, shortened
 
 SCHEDULER_FILE = "scheduler_config.json"
@@ -137,7 +137,7 @@ def _require_betas(schedule: dict[str, Any], file: Path) -> None:
         raise ModelError(f"{file}: {error}; give the scheduler of the training") from error
     if schedule["prediction_type"] not in PREDICTION_TYPES:
         raise ModelError(
-            f"{file}: prediction_type {schedule['prediction_type']!r}: known are"
+            f"{file}: prediction_type {quoted(schedule['prediction_type'])}: known are"
             f" {', '.join(PREDICTION_TYPES)}"
         )
 

@@ -39,6 +39,8 @@ def describe(store: Store) -> str:
         ),
         "adapters": _adapters(store),
         "trained": _trained(store),
+        "latents": _latents(recipe),
+        "loss": _loss(recipe),
         "timesteps": _timesteps(recipe),
         "noise": f"{recipe.noise}, {recipe.draws} draws, seed {recipe.seed}",
         "projection": recipe.projection,
@@ -131,6 +133,28 @@ def _trained(store: Store) -> str:
     """What the adapter's trainer says of its run; empty where it says nothing."""
     trainer = store.header.trainer
     return "" if trainer is UNSET else trainer.describe()
+
+
+def _latents(recipe: Recipe) -> str:
+    """What pictures are encoded to; empty for a model of pixels."""
+    if recipe.picture is None:
+        return ""
+    _, height, width = recipe.picture
+    channels, rows, columns = recipe.image
+    drawn = f", the VAE's {recipe.latents}" if recipe.latents else ""
+    return f"{channels} × {rows} × {columns} of pictures of {width}x{height}{drawn}"
+
+
+def _loss(recipe: Recipe) -> str:
+    """What gradients are of; empty where that is the mean squared error alone."""
+    parts = [] if recipe.differentiated == "mse" else [recipe.differentiated]
+    if recipe.weighting is not None:
+        parts.append(f"weighted {recipe.weighting}")
+    if recipe.noise_offset is not None:
+        parts.append(f"noise offset {recipe.noise_offset:g}")
+    if recipe.guidance is not None:
+        parts.append(f"guidance {recipe.guidance:g}")
+    return ", ".join(parts)
 
 
 def _timesteps(recipe: Recipe) -> str:

@@ -169,7 +169,7 @@ class HostileIndex:
             # An index of another recipe, of other weights or rows is a true one too.
             is_ranked &= all(row not in store.excluded for _, row, _ in hits)
             is_same = store.header.weights == self.fields["weights"] and not store.summary.skipped
-            is_same &= store.recipe == self.recipe
+            is_same &= store.recipe == self.recipe and store.shape[1] == PICTURES
             if not (is_same and self._has_true_numbers()):
                 return is_ranked
             # Whatever its search files propose, the scores are those of the rows.
@@ -249,6 +249,6 @@ def _arrays(store: Store) -> dict[str, np.ndarray]:
     """The first rows of every array, as zarr reads them."""
     try:
         return {name: getattr(store, name)[:1, :2] for name in ROW_ARRAYS}
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, RuntimeWarning) as error:
         # zarr's own errors, of rows that do not match their checksums, are zarr's to word.
         raise StoreError("zarr reads no rows") from error

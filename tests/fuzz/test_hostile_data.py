@@ -81,11 +81,12 @@ def refusal(act: Callable[[], Any], kind: type[GradindexError], megabytes: int =
         png(60_000, 60_000, 8, 2),
         png(2**31 - 1, 1, 8, 6),
         png(65_535, 65_535, 1, 0, b""),
+        png(8, 8, 8, 2).replace(struct.pack(">I", 17) + b"IDAT", b"\xff\xff\xff\xffIDAT"),
         b"P6 100000 100000 255\n" + bytes(100),
         b"P1 999999999999 1\n0",
         b"BM" + struct.pack("<IIIIiiHH", 90, 0, 54, 40, 60_000, 60_000, 1, 24) + bytes(60),
     ],
-    ids=["PNG", "PNG row", "PNG bits", "PPM", "PBM", "BMP"],
+    ids=["PNG", "PNG row", "PNG bits", "PNG chunk", "PPM", "PBM", "BMP"],
 )
 def test_a_picture_that_declares_a_huge_size_takes_no_memory(
     tmp_path: Path, content: bytes

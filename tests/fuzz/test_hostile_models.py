@@ -57,6 +57,7 @@ def refusal(model: HostileModel, name: str, content: bytes) -> str:
         ("downsample_padding", None, "a whole number, 0 to 8"),
         ("downsample_padding", 10**6, "a whole number, 0 to 8"),
         ("norm_eps", [], "a value such as 1e-05"),
+        ("norm_eps", None, "a value such as 1e-05"),
         ("norm_eps", float("nan"), "a value such as 1e-05"),
         ("flip_sin_to_cos", 2, "a value such as true"),
         ("act_fn", 1, 'a value such as "silu"'),
@@ -71,6 +72,24 @@ def test_an_argument_of_another_kind_is_refused_before_the_model_runs(
     text = json.dumps(value)
     line = refusal(model, CONFIG, json.dumps(config).encode())
     assert line == f"{CONFIG}: {name} = {text}: allowed is {allowed}"
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "value"),
+    [
+        (CONFIG, "_class_name", "a" * 5000),
+        (CONFIG, "_class_name", "a\nb"),
+        (CONFIG, "num_class_embeds", "é\u2028"),
+        (SCHEDULER, "prediction_type", [0] * 5000),
+        (SCHEDULER, "prediction_type", "a\nb"),
+    ],
+)
+def test_what_a_file_says_is_shown_in_one_short_line(
+    model: HostileModel, file: str, name: str, value: Any
+) -> None:
+    line = refusal(model, file, json.dumps({**json.loads(model.files[file]), name: value}).encode())
+    assert file in line or "unet: a model of class" in line
+    assert len(line) < 700
 
 
 def test_what_a_scheduler_makes_diffusers_say_is_cut(model: HostileModel) -> None:

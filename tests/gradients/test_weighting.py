@@ -16,6 +16,7 @@ from gradindex.gradients.events import grid_events
 from gradindex.gradients.weighting import timestep_weights
 from gradindex.models.processes import Ddpm, Flow
 from gradindex.random_numbers import noise
+from gradindex.report.info import describe
 
 TIMESTEPS = [0, 1, 250, 500, 999]
 GAMMA = 5.0
@@ -109,6 +110,8 @@ def test_rows_are_multiplied(tmp_path: Path, model: Path, pictures: Path) -> Non
         atol=1e-8,
     )
     assert weighted.recipe.weighting == "min-snr:5"
+    assert " weighted min-snr:5\n" in describe(weighted)
+    assert "\nloss" not in describe(plain)
     with pytest.raises(CallError, match="allowed are"):
         gradindex.build(tmp_path / "odd", model=model, weighting="mean", **options)
     assert not (tmp_path / "odd").exists()
