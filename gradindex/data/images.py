@@ -39,28 +39,32 @@ def open_encoded(file: Any) -> Image.Image:
     Args:
         file: a path, or an open file.
     """
-    stream = file if hasattr(file, "read") else _EncodedFile(file)
-    return Image.open(stream, formats=_decoded_formats())
+    if hasattr(file, "read"):
+        return Image.open(file, formats=_decoded_formats())
+    stream = _EncodedFile(io.FileIO(file))
+    try:
+        picture = Image.open(stream, formats=_decoded_formats())
+    except BaseException:
+        stream.close()
+        raise
+    picture._exclusive_fp = True  # so that Pillow closes the file, as one that it opened itself
+    return picture
 
 
 class _EncodedFile(io.BufferedReader):
-    """The file at a path, of which no read takes more memory than the rest of it is large.
+    """A file of which no read takes more memory than the rest of it is large.
 
-    Pillow reads as much as a file declares. It closes files only that it has opened itself: this
-    one closes, without Python's warning, when nothing refers to it any more.
+    Pillow asks for as much as a file declares.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        super().__init__(io.FileIO(path))
+    def __init__(self, file: io.FileIO) -> None:
+        super().__init__(file)
         self._size = os.fstat(self.fileno()).st_size
 
     def read(self, size: int | None = -1, /) -> bytes:
         """Return so many of the next bytes, all of them for −1, fewer where the file ends."""
         rest = max(0, self._size - self.tell())
         return super().read(rest if size is None or size < 0 else min(size, rest))
-
-    def __del__(self) -> None:
-        self.close()
 
 
 @cache

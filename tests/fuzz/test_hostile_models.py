@@ -89,7 +89,7 @@ def test_what_a_file_says_is_shown_in_one_short_line(
 ) -> None:
     line = refusal(model, file, json.dumps({**json.loads(model.files[file]), name: value}).encode())
     assert file in line or "unet: a model of class" in line
-    assert len(line) < 700
+    assert len(line) < 1000
 
 
 def test_what_a_scheduler_makes_diffusers_say_is_cut(model: HostileModel) -> None:
