@@ -46,10 +46,12 @@ class Preparation:
         Raises:
             DataError, ModelError: see `BuildJob.examples`.
         """
+        if not any(self._encoders):
+            return  # models of pixels: the shards need not be looked through
         missing: dict[str, tuple[Any, list[int]]] = {}
         for checkpoints, rows in shards:
             for encoder in self._distinct(checkpoints).values():
-                if encoder is None or not rows:
+                if not rows:
                     continue
                 name = self._file(encoder, rows)
                 if name not in missing and not self._location.sizes([name]):

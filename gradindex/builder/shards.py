@@ -195,8 +195,8 @@ def _unread(
 ) -> Iterator[tuple[range, list[int]]]:
     """The checkpoints of each shard, and the rows whose pictures `read_shard` reads for it."""
     for shard in missing:
-        _, contents = _reusable_rows(store, shard)
-        rows = range(shard.start + len(contents), shard.stop)
+        entry = _reusable_entry(store, shard)
+        rows = range(shard.start if entry is None else entry.rows[1], shard.stop)
         yield job.checkpoints_of(shard.checkpoint), _included(job, shard.checkpoint, rows)
 
 
@@ -207,23 +207,32 @@ def _included(job: BuildJob, checkpoint: int, rows: range) -> list[int]:
 def _reusable_rows(store: Store, shard: Shard) -> tuple[np.ndarray, list[str]]:
     """Return the rows of a shard that were committed before pictures were added to it.
 
-    There are none where pictures were skipped, files are damaged, or rows are folded.
-
     Returns:
         [stop − start, T, D] float32, zero where there are none, and the digest of the picture of
         each row that there is, see `content_digest`.
     """
     rows = np.zeros((shard.stop - shard.start, *store.shape[2:]), np.float32)
+    entry = _reusable_entry(store, shard)
+    if entry is None:
+        return rows, []
+    stop = entry.rows[1]
+    numbers = slice(shard.start, stop)
+    rows[: stop - shard.start] = store.read("unnormalized", shard.checkpoint, numbers)
+    return rows, [entry.content(row) for row in range(shard.start, stop)]
+
+
+def _reusable_entry(store: Store, shard: Shard) -> ShardEntry | None:
+    """Return the entry of a shard's rows that were committed before pictures were added to it.
+
+    None where there are none, pictures were skipped, files are damaged, or rows are folded.
+    """
     # An entry with fewer pictures than the shard has now counts as none. It does count for the
     # shard of one picture that begins where this one does.
     for _, entry in store.committed([replace(shard, stop=shard.start + 1)]):
-        stop = entry.rows[1]
         reusable = not entry.skipped and store.recipe.rows != FOLDED
-        if stop < shard.stop and reusable and not store.damaged(entry):
-            numbers = slice(shard.start, stop)
-            rows[: stop - shard.start] = store.read("unnormalized", shard.checkpoint, numbers)
-            return rows, [entry.content(row) for row in range(shard.start, stop)]
-    return rows, []
+        if entry.rows[1] < shard.stop and reusable and not store.damaged(entry):
+            return entry
+    return None
 
 
 class ShardGradients:

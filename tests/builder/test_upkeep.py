@@ -93,8 +93,15 @@ def test_new_pictures_are_added_at_the_end(
         "sample_gradients",
         lambda *a, **k: taken.append(len(a[3])) or sample_gradients(*a, **k),
     )
+    looked_up, reusable_entry = [], shards_module._reusable_entry
+    monkeypatch.setattr(
+        shards_module,
+        "_reusable_entry",
+        lambda store, shard: looked_up.append(shard) or reusable_entry(store, shard),
+    )
     grown = build()
     assert taken == [2, 1]
+    assert len(looked_up) == len(set(looked_up)) == 2  # nothing is looked through beforehand
     assert grown.store.sample_ids == [*OLD, *NEW]
     np.testing.assert_array_equal(grown.store.unnormalized[:, :6], before)
     fresh = build(tmp_path / "fresh")
