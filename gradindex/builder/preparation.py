@@ -13,7 +13,6 @@ from typing import Any
 from gradindex.builder.job import BuildJob
 from gradindex.models.checkpoints import Checkpoints
 from gradindex.models.examples import Examples, from_bytes, to_bytes
-from gradindex.models.pipeline import Encoder
 from gradindex.store.location import Location
 from gradindex.store.progress import progress
 
@@ -69,8 +68,7 @@ class Preparation:
                 self._read(encoder, rows)
                 bar.update(len(rows))
         for encoder in {id(encoder): encoder for encoder, _ in missing.values()}.values():
-            if isinstance(encoder, Encoder):
-                encoder.say_what_was_cut()
+            encoder.say_what_was_cut()
             encoder.release()
 
     def read(

@@ -5,16 +5,13 @@ Files are found that were changed, are missing, or do not belong where they are.
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from gradindex.builder.changes import changed_pictures
-from gradindex.data.captions import same_captions
-from gradindex.data.dataset import Columns, Dataset
-from gradindex.data.opening import open_dataset
+from gradindex.data.dataset import Dataset
 from gradindex.data.picture_facts import NO_CONTENT
 from gradindex.errors import CallError
 from gradindex.search.ann_index import AnnIndex
@@ -27,10 +24,11 @@ from gradindex.search.factors import (
     saved_factors,
 )
 from gradindex.search.scoring import METHODS
+from gradindex.search.training_pictures import open_pictures
 from gradindex.store.location import Location, locate
 from gradindex.store.manifest import SUMMARY, Shard, header_damages, read_record
 from gradindex.store.progress import progress
-from gradindex.store.records import Summary, one_caption
+from gradindex.store.records import Summary
 from gradindex.store.removals import removal_damages
 from gradindex.store.store import Store
 
@@ -109,15 +107,8 @@ def _training_data(store: Store, data: str | Path | None) -> Dataset:
     source = store.header.data
     if data is None and source is None:
         raise CallError(f"{store.location}: it is not known where its pictures are; give data")
-    columns = Columns() if source is None else Columns(**source.columns)
     path = source.source if data is None and source else str(data)
-    dataset = open_dataset(path, columns, warn=False)
-    if store.recipe.classes is None:
-        dataset = replace(dataset, labels=None)
-    if store.recipe.captioned:
-        dataset = same_captions(dataset, one_caption(source))
-    else:
-        dataset = replace(dataset, captions=None)
+    dataset = open_pictures(store, path)
     ids = list(store.sample_ids)
     return dataset.in_order(ids, dataset.positions(ids))
 

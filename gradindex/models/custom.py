@@ -30,11 +30,10 @@ import torch
 from torch import Tensor, nn
 
 from gradindex.errors import CallError, GradindexError, ModelError, first_line
-from gradindex.machine_memory import machine_memory
 from gradindex.models.checkpoints import Checkpoints
 from gradindex.models.configuration import config_digest
 from gradindex.models.denoiser import DenoiserDescription
-from gradindex.models.devices import DTYPES, plain_torch
+from gradindex.models.devices import DTYPES, memory_of, plain_torch
 from gradindex.models.examples import CLASS_LABELS, Examples, Pictures
 from gradindex.recipe import CUSTOM, grid
 
@@ -97,9 +96,7 @@ class CustomDenoiser:
     @property
     def memory(self) -> int:
         """Bytes of memory that the device has."""
-        if self.device.type == "cuda":
-            return int(torch.cuda.get_device_properties(self.device).total_memory)
-        return machine_memory()
+        return memory_of(self.device)
 
     def cast(self, dtype: torch.dtype, device: str | None = None) -> None:
         """Have the model's weights in another precision, or on another device too."""
@@ -156,6 +153,9 @@ class CustomEncoder:
     def release(self) -> None:
         """Do nothing: what the object keeps in memory is its own affair."""
 
+    def say_what_was_cut(self) -> None:
+        """Say nothing: how long a caption may be is the object's own affair, too."""
+
     @torch.no_grad()
     @plain_torch()
     def encode(self, pictures: Pictures) -> Examples:
@@ -181,9 +181,9 @@ class CustomEncoder:
                 raise ModelError(
                     f"denoiser.encode gives {len(values)} {name} for {len(arrays)} pictures"
                 )
-        labels = Examples.of_pictures(arrays.numpy(force=True), pictures.labels).conditions
         latents = encoded.pop("x").astype(np.float32)
-        return Examples(latents, {**{name: list(v) for name, v in encoded.items()}, **labels})
+        labels = Examples.of_pictures(latents, pictures.labels).conditions
+        return Examples(latents, {**encoded, **labels})
 
 
 class OneDenoiser(Checkpoints):

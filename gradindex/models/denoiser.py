@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from gradindex.errors import CallError, GradindexError, ModelError, first_line
-from gradindex.machine_memory import machine_memory
 from gradindex.models.configuration import config_digest, own_arguments
-from gradindex.models.devices import DTYPES
+from gradindex.models.devices import DTYPES, memory_of
 from gradindex.models.families import FAMILIES
 from gradindex.models.families.family import GUIDANCE, Family
 from gradindex.models.pipeline import Encoder
@@ -119,9 +118,7 @@ class Denoiser:
     @property
     def memory(self) -> int:
         """Bytes of memory that the device has."""
-        if self.device.type == "cuda":
-            return int(torch.cuda.get_device_properties(self.device).total_memory)
-        return machine_memory()
+        return memory_of(self.device)
 
     def losses(
         self, x: Tensor, t: Tensor, epsilon: Tensor, conditions: Mapping[str, Tensor], loss: str

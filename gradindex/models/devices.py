@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 
 from gradindex.errors import CallError
+from gradindex.machine_memory import machine_memory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CPU = torch.device("cpu")
@@ -27,6 +28,17 @@ def resolve_device(device: str) -> str:
     if device != "cpu" and not torch.cuda.is_available():
         raise CallError(f"device = {device!r}: this machine has no CUDA GPU that torch can use")
     return device
+
+
+def memory_of(device: torch.device) -> int:
+    """Return the bytes of memory that a device has.
+
+    >>> memory_of(CPU) == machine_memory()
+    True
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return machine_memory()
 
 
 @contextmanager

@@ -61,7 +61,7 @@ class Examples:
     """
 
     x: Sequence[np.ndarray] | np.ndarray
-    conditions: Mapping[str, Sequence[np.ndarray]] = field(default_factory=dict)
+    conditions: Mapping[str, Sequence[np.ndarray] | np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Return B."""
@@ -115,7 +115,11 @@ def to_bytes(examples: Examples, notes: Mapping[str, str]) -> bytes:
     arrays: dict[str, np.ndarray] = {}
     name_of: dict[int, str] = {}
     names: dict[str, list[str]] = {}
-    for key, values in (("x", examples.x), *examples.conditions.items()):
+    # Lists, for a row of an array is made anew each time: an identity holds while its object lives.
+    columns = {"x": list(examples.x)} | {
+        key: list(values) for key, values in examples.conditions.items()
+    }
+    for key, values in columns.items():
         names[key] = []
         for value in values:
             name = name_of.setdefault(id(value), str(len(name_of)))

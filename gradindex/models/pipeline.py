@@ -72,13 +72,9 @@ class Encoder:
         dtype: str = "float32",
         adapter: Adapter | None = None,
     ) -> None:
-        options: dict[str, Any] = {
-            "latents": latents,
-            "seed": seed,
-            "device": device,
-            "dtype": dtype,
-        }
-        self._with = partial(Encoder, folder, family, config, **options)
+        self._with = partial(
+            Encoder, folder, family, config, latents=latents, seed=seed, device=device, dtype=dtype
+        )
         self.folder = folder
         self._family = family
         self._shapes = family.condition_shapes(config)
@@ -92,12 +88,8 @@ class Encoder:
         if family.captioned:
             self._require_text_encoders()
         self._adapter = adapter
-        for name in adapter.text_encoders if adapter else ():
-            if adapter and name not in self._needed_parts():
-                raise ModelError(
-                    f"{adapter.path}: changes the {name}, and {folder} has none that encodes"
-                    " captions; give the base model that the adapter was trained on"
-                )
+        if adapter is not None:
+            self._require_parts_of(adapter)
         self._pipeline: Any = None
         self._captions = CaptionEncoder(folder, family, config)
         self._blanks: dict[tuple[int, ...], np.ndarray] = {}  # latents by their pictures' shapes
@@ -124,6 +116,16 @@ class Encoder:
                 raise ModelError(
                     f"{self.folder}: the pipeline's {name}, which encodes captions, is not there;"
                     " give the folder of the whole pipeline"
+                )
+
+    def _require_parts_of(self, adapter: Adapter) -> None:
+        """Raise ModelError where an adapter changes a text encoder that is not there."""
+        parts = self._needed_parts()
+        for name in adapter.text_encoders:
+            if name not in parts:
+                raise ModelError(
+                    f"{adapter.path}: changes the {name}, and {self.folder} has none that encodes"
+                    " captions; give the base model that the adapter was trained on"
                 )
 
     @cached_property
@@ -229,9 +231,6 @@ class Encoder:
                 torch.nn.Module.to(module.eval().requires_grad_(False), self._device, dtype)
         return pipeline
 
-    def _vae(self, pipeline: Any) -> Any:
-        return getattr(pipeline, self._vae_name)
-
     @torch.no_grad()
     @plain_torch()
     def encode(self, pictures: Pictures) -> Examples:
@@ -252,15 +251,17 @@ class Encoder:
                 encoded = self._captions.encode(self._loaded, pictures.captions)
             for name in encoded[0] if encoded else ():
                 conditions[name] = [values[name] for values in encoded]
-        for position, array in enumerate(arrays):
-            geometry = pictures.geometry(position)
-            target = (array.shape[1], array.shape[2])
-            sizes = self._family.sizes(geometry.original, geometry.corner, target)
-            for name, numbers in sizes.items():
-                if name in self._shapes:
-                    column = conditions.setdefault(name, [])
-                    column.append(np.array(numbers, np.float32))  # type: ignore[attr-defined]
+        sizes = [self._sizes(pictures, position) for position in range(len(arrays))]
+        for name in sizes[0] if sizes else ():
+            if name in self._shapes:
+                conditions[name] = [np.array(of_one[name], np.float32) for of_one in sizes]
         return Examples(examples.x, conditions)
+
+    def _sizes(self, pictures: Pictures, position: int) -> dict[str, list[float]]:
+        """What a model can be told of the geometry of one picture; see `Family.sizes`."""
+        geometry = pictures.geometry(position)
+        _, height, width = pictures.arrays[position].shape
+        return self._family.sizes(geometry.original, geometry.corner, (height, width))
 
     def _encode_pictures(
         self, pictures: Sequence[np.ndarray] | np.ndarray, ids: Sequence[str]
@@ -282,7 +283,7 @@ class Encoder:
         self, pictures: Sequence[np.ndarray], ids: Sequence[str] | None
     ) -> np.ndarray:
         """The scaled latents of pictures of one shape, [B, channels, height, width] float32."""
-        vae = self._vae(self._loaded)
+        vae = getattr(self._loaded, self._vae_name)
         x = torch.from_numpy(np.stack(pictures)).to(self._device)
         if x.shape[1] == 1 and vae.config.in_channels == 3:
             x = x.expand(-1, 3, -1, -1)
@@ -314,9 +315,8 @@ class Encoder:
         except (torch.OutOfMemoryError, ModelError, MissingPackage):
             raise
         except Exception as error:
-            raise ModelError(
-                f"{self.folder}: the {part} cannot be run ({first_line(error)})"
-            ) from error
+            reason = first_line(error)
+            raise ModelError(f"{self.folder}: the {part} cannot be run ({reason})") from error
 
 
 def make_examples(encoder: Encoder | None, pictures: Pictures) -> Examples:

@@ -84,8 +84,10 @@ def goes_by_rows(store: Store, method: str) -> bool:
     """
     if is_wide(store):
         return True
-    saved = saved_factors(store, method) if is_few(store) else None
-    return is_few(store) and not (saved and factors_fit(store, method, saved))
+    if not is_few(store):
+        return False
+    saved = saved_factors(store, method)
+    return not (saved and factors_fit(store, method, saved))
 
 
 def factors_file(method: str) -> str:

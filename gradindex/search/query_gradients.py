@@ -22,7 +22,7 @@ from gradindex.models.adapter_checkpoints import AdapterCheckpoints
 from gradindex.models.checkpoints import Checkpoints
 from gradindex.models.custom import OneDenoiser
 from gradindex.models.examples import Examples
-from gradindex.models.pipeline import MEAN, Encoder, make_examples
+from gradindex.models.pipeline import MEAN, make_examples
 from gradindex.recipe import CUSTOM, FOLDED, NOISE_VERSION, PROJECTION_VERSION
 from gradindex.search.query import Query
 from gradindex.store.progress import progress as show_progress
@@ -221,9 +221,10 @@ class QueryGradients:
         for encoder in encoders:
             if id(encoder) not in examples_of:
                 examples_of[id(encoder)] = make_examples(encoder, query.pictures)
-                if isinstance(encoder, Encoder):
-                    encoder.say_what_was_cut()
-                if encoder is not None and encoder is not encoders[0]:
+                if encoder is None:
+                    continue
+                encoder.say_what_was_cut()
+                if encoder is not encoders[0]:
                     encoder.release()  # there may be room for one only
         return [examples_of[id(encoder)] for encoder in encoders]
 

@@ -41,17 +41,13 @@ class Ranker:
         self._store, self._device, self._ray = store, device, ray
         self._indexes: dict[str, AnnIndex | None] = {}  # None: the store is scanned
         self._whitenings: dict[str, Whitening] = {}
-        self._by_rows: dict[str, RowWhitening] = {}
+        self._row_whitenings: dict[str, RowWhitening | None] = {}  # None: by factors
         self._lock = RLock()
 
     def whitened(self, method: str, block: np.ndarray, damping: float = DAMPING) -> np.ndarray:
         """(GᵀG/N + λI)⁻¹ q of query blocks [Q, C, T, D] float32."""
-        if goes_by_rows(self._store, method):
-            with self._lock:
-                if method not in self._by_rows:
-                    self._by_rows[method] = RowWhitening(self._store, method, self._device)
-            return self._by_rows[method].whitened(block, damping)
-        return self._whitening(method).whitened(block, damping)
+        by_rows = self._by_rows(method)
+        return (by_rows or self._whitening(method)).whitened(block, damping)
 
     def scores(self, method: str, block: np.ndarray, span: Span | None = None) -> np.ndarray:
         """The exact score of every training picture, float32 [Q, N]."""
@@ -76,7 +72,7 @@ class Ranker:
             {sign: row numbers of each query, ascending}, from FAISS or a scan.
         """
         plain = damping is None
-        has_index = plain or (damping == DAMPING and not goes_by_rows(self._store, method))
+        has_index = plain or (damping == DAMPING and not self._by_rows(method))
         if span is None and has_index:
             name = method if plain else method + WHITENED
             candidates = self._candidates(name, block, k, signs)
@@ -132,6 +128,16 @@ class Ranker:
         if not name.endswith(WHITENED):
             return None
         return self._whitening(name.removesuffix(WHITENED))
+
+    def _by_rows(self, method: str) -> RowWhitening | None:
+        """What whitens queries of a method by its rows themselves; None where factors do."""
+        with self._lock:
+            if method not in self._row_whitenings:
+                by_rows = goes_by_rows(self._store, method)
+                self._row_whitenings[method] = (
+                    RowWhitening(self._store, method, self._device) if by_rows else None
+                )
+            return self._row_whitenings[method]
 
     def _whitening(self, method: str) -> Whitening:
         with self._lock:

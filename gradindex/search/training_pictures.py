@@ -14,6 +14,24 @@ from gradindex.store.records import one_caption
 from gradindex.store.store import Store
 
 
+def open_pictures(store: Store, source: str) -> Dataset:
+    """Return the data set at a path or of a name, with what the store's model is given of it.
+
+    It is opened with the columns and the caption that the build was given, and warns of nothing.
+
+    Raises:
+        CallError, DataError: see `open_dataset`.
+    """
+    data = store.header.data
+    columns = Columns() if data is None else Columns(**data.columns)
+    dataset = open_dataset(source, columns, warn=False)
+    if store.recipe.classes is None:
+        dataset = replace(dataset, labels=None)
+    if store.recipe.captioned:
+        return same_captions(dataset, one_caption(data))
+    return replace(dataset, captions=None)
+
+
 class TrainingPictures:
     """The training pictures of a store, in the order of its rows, opened when first used."""
 
@@ -27,15 +45,9 @@ class TrainingPictures:
         if data is None:
             return None
         try:
-            dataset = open_dataset(data.source, Columns(**data.columns), warn=False)
+            dataset = open_pictures(self._store, data.source)
         except GradindexError:
             return None
-        if self._store.recipe.classes is None:
-            dataset = replace(dataset, labels=None)
-        if self._store.recipe.captioned:
-            dataset = same_captions(dataset, one_caption(data))
-        else:
-            dataset = replace(dataset, captions=None)
         positions = dataset.positions(self._store.sample_ids)
         absent = np.setdiff1d(np.flatnonzero(positions < 0), self._store.excluded)
         if len(absent):
