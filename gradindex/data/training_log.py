@@ -156,7 +156,8 @@ class TrainingLog:
         """Raise CallError unless all timesteps are some that the model's scheduler has."""
         timesteps = self.events["timestep"]
         is_inside = (timesteps >= 0) & (timesteps < num_train_timesteps)
-        is_inside &= np.floor(timesteps) == timesteps
+        with np.errstate(invalid="ignore"):  # of NaN, which is not inside
+            is_inside &= np.floor(timesteps) == timesteps
         outside = timesteps[~is_inside]
         if outside.size:
             difference = f"timestep {outside[0]:g}"
@@ -195,7 +196,7 @@ def training_weights(checkpoints: Sequence[LoggedCheckpoint]) -> list[float]:
     weights = []
     for checkpoint in checkpoints:
         trained = checkpoint.step - step_before.get(checkpoint.step, 0)
-        weights.append(checkpoint.lr * trained / steps[-1])
+        weights.append(checkpoint.lr * trained / max(1, steps[-1]))
     return weights
 
 

@@ -123,7 +123,7 @@ def strange_value(random: Random) -> Any:
         return random.choice((None, True, False))
     if kind == 6:
         return random.choice(([], {}, [[]], [0] * 1000, {"": 0}, [None], {"a": {"b": []}}))
-    return nested(random.choice((2, 50, 400)))
+    return nested(random.choice((2, 50, 100)))
 
 
 def nested(depth: int) -> Any:

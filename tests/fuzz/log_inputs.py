@@ -201,7 +201,8 @@ def csv_table(folder: Path) -> Case:
 
 def _is_as_csv(log: TrainingLog, content: bytes) -> bool:
     """Whether a log has the events that Python's csv module reads."""
-    lines = io.StringIO(content.decode("utf-8-sig"), newline="")
+    # Columns that a log has not may hold anything.
+    lines = io.StringIO(content.decode("utf-8-sig", "surrogateescape"), newline="")
     rows = [row for row in csv.reader(lines) if row]
     headings, *rows = rows
     events = []

@@ -70,8 +70,30 @@ def test_an_input_that_hangs_is_killed_and_counted(
     monkeypatch.setattr(fuzz, "KINDS", {"hanging": hanging})
     monkeypatch.setattr(fuzz, "SECONDS", 0.2)
     monkeypatch.setattr(fuzz, "GRACE_SECONDS", 0.0)
-    (row,) = fuzz.fuzz(tmp_path, 1)
-    assert row["what"] == ["seed 0: no answer for 0.2 seconds"]
+    (row,) = fuzz.fuzz(tmp_path, 2)
+    assert row["what"] == [f"seed {seed}: no answer for 20 seconds" for seed in range(2)]
+
+
+def late_once(folder: Path) -> Case:
+    """Return a case that gives no answer in time the first time that it is asked."""
+    asked = folder.parent / "asked"
+
+    def case(random: Random) -> bool:
+        if not asked.exists():
+            asked.touch()
+            raise TooLong("as on a machine that stood still")
+        return True
+
+    return case
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_an_input_that_is_late_once_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fuzz, "KINDS", {"late once": late_once})
+    (row,) = fuzz.fuzz(tmp_path, 2)
+    assert (row["true answers"], row["failures"]) == (2, 0)
 
 
 def test_too_much_memory_and_time_are_found() -> None:

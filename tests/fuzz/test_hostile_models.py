@@ -55,6 +55,7 @@ def refusal(model: HostileModel, name: str, content: bytes) -> str:
         ("downsample_padding", "a", "a whole number, 0 to 8"),
         ("downsample_padding", [1], "a whole number, 0 to 8"),
         ("downsample_padding", None, "a whole number, 0 to 8"),
+        ("downsample_padding", 0.0, "a whole number, 0 to 8"),
         ("downsample_padding", 10**6, "a whole number, 0 to 8"),
         ("norm_eps", [], "a value such as 1e-05"),
         ("norm_eps", None, "a value such as 1e-05"),

@@ -52,12 +52,15 @@ class Command:
         after: the index that it makes when nobody disturbs it.
         verb: "build", "index" or "remove".
         options: what follows the index's folder on the command line.
+        after_anew: of a growth, what it makes when it makes whitening factors anew, as after a kill
+            while it wrote them, rather than extend them.
     """
 
     before: Path | None
     after: Path
     verb: str
     options: tuple[str, ...] = ()
+    after_anew: Path | None = None
 
     @property
     def data(self) -> Path:

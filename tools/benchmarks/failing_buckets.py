@@ -10,7 +10,7 @@ import numpy as np
 from command_processes import Command, Prepare, exit_status, tells_reason
 from digit_indexes import SEED, Setting
 from faulty_bucket import FAULTS, FaultyBucket, Trouble, use_bucket
-from index_files import differences
+from index_files import differences_from_undisturbed
 
 from gradindex.builder.verify import damages
 
@@ -106,7 +106,7 @@ def _finish(
     if exit_status(command.words(bucket.url(INDEX)), stderr, prepare):
         return [f"run again it fails: {stderr.read_text()}"]
     folder = _download(setting, bucket)
-    return [*differences(folder, command.after), *damages(folder)]
+    return [*differences_from_undisturbed(folder, command), *damages(folder)]
 
 
 def _download(setting: Setting, bucket: FaultyBucket) -> Path:

@@ -70,7 +70,7 @@ def full_disk(setting: Setting, command: Command, random: Random) -> Failed:
         if command.before:
             growth -= bytes_on_disk(command.before)
         space = int(random.uniform(0, max(growth, PAGE_BYTES))) // PAGE_BYTES * PAGE_BYTES
-        remount(disk, f"size={used + space}")
+        remount(disk, f"size={max(used + space, PAGE_BYTES)}")  # 0 would be no limit
         status = exit_status(command.words(folder), setting.folder / "failed")
         wrong = setting.check_stopped(folder, command)
         remount(disk, "size=64m")

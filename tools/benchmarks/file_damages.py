@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from command_processes import exit_status, require_done
+from command_processes import exit_status
 from digit_indexes import SEED, Answers, Setting, are_alike, rank_alike
 from index_files import differences, file_names
 
@@ -92,7 +92,7 @@ def find_sibling(folder: Path, name: str, random: Random) -> str:
 
 
 def damage(setting: Setting, count: int) -> list[dict[str, Any]]:
-    """Damage so many files, each of a fresh copy of the finished index, see `make_factors_anew`.
+    """Damage so many files, each of a fresh copy of the finished index, see `_make_whole`.
 
     Returns:
         A row for each kind of damage, which counts, and says what was wrong.
@@ -101,7 +101,7 @@ def damage(setting: Setting, count: int) -> list[dict[str, Any]]:
     folder = setting.folder / "place"
     counts = {kind: Counter(dict.fromkeys(COUNTS, 0)) for kind in DAMAGES}
     wrong: dict[str, list[str]] = {kind: [] for kind in DAMAGES}
-    whole = make_factors_anew(setting)
+    whole = _make_whole(setting)
     truth = setting.answers(whole)
     names = file_names(whole)
     remaining: list[str] = []
@@ -126,21 +126,14 @@ def damage(setting: Setting, count: int) -> list[dict[str, Any]]:
     ]
 
 
-def make_factors_anew(setting: Setting) -> Path:
-    """Return a copy of the finished index whose whitening factors were made in one pass.
-
-    Growth extends factors by the rows that are new. Made anew they are the same up to rounding
-    only, and a mended index would not be, byte for byte, the one that was damaged.
+def _make_whole(setting: Setting) -> Path:
+    """The finished index with whitening factors that were made in one pass, as a mend makes them.
 
     Raises:
         RuntimeError: it does not answer as the finished index.
     """
-    whole = setting.folder / "factors-anew"
-    shutil.rmtree(whole, ignore_errors=True)
-    shutil.copytree(setting.whole, whole)
-    for factor in whole.glob("whiten/*.f32"):
-        factor.unlink()
-    require_done(setting.mend.words(whole), setting.folder / "stderr")
+    whole = setting.folder / "whole-anew"
+    setting.make_factors_anew(setting.whole, whole)
     if not are_alike(setting.answers(whole), setting.truth[setting.whole]):
         raise RuntimeError(f"{whole}: factors that are made anew give other answers")
     return whole

@@ -8,6 +8,7 @@ from command_processes import SHARD_ROWS, Command, Prepare, exit_status
 
 from gradindex.builder.verify import damages
 from gradindex.errors import CallError
+from gradindex.search.scoring import METHODS
 from gradindex.store.manifest import Shard, unseal
 from gradindex.store.shard_files import shard_file_names
 from gradindex.store.store import Store
@@ -63,7 +64,7 @@ def finish_and_compare(
         for shard in full
         if _stamps(folder, shard) != stamps[shard.name]
     ]
-    return wrong + differences(folder, command.after) + list(damages(folder))
+    return wrong + differences_from_undisturbed(folder, command) + list(damages(folder))
 
 
 def _stamps(folder: Path, shard: Shard) -> list[tuple[int, int]]:
@@ -86,6 +87,35 @@ def differences(folder: Path, other: Path) -> list[str]:
         if _content(folder / name) != _content(other / name):
             lines.append(f"{name} differs")
     return lines
+
+
+def differences_from_undisturbed(folder: Path, command: Command) -> list[str]:
+    """Return in which files an index differs from what a command makes undisturbed."""
+    return differences_from_either(folder, command.after, command.after_anew)
+
+
+def differences_from_either(folder: Path, extended: Path, anew: Path | None) -> list[str]:
+    """Return in which files an index differs from the one that a growth makes.
+
+    A method's whitening factors, and what is made of them, are those of either of two indexes.
+
+    Args:
+        extended: where the growth extended the factors.
+        anew: where it made them anew; None where it has none to extend.
+    """
+    lines = differences(folder, extended)
+    if anew is None or not lines:
+        return lines
+    lines_anew = differences(folder, anew)
+    for method in METHODS:
+        if not any(_is_whitened(line, method) for line in lines_anew):
+            lines = [line for line in lines if not _is_whitened(line, method)]
+    return lines
+
+
+def _is_whitened(name: str, method: str) -> bool:
+    """Whether a file, or a line about it, is of a method's whitening factors or made of them."""
+    return name.startswith((f"whiten/{method}", f"faiss/{method}-whitened"))
 
 
 def _finished_names(folder: Path) -> set[str]:

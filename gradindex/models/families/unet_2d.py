@@ -56,7 +56,7 @@ class UNet2D(Family):
         is_allowed = isinstance(widths, (list, tuple)) and all(map(is_count, widths))
         require_argument(is_allowed, file, "block_out_channels", widths, "a list of whole numbers")
         padding = arguments.get("downsample_padding")
-        is_allowed = padding == 0 or is_count(padding, LARGEST_PADDING)
+        is_allowed = isinstance(padding, int) and 0 <= padding <= LARGEST_PADDING
         allowed = f"a whole number, 0 to {LARGEST_PADDING}"
         require_argument(is_allowed, file, "downsample_padding", padding, allowed)
         require_size(arguments, file)
