@@ -32,6 +32,7 @@ from gradindex.models.custom import OneDenoiser
 from gradindex.models.denoiser import Denoiser
 from gradindex.models.trainer_notes import TrainerNotes, loss_differences
 from gradindex.recipe import FOLDED, LOSS, Recipe
+from gradindex.store.memory import give_back_freed_memory
 from gradindex.store.records import CheckpointPath, DataSource
 from gradindex.store.store import SHARD_ROWS
 
@@ -241,6 +242,9 @@ def find_high_rank(denoiser: Denoiser, job: BuildJob, batch_size: int) -> tuple[
     spaced = np.linspace(0, len(job.dataset) - 1, HIGH_RANK_PICTURES)
     tried = sorted({int(row) for row in spaced})
     rows, examples, _ = job.examples(tried, denoiser.encoder)
+    if denoiser.encoder is not None:
+        denoiser.encoder.release()  # not to be in memory beside the gradients
+        give_back_freed_memory()
     if not rows:
         raise job.none_readable(tried)
     return choose_high_rank(denoiser, job.recipe, examples, job.ids(rows), batch_size)

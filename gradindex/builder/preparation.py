@@ -14,6 +14,7 @@ from gradindex.builder.job import BuildJob
 from gradindex.models.checkpoints import Checkpoints
 from gradindex.models.examples import Examples, from_bytes, to_bytes
 from gradindex.store.location import Location
+from gradindex.store.memory import give_back_freed_memory
 from gradindex.store.progress import progress
 
 FOLDER = "prepared"
@@ -58,6 +59,7 @@ class Preparation:
         if not missing:
             return
         self._denoisers.release()  # there may be room for the encoders only
+        give_back_freed_memory()
         pictures = sum(len(rows) for _, rows in missing.values())
         last = None
         with progress(title="encoding", total=pictures, unit="picture") as bar:
@@ -70,6 +72,7 @@ class Preparation:
         for encoder in {id(encoder): encoder for encoder, _ in missing.values()}.values():
             encoder.say_what_was_cut()
             encoder.release()
+        give_back_freed_memory()
 
     def read(
         self, checkpoints: range, rows: list[int]

@@ -1,5 +1,6 @@
 """The adapters that one training run saved, all in one base model."""
 
+import gc
 from collections.abc import Mapping
 from typing import Any
 
@@ -105,3 +106,4 @@ class AdapterCheckpoints(Checkpoints):
         """Let the model go."""
         self._base, self._put_in = None, None
         self._denoisers.clear()
+        gc.collect()  # errors that imports caught may refer to it

@@ -1,5 +1,6 @@
 """The checkpoints of one training run."""
 
+import gc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -65,8 +66,8 @@ class Checkpoints:
 
     def __getitem__(self, number: int) -> Denoiser:
         if self._loaded is None or self._loaded[0] != number:
-            # Let the one in memory go before the next comes: there may be room for one only.
-            self._loaded = None
+            # The one in memory goes before the next comes: there may be room for one only.
+            self.release()
             denoiser = self._load(self._paths[number], model=self._model)
             if self._encoder is None:
                 self._encoder = denoiser.encoder
@@ -100,7 +101,9 @@ class Checkpoints:
 
     def release(self) -> None:
         """Let the checkpoint in memory go."""
-        self._loaded = None
+        if self._loaded is not None:
+            self._loaded = None
+            gc.collect()  # errors that imports caught may refer to it
 
     def recipe_fields(self, stored_config: str | None = None) -> dict[str, Any]:
         """Return the fields of a `Recipe` that models and scheduler decide, as keyword arguments.

@@ -4,6 +4,7 @@ They are loaded at first use, and `release` lets them go: a build needs them bef
 beside it.
 """
 
+import gc
 import hashlib
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -135,10 +136,8 @@ class Encoder:
         for name in ("encoder_block_out_channels", "block_out_channels", "dim_mult"):
             if isinstance(config.get(name), list):
                 return int(2 ** (len(config[name]) - 1))
-        raise ModelError(
-            f"{self.folder / self._vae_name}: a VAE of class {config.get('_class_name')!r} is not"
-            " known"
-        )
+        kind = config.get("_class_name")
+        raise ModelError(f"{self.folder / self._vae_name}: a VAE of class {kind!r} is not known")
 
     @cached_property
     def digest(self) -> str:
@@ -183,6 +182,7 @@ class Encoder:
     def release(self) -> None:
         """Let VAE and text encoders go out of memory."""
         self._pipeline = None
+        gc.collect()  # errors that imports caught may refer to it
 
     def say_what_was_cut(self) -> None:
         """Log how many captions were longer than the model takes; see `CaptionEncoder`."""
@@ -240,9 +240,8 @@ class Encoder:
             ModelError: VAE or text encoders cannot be run, or are another model's.
         """
         arrays = pictures.arrays
-        examples = Examples.of_pictures(
-            self._encode_pictures(arrays, pictures.ids), pictures.labels
-        )
+        latents = self._encode_pictures(arrays, pictures.ids)
+        examples = Examples.of_pictures(latents, pictures.labels)
         conditions = dict(examples.conditions)
         if self._blank_name is not None:
             conditions[self._blank_name] = [self._blank(array.shape) for array in arrays]

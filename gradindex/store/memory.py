@@ -38,3 +38,12 @@ def keep_freed_memory() -> None:
         return
     mallopt(M_MMAP_THRESHOLD, 2**30)  # smaller blocks come from the heap
     mallopt(M_TRIM_THRESHOLD, 2**31 - 1)  # the heap's end is not given back
+
+
+def give_back_freed_memory() -> None:
+    """Give freed memory back to the system all the same: what comes next is of another kind.
+
+    Only glibc can be told.
+    """
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -247,3 +247,23 @@ def test_shards_and_their_index(tmp_path: Path) -> None:
     index = folder / "transformer" / "diffusion_pytorch_model.safetensors.index.json"
     assert len(set(json.loads(index.read_text())["weight_map"].values())) > 2
     assert_same(load_denoiser(folder, resolution=SIZE).model.state_dict(), before)
+
+
+RELEASE = """
+import gc, sys, weakref
+from gradindex.models.checkpoints import Checkpoints
+
+gc.disable()
+run = Checkpoints([sys.argv[1]], sys.argv[1], None, "cpu", "float32")
+model = weakref.ref(run[0].model)
+run.release()
+print(model() is None)
+"""
+
+
+def test_a_released_model_is_gone(tmp_path: Path) -> None:
+    """The first of a process, too, to which errors that imports caught refer by their frames."""
+    folder = tiny_pipelines.stable_diffusion(tmp_path / "sd")
+    command = [sys.executable, "-c", RELEASE, str(folder)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["True"]
