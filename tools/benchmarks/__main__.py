@@ -26,6 +26,8 @@ BENCHMARKS = (
     "lds",
     "whiten",
     "coverage",
+    "lora",
+    "emoji",
     "gpu",
 )
 

@@ -15,6 +15,8 @@ from gradindex.gradients.capture import Capture
 from gradindex.gradients.high_rank import VARIANCE_PRICE
 from gradindex.gradients.projection import CountSketch, Energies
 
+LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # as diffusers' scripts train them
+
 
 class Kind(NamedTuple):
     """How a model is made, and how large a batch of it is in each precision."""
@@ -124,17 +126,23 @@ def _pixels(config: dict[str, Any], tiny: dict[str, Any]) -> Callable[[bool], Ca
 
 def _stable_diffusion(small: bool) -> Case:
     """SD 1.5's UNet with LoRA of rank 16 on its attention, the text of 77 tokens."""
-    width, size = (16, 16) if small else (768, 64)
-    model = UNet2DConditionModel(
-        sample_size=size,
-        cross_attention_dim=width,
-        block_out_channels=(32, 32, 32, 32) if small else (320, 640, 1280, 1280),
-        layers_per_block=1 if small else 2,
-    ).requires_grad_(False)
-    targets = ["to_q", "to_k", "to_v", "to_out.0"]
-    model.add_adapter(
-        LoraConfig(r=16, lora_alpha=16, target_modules=targets, init_lora_weights=False),
-    )
+    if small:
+        return lora_case(16, 16, block_out_channels=(32, 32, 32, 32), layers_per_block=1)
+    return lora_case(64, 768, block_out_channels=(320, 640, 1280, 1280), layers_per_block=2)
+
+
+def lora_case(size: int, width: int, **config: Any) -> Case:
+    """Return a UNet of Stable Diffusion 1 with a LoRA of rank 16 on its attention.
+
+    Args:
+        size: of its latents, 4 × size × size.
+        width: of the 77 tokens of text.
+        config: what else a UNet2DConditionModel is made of.
+    """
+    model = UNet2DConditionModel(sample_size=size, cross_attention_dim=width, **config)
+    model.requires_grad_(False)
+    lora = LoraConfig(r=16, lora_alpha=16, target_modules=LORA_TARGETS, init_lora_weights=False)
+    model.add_adapter(lora)
     return Case(
         model,
         (4, size, size),
