@@ -128,5 +128,4 @@ class Preparation:
 
 def drop_prepared(location: Location) -> None:
     """Delete what was encoded for a build that is finished."""
-    for name in location.names(FOLDER):
-        location.discard(f"{FOLDER}/{name}")
+    location.discard_folder(FOLDER)

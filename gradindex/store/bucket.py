@@ -112,6 +112,10 @@ class Bucket:
         with suppress(FileNotFoundError):
             self._call("rm_file", self._key(name))
 
+    def discard_folder(self, folder: str) -> None:
+        for name in self.names(folder):
+            self.discard(f"{folder}/{name}")
+
     def sizes(self, names: Sequence[str]) -> dict[str, int]:
         if len(names) <= FEW:
             return self._sizes_one_by_one(names)

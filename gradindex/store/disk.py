@@ -182,6 +182,10 @@ class Disk:
         """Delete a file, if it is there."""
         (self.path / name).unlink(missing_ok=True)
 
+    def discard_folder(self, folder: str) -> None:
+        """Delete a folder and the files in it, if it is there."""
+        shutil.rmtree(self.path / folder, ignore_errors=True)
+
     def sizes(self, names: Sequence[str]) -> dict[str, int]:
         """The bytes of those files that are there, by name."""
         sizes = {}

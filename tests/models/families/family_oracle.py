@@ -96,6 +96,7 @@ def check_scores(
         device="cpu",
         **{"timesteps": 2, "resolution": SIDE, **options},
     )
+    assert not (folder / "index" / "prepared").exists()  # what only an unfinished build needs
     timesteps = index.store.recipe.timesteps
     model.requires_grad_(True)
     training = rows(model, loss, files, words, timesteps, latent)
