@@ -13,7 +13,8 @@ from gradindex.errors import CallError, DataError
 from gradindex.gradients.events import Events, grid_events, recorded_events
 from gradindex.models.examples import Examples, Pictures
 from gradindex.models.pipeline import Encoder, make_examples
-from gradindex.recipe import FOLDED, Recipe
+from gradindex.models.processes import Process
+from gradindex.recipe import FLOW, FOLDED, Recipe
 from gradindex.store.manifest import Shard
 
 CHANNELS = (1, 3)  # that pictures can have: grey, colour
@@ -28,14 +29,14 @@ class EventChoice:
         steps: how many training steps were done when each of the C checkpoints was saved.
         count: how many of a picture's last events before each checkpoint.
         missing: what a picture with fewer events gets, see `TrainingLog.replay`.
-        num_train_timesteps: of the model's scheduler.
+        process: of the model.
     """
 
     log: TrainingLog
     steps: Sequence[int]
     count: int
     missing: str
-    num_train_timesteps: int
+    process: Process
 
     def events(self, sample_ids: Sequence[str]) -> np.ndarray:
         """Return the events of the pictures with these N ids, EVENT [C, N, count].
@@ -44,7 +45,12 @@ class EventChoice:
             CallError: the log does not fit the pictures, see `TrainingLog.replay`.
         """
         return self.log.replay(
-            sample_ids, self.steps, self.count, self.missing, self.num_train_timesteps
+            sample_ids,
+            self.steps,
+            self.count,
+            self.missing,
+            self.process.num_train_timesteps,
+            self.process.grid if self.process.prediction_type == FLOW else None,
         )
 
 

@@ -124,9 +124,7 @@ def make_plan(options: BuildOptions, device: str, processes: int = 1) -> Plan:
     event_choice = None
     if log is not None:
         steps = [checkpoint.step for checkpoint in checkpoints]
-        event_choice = EventChoice(
-            log, steps, options.events, options.missing, first.num_train_timesteps
-        )
+        event_choice = EventChoice(log, steps, options.events, options.missing, first.process)
     # What does not fit is an error before anything is written: pictures, a log, a layer without a
     # rule.
     job = BuildJob.of(dataset, recipe, event_choice, options.skip_bad)

@@ -35,7 +35,8 @@ if TYPE_CHECKING:  # it imports NumPy and zarr, which take long
     multiple=True,
     callback=to_checkpoints,
     metavar="PATH[=WEIGHT]",
-    help="Where the weights are, for several checkpoints; weight 1/C when not given, or the"
+    help="Where the weights are, for several checkpoints or a file in the original layout (as of"
+    " A1111, ComfyUI, kohya); weight 1/C when not given, or the"
     " training log's.",
 )
 @click.option(

@@ -42,7 +42,7 @@ class FormatRecord(msgspec.Struct, frozen=True):
     format: int
 
 
-class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
+class SessionRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a recorder notes when it opens a file.
 
     Attributes:
@@ -50,6 +50,8 @@ class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
         noise_version: of `gradindex.noise`; None in the oldest logs, whose noise is version 1.
         seed: of timesteps and noise.
         num_train_timesteps: of the noise scheduler.
+        grid: SHA-256 of the scheduler's timesteps where they are of flow matching, no whole
+            numbers; None where they are 0 … `num_train_timesteps` − 1.
         world: number of ranks, or None where it is not known.
         time: seconds since 1970.
     """
@@ -58,6 +60,7 @@ class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
     noise_version: Count | None = None
     seed: int
     num_train_timesteps: Count
+    grid: str | None = None
     world: Count | None
     time: float
 

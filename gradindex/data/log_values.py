@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
+import numpy as np
+
 from gradindex.errors import CallError
 
 
@@ -64,6 +66,57 @@ def whole_number(step: Any) -> int:
         return operator.index(step)
     except TypeError as error:
         raise CallError(f"step = {step!r}: give a whole number") from error
+
+
+def flow_grid(timesteps: Any, count: int) -> np.ndarray:
+    """Return the timesteps of a flow matching scheduler, [count] float32, in its order.
+
+    Raises:
+        CallError: they are not as many, or not above 0 and up to `count`.
+
+    >>> flow_grid([4, 3.6, 3, 2], count=4).tolist()
+    [4.0, 3.5999999046325684, 3.0, 2.0]
+    """
+    grid = np.array(to_python(timesteps), "<f4")
+    if grid.shape != (count,) or not is_inside(grid, count, is_flow=True).all():
+        raise CallError(
+            f"timesteps of shape {grid.shape}: give those of a flow matching scheduler as it was"
+            f" made, before set_timesteps: {count} numbers above 0, up to {count}"
+        )
+    return grid
+
+
+def checked_timesteps(timesteps: Any, count: int, *, is_flow: bool) -> np.ndarray:
+    """Return what a sampler drew, [B] float32.
+
+    Args:
+        timesteps: B numbers: whole ones, 0 to `count` − 1, or of flow matching: any above 0, up to
+            `count`.
+        count: the scheduler's number of timesteps.
+
+    Raises:
+        CallError: one is none of these.
+    """
+    drawn = np.array(to_python(timesteps), "<f4")
+    odd = drawn[~is_inside(drawn, count, is_flow=is_flow)]
+    if odd.size and is_flow:
+        raise CallError(
+            f"timestep {odd.flat[0]:g}: the recorder was made for numbers above 0, up to {count}"
+        )
+    if odd.size:
+        raise CallError(
+            f"timestep {odd.flat[0]:g}: the recorder was made for 0 to {count - 1}, whole; for flow"
+            " matching make it with timesteps=scheduler.timesteps"
+        )
+    return drawn
+
+
+def is_inside(timesteps: np.ndarray, count: int, *, is_flow: bool) -> np.ndarray:
+    """Return whether a scheduler has each of some timesteps, bool of their shape; NaN is none."""
+    if is_flow:
+        return (timesteps > 0) & (timesteps <= count)
+    with np.errstate(invalid="ignore"):
+        return (timesteps >= 0) & (timesteps < count) & (np.floor(timesteps) == timesteps)
 
 
 def checked_seed(seed: int) -> int:

@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from gradindex.data.file_lock import lock
 from gradindex.data.log_file import pack_record
@@ -33,7 +34,7 @@ class LogWriter:
         BlockingIOError: another recorder has locked the file. OSError: it cannot be opened.
     """
 
-    def __init__(self, file: Path, settings: Mapping[str, int]) -> None:
+    def __init__(self, file: Path, settings: Mapping[str, Any]) -> None:
         self.settings = settings
         self._key = os.getpid(), file.resolve()
         self._folder = file.parent

@@ -10,6 +10,7 @@ import os
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Self
 
@@ -36,8 +37,9 @@ from gradindex.data.log_file import (
 from gradindex.data.log_values import (
     checked_ids,
     checked_seed,
+    checked_timesteps,
+    flow_grid,
     relative_path,
-    to_python,
     whole_number,
 )
 from gradindex.data.log_writer import LogWriter, open_writer
@@ -59,6 +61,8 @@ class TrainingRecorder:
     Args:
         path: the log's folder; each rank of a data-parallel run appends to a file of its own.
         seed: of timesteps and noise. num_train_timesteps: of the noise scheduler.
+        timesteps: of a flow matching scheduler, `scheduler.timesteps` before any `set_timesteps`;
+            None for a scheduler with the whole timesteps 0 … `num_train_timesteps` − 1.
         rank: of this process; by default torch.distributed's, or the environment's RANK, or 0.
 
     Raises:
@@ -81,12 +85,14 @@ class TrainingRecorder:
         *,
         seed: int = 0,
         num_train_timesteps: int = 1000,
+        timesteps: Any = None,
         rank: int | None = None,
     ) -> None:
         require_positive(num_train_timesteps=num_train_timesteps)
         self.path = Path(path)
         self.seed = checked_seed(seed)
         self.num_train_timesteps = num_train_timesteps
+        self._grid = None if timesteps is None else flow_grid(timesteps, num_train_timesteps)
         self.rank: int
         self.world: int | None
         self.rank, self.world = _rank_and_world() if rank is None else (rank, None)
@@ -109,8 +115,9 @@ class TrainingRecorder:
             step: the number of steps done before this one.
 
         Returns:
-            Timesteps [B] int64, uniform below `num_train_timesteps`, and Gaussian noise
-            [B, channels, height, width] float32, on `device`.
+            Timesteps [B], and Gaussian noise [B, channels, height, width] float32, on `device`.
+            Timesteps are int64, uniform below `num_train_timesteps`; of flow matching float32,
+            uniform among those of the scheduler.
 
         Raises:
             CallError: steps go backwards, or the shape does not fit.
@@ -127,17 +134,15 @@ class TrainingRecorder:
         if not ids:
             raise CallError("sample_ids: give at least one")
         self._require_step(step)
-        timesteps = [
-            random_timestep(self.seed, name, step, below=self.num_train_timesteps) for name in ids
-        ]
-        epsilon = np.stack(
-            [
-                noise(self.seed, name, t, step, picture_shape)
-                for name, t in zip(ids, timesteps, strict=True)
-            ]
-        )
-        self._log(ids, np.array(timesteps, "<f4"), step, self.seed)
-        return torch.tensor(timesteps, device=device), torch.from_numpy(epsilon).to(device)
+        below = self.num_train_timesteps
+        drawn = [random_timestep(self.seed, name, step, below=below) for name in ids]
+        timesteps = np.array(drawn, np.int64)
+        if self._grid is not None:
+            timesteps = self._grid[timesteps]
+        pairs = zip(ids, timesteps.tolist(), strict=True)
+        epsilon = np.stack([noise(self.seed, name, t, step, picture_shape) for name, t in pairs])
+        self._log(ids, timesteps.astype("<f4"), step, self.seed)
+        return torch.from_numpy(timesteps).to(device), torch.from_numpy(epsilon).to(device)
 
     def log(
         self, sample_ids: Sequence[Any], timesteps: Any, step: int, noise_seed: int | None = None
@@ -146,7 +151,8 @@ class TrainingRecorder:
 
         Args:
             sample_ids: B ids, as for `draw`.
-            timesteps: B numbers, 0 to `num_train_timesteps` − 1.
+            timesteps: B whole numbers, 0 to `num_train_timesteps` − 1; of flow matching any
+                numbers above 0, up to `num_train_timesteps`.
             step: the number of steps done before this one.
             noise_seed: when the noise is `gradindex.noise(noise_seed, id, timestep, step, shape)`,
                 so that it can be made again; None for noise that cannot.
@@ -156,18 +162,12 @@ class TrainingRecorder:
             StoreError: the disk does not take the log.
         """
         ids = checked_ids(sample_ids)
-        drawn = np.array(to_python(timesteps), "<f4")
+        is_flow = self._grid is not None
+        drawn = checked_timesteps(timesteps, self.num_train_timesteps, is_flow=is_flow)
         step = whole_number(step)
         if drawn.shape != (len(ids),):
             raise CallError(
                 f"timesteps of shape {drawn.shape}: give one for each of {len(ids)} ids"
-            )
-        is_inside = (drawn >= 0) & (drawn < self.num_train_timesteps)  # False for NaN
-        outside = drawn[~is_inside]
-        if outside.size:
-            raise CallError(
-                f"timestep {outside[0]:g}: the recorder was made for 0 to"
-                f" {self.num_train_timesteps - 1}"
             )
         if not ids:
             return
@@ -281,13 +281,14 @@ class TrainingRecorder:
                 self._require_settings(file, unpack_object(file, record.content))
         return last_step, end
 
-    def _settings(self) -> dict[str, int]:
+    def _settings(self) -> dict[str, Any]:
         """Return the fields of a session that are the same in all sessions of a log."""
         return {
             "format": FORMAT,
             "noise_version": NOISE_VERSION,
             "seed": self.seed,
             "num_train_timesteps": self.num_train_timesteps,
+            "grid": None if self._grid is None else sha256(self._grid.tobytes()).hexdigest(),
         }
 
     def _require_settings(self, file: Path, earlier: Mapping[str, Any]) -> None:

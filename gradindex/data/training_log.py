@@ -4,7 +4,7 @@
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from gradindex.data.log_events import EVENT, LoggedCheckpoint
 from gradindex.data.log_file import UNKNOWN
 from gradindex.data.log_folder import read_folder
 from gradindex.data.log_table import read_table
+from gradindex.data.log_values import is_inside
 from gradindex.errors import CallError
 from gradindex.recipe import grid
 
@@ -122,6 +123,7 @@ class TrainingLog:
         count: int,
         missing: str,
         num_train_timesteps: int,
+        flow_grid: Callable[[int], Sequence[float]] | None = None,
     ) -> np.ndarray:
         """Return the events at which every picture's rows are taken, EVENT [C, N, count].
 
@@ -134,12 +136,14 @@ class TrainingLog:
             missing: what a picture with fewer events gets: "error", "skip" (it is left out), or
                 "grid" (evenly spaced timesteps in place of those it lacks, with noise of its own).
             num_train_timesteps: of the model's scheduler.
+            flow_grid: of a model of flow matching: n → n timesteps, evenly spread over training;
+                None for a model with whole timesteps.
 
         Raises:
             CallError: events are missing, the log is of other pictures, or of another scheduler.
         """
         self.require_pictures(sample_ids, missing)
-        self._require_scheduler(num_train_timesteps)
+        self._require_scheduler(num_train_timesteps, is_flow=flow_grid is not None)
         events = np.stack([self.last_events(sample_ids, step, count) for step in steps])
         lacking = np.isnan(events["timestep"])
         incomplete = np.flatnonzero(lacking.any((0, 2)))  # rows of pictures that lack an event
@@ -147,27 +151,26 @@ class TrainingLog:
         if incomplete.size and (missing == "error" or leaves_none):
             raise self._too_few_events([sample_ids[row] for row in incomplete.tolist()], count)
         if missing == "grid":
-            _fill_with_grid(events, lacking, num_train_timesteps)
+            _fill_with_grid(events, lacking, flow_grid or (lambda n: grid(n, num_train_timesteps)))
         else:
             events[:, incomplete] = NO_EVENT
         return events
 
-    def _require_scheduler(self, num_train_timesteps: int) -> None:
+    def _require_scheduler(self, num_train_timesteps: int, *, is_flow: bool) -> None:
         """Raise CallError unless all timesteps are some that the model's scheduler has."""
         timesteps = self.events["timestep"]
-        is_inside = (timesteps >= 0) & (timesteps < num_train_timesteps)
-        with np.errstate(invalid="ignore"):  # of NaN, which is not inside
-            is_inside &= np.floor(timesteps) == timesteps
-        outside = timesteps[~is_inside]
+        outside = timesteps[~is_inside(timesteps, num_train_timesteps, is_flow=is_flow)]
         if outside.size:
             difference = f"timestep {outside[0]:g}"
         elif self.num_train_timesteps not in (None, num_train_timesteps):
             difference = f"{self.num_train_timesteps} timesteps"
         else:
             return
+        allowed = f"whole ones, 0 to {num_train_timesteps - 1}"
+        if is_flow:
+            allowed = f"those above 0, up to {num_train_timesteps} (flow matching)"
         raise CallError(
-            f"log {self.source}: of another scheduler: {difference},"
-            f" the model's has 0 to {num_train_timesteps - 1}"
+            f"log {self.source}: of another scheduler: {difference}, the model's has {allowed}"
         )
 
     def _too_few_events(self, sample_ids: Sequence[str], count: int) -> CallError:
@@ -240,13 +243,16 @@ def _checkpoints_by_name(paths: Sequence[Path]) -> dict[Path, LoggedCheckpoint]:
     return checkpoints
 
 
-def _fill_with_grid(events: np.ndarray, lacking: np.ndarray, num_train_timesteps: int) -> None:
+def _fill_with_grid(
+    events: np.ndarray, lacking: np.ndarray, make_grid: Callable[[int], Sequence[float]]
+) -> None:
     """Write evenly spaced timesteps in place of the events that a picture lacks.
 
     Args:
         events: EVENT [C, N, count]. lacking: where there is no event, [C, N, count] bool.
+        make_grid: n → n timesteps.
     """
     for c, row in zip(*np.nonzero(lacking.any(2)), strict=True):
         absent = np.flatnonzero(lacking[c, row])
-        timesteps = grid(len(absent), num_train_timesteps)
+        timesteps = make_grid(len(absent))
         events[c, row, absent] = [(timestep, UNKNOWN, 0) for timestep in timesteps]

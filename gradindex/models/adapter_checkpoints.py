@@ -56,7 +56,6 @@ class AdapterCheckpoints(Checkpoints):
         self._base: Denoiser | None = None
         self._put_in: int | None = None
         self._denoisers: dict[int, Denoiser] = {}
-        self._encoders: dict[int, Encoder | None] = {}
 
     def __getitem__(self, number: int) -> Denoiser:
         if self._base is None:
@@ -90,17 +89,6 @@ class AdapterCheckpoints(Checkpoints):
         """The encoder of an adapter: that of the first one, unless text encoders are changed."""
         first = next(iter(self._encoders.values()), None)
         return None if first is None else first.with_adapter(adapter)
-
-    @property
-    def encoder(self) -> Encoder | None:
-        """What makes latents and conditions at the first adapter."""
-        return self.encoder_of(0)
-
-    def encoder_of(self, number: int) -> Encoder | None:
-        """Return what makes latents and conditions at an adapter: it may change text encoders."""
-        if number not in self._encoders:
-            _ = self[number]
-        return self._encoders[number]
 
     def release(self) -> None:
         """Let the model go."""

@@ -17,7 +17,7 @@ from gradindex.errors import CallError, ModelError, first_line
 from gradindex.models.folder import files_digest, find_model_folder, read_json
 from gradindex.models.refusals import require_path
 from gradindex.models.trainer_notes import TrainerNotes, read_trainer_notes
-from gradindex.models.weights import listed, read_weights
+from gradindex.models.weights import listed, read_header, read_weights
 
 DENOISER = "denoiser"  # the part of an adapter that changes the model itself
 PEFT_CONFIG = "adapter_config.json"
@@ -160,7 +160,7 @@ def read_adapter(path: str | Path) -> Adapter:
         return _read_peft(path)
     file = path if path.is_file() else _adapter_file(path)
     weights = read_weights([file])
-    metadata = _header(file)
+    metadata = read_header(file)
     _require_finite(weights, file)
     parts = _lora_parts(weights, metadata, file)
     if DENOISER not in parts:
@@ -289,16 +289,6 @@ def _of_prefix(settings: Mapping[str, Any], prefix: str) -> dict[str, Any]:
         for name, value in settings.items()
         if name.startswith(prefix)
     }
-
-
-def _header(file: Path) -> dict[str, str]:
-    """The texts in the header of a safetensors file; none in other files."""
-    from safetensors import safe_open
-
-    if file.suffix != ".safetensors":
-        return {}
-    with safe_open(file, framework="pt") as opened:
-        return dict(opened.metadata() or {})
 
 
 def _require_finite(weights: Mapping[str, Tensor], file: Path) -> None:

@@ -59,7 +59,7 @@ class Checkpoints:
         self._seed = seed
         self._guidance = guidance
         self._loaded: tuple[int, Denoiser] | None = None
-        self._encoder: Encoder | None = None
+        self._encoders: dict[int, Encoder | None] = {}
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -69,10 +69,19 @@ class Checkpoints:
             # The one in memory goes before the next comes: there may be room for one only.
             self.release()
             denoiser = self._load(self._paths[number], model=self._model)
-            if self._encoder is None:
-                self._encoder = denoiser.encoder
+            denoiser.encoder = self._shared_encoder(number, denoiser.encoder)
             self._loaded = number, denoiser
         return self._loaded[1]
+
+    def _shared_encoder(self, number: int, encoder: Encoder | None) -> Encoder | None:
+        """The encoder of a checkpoint: another one's where that makes the same examples."""
+        if number not in self._encoders:
+            self._encoders[number] = encoder
+            for other in self._encoders.values():
+                if encoder is not None and other is not None and other.key == encoder.key:
+                    self._encoders[number] = other
+                    break
+        return self._encoders[number]
 
     def _load(self, path: str | Path, **options: Any) -> Denoiser:
         """The denoiser at a path; the options are those of `load_denoiser`, beside the run's."""
@@ -90,14 +99,17 @@ class Checkpoints:
 
     @property
     def encoder(self) -> Encoder | None:
-        """What makes latents and conditions, one for all checkpoints; None for models of pixels."""
-        if self._encoder is None and self._loaded is None:
-            _ = self[0]
-        return self._encoder
+        """What makes latents and conditions at the first checkpoint; None for models of pixels."""
+        return self.encoder_of(0)
 
     def encoder_of(self, number: int) -> Encoder | None:
-        """Return what makes latents and conditions at a checkpoint."""
-        return self.encoder
+        """Return what makes latents and conditions at a checkpoint.
+
+        It is one for all, unless files of theirs or adapters have text encoders or a VAE too.
+        """
+        if number not in self._encoders:
+            _ = self[number]
+        return self._encoders[number]
 
     def release(self) -> None:
         """Let the checkpoint in memory go."""

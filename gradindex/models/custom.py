@@ -196,9 +196,8 @@ class OneDenoiser(Checkpoints):
     def __getitem__(self, number: int) -> Any:
         return self._denoiser
 
-    @property
-    def encoder(self) -> Any:
-        """The denoiser's encoder, or None."""
+    def encoder_of(self, number: int) -> Any:
+        """Return the denoiser's encoder, or None."""
         return self._denoiser.encoder
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,21 @@ def weights_variant(folder: Path) -> str | None:
         return None
     matches = filter(None, map(VARIANT_WEIGHTS.match, sorted(names)))
     return next((match[1] for match in matches), None)
+
+
+def is_text_part(name: str) -> bool:
+    """Return whether a part of a pipeline encodes captions, by its name."""
+    return name.startswith(("text_encoder", "tokenizer"))
+
+
+def is_set(part: Any) -> bool:
+    """Return whether a part of model_index.json is one: those left out are null, [null, null]."""
+    return isinstance(part, list) and bool(part) and part[-1] is not None
+
+
+def common_variant(folder: Path, parts: Sequence[str]) -> str | None:
+    """Return the variant in which parts of a pipeline were saved, where one has nothing else."""
+    return next(filter(None, (weights_variant(folder / part) for part in parts)), None)
 
 
 def files_digest(files: list[Path]) -> str:

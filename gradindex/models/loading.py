@@ -24,16 +24,18 @@ from gradindex.models.folder import (
     weight_files,
 )
 from gradindex.models.network import make_network
+from gradindex.models.original_layout import check_prediction
 from gradindex.models.pipeline import MEAN, Encoder
 from gradindex.models.refusals import (
     absent_model,
     foreign_weights,
+    is_lora_folder,
     no_model,
     require_path,
     unknown_class,
 )
 from gradindex.models.schedules import find_scheduler, read_schedule
-from gradindex.models.weights import read_weights
+from gradindex.models.weights import read_header, read_weights
 
 
 @plain_torch()
@@ -76,9 +78,11 @@ def load_denoiser(
         raise absent_model(path)
     root = path if path.is_dir() else _configured_folder(path, model)
     folder = find_model_folder(root)
-    if folder is None and path.is_file() and (kind := foreign_weights(read_weights([path]))):
-        raise ModelError(f"{path}: {kind}")
     if folder is None:
+        files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+        for file in [] if is_lora_folder(path) else files:
+            if kind := foreign_weights(read_weights([file]), file):
+                raise ModelError(f"{file}: {kind}")
         raise no_model(root, None if path.is_dir() else path)
     config_file = folder / "config.json"
     config = read_json(config_file)
@@ -94,6 +98,8 @@ def load_denoiser(
     if pipeline is None:
         require_pixels(arguments["in_channels"], config_file)
     schedule = read_schedule(find_scheduler(folder, scheduler, model))
+    if path.is_file():
+        check_prediction(read_weights([path]), read_header(path), schedule, path)
     change = None if adapter is None else read_adapter(adapter)
     files = weight_files(folder) if path.is_dir() else [path]
     network = make_network(model_class, arguments, config_file, files, DTYPES[dtype], path)
@@ -108,6 +114,7 @@ def load_denoiser(
             device=device,
             dtype=dtype,
             adapter=change,
+            file=path if path.is_file() else None,
         )
     digest, base = files_digest(files), None
     if change is not None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gradindex.errors import ModelError, first_line
+from gradindex.models.original_layout import is_original, to_diffusers
 from gradindex.models.weights import check_weights, read_weights, with_todays_names
 
 _making = Lock()  # networks are made one after the other, see `_without_weights`
@@ -37,6 +38,8 @@ def make_network(
         ModelError: the configuration makes no model, or the weights are not its own, or not finite.
     """
     weights = read_weights(files)
+    if is_original(weights):
+        weights = to_diffusers(weights, model_class, arguments, files[0])
     _require_fewer_layers(arguments, len(weights), config_file, files[0])
     try:
         with torch.device("meta"):

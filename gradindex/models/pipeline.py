@@ -25,13 +25,16 @@ from gradindex.models.devices import DTYPES, plain_torch
 from gradindex.models.examples import Examples, Pictures
 from gradindex.models.families.family import Family
 from gradindex.models.folder import (
+    common_variant,
     files_digest,
+    is_set,
+    is_text_part,
     latent_parts,
     read_json,
     read_pipeline,
-    weights_variant,
 )
 from gradindex.models.latents import encode_with, scale_latents
+from gradindex.models.original_parts import OriginalParts
 from gradindex.models.quiet import quiet_libraries
 from gradindex.random_numbers import noise
 
@@ -52,6 +55,7 @@ class Encoder:
         device: where the parts run.
         dtype: of the text encoders, a key of `DTYPES`; the VAE runs in float32.
         adapter: of the model; what it changes in text encoders is applied.
+        file: of the checkpoint, where it is one; VAE and text encoders that lie in it are used.
 
     Attributes:
         latents: see there.
@@ -72,10 +76,10 @@ class Encoder:
         device: str = "cpu",
         dtype: str = "float32",
         adapter: Adapter | None = None,
+        file: Path | None = None,
     ) -> None:
-        self._with = partial(
-            Encoder, folder, family, config, latents=latents, seed=seed, device=device, dtype=dtype
-        )
+        options = {"latents": latents, "seed": seed, "device": device, "dtype": dtype, "file": file}
+        self._with = partial(Encoder, folder, family, config, **options)  # type: ignore[arg-type]
         self.folder = folder
         self._family = family
         self._shapes = family.condition_shapes(config)
@@ -88,6 +92,10 @@ class Encoder:
         self._vae_name = self._find_vae()
         if family.captioned:
             self._require_text_encoders()
+        self._original = None
+        if file is not None:
+            names = [name for name in self._needed_parts() if name.startswith("text_encoder")]
+            self._original = OriginalParts.read(file, self._vae_name, names)
         self._adapter = adapter
         if adapter is not None:
             self._require_parts_of(adapter)
@@ -108,12 +116,12 @@ class Encoder:
     def _require_text_encoders(self) -> None:
         """Raise ModelError where a part that encodes captions is missing."""
         names = {"text_encoder", "tokenizer"}
-        names |= {name for name in self._parts if _is_text_part(name)}
+        names |= {name for name in self._parts if is_text_part(name)}
         for name in sorted(names):
-            is_set = _is_set(self._parts.get(name))
-            if not is_set and name in self._family.optional_parts:
+            is_there = is_set(self._parts.get(name))
+            if not is_there and name in self._family.optional_parts:
                 continue
-            if not is_set or not (self.folder / name).is_dir():
+            if not is_there or not (self.folder / name).is_dir():
                 raise ModelError(
                     f"{self.folder}: the pipeline's {name}, which encodes captions, is not there;"
                     " give the folder of the whole pipeline"
@@ -154,17 +162,22 @@ class Encoder:
 
     @property
     def key(self) -> str:
-        """What decides on conditions: `digest`, and the adapter where it changes text encoders.
+        """What decides on examples: `digest`, and what a checkpoint has in place of these parts.
 
-        The adapter is no part of `digest`, which is that of all checkpoints of a run.
+        That is no part of `digest`, which is that of all checkpoints of a run.
         """
-        if self._adapter is None or not self._adapter.text_encoders:
+        digests = [self.digest]
+        if self._original is not None:
+            digests.append(self._original.digest)
+        if self._adapter is not None and self._adapter.text_encoders:
+            digests.append(self._adapter.digest)
+        if len(digests) == 1:
             return self.digest
-        return hashlib.sha256(f"{self.digest} {self._adapter.digest}".encode()).hexdigest()
+        return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
     def with_adapter(self, adapter: Adapter) -> "Encoder":
         """Return the encoder of another adapter; this one where neither changes text encoders."""
-        if self.key == self.digest and not adapter.text_encoders:
+        if not adapter.text_encoders and not (self._adapter and self._adapter.text_encoders):
             return self
         other = self._with(adapter=adapter)
         other.digest = self.digest  # files of many gigabytes need not be read again
@@ -175,7 +188,7 @@ class Encoder:
         names = [self._vae_name]
         if self._family.captioned:
             names += [
-                name for name, part in self._parts.items() if _is_text_part(name) and _is_set(part)
+                name for name, part in self._parts.items() if is_text_part(name) and is_set(part)
             ]
         return names
 
@@ -210,7 +223,7 @@ class Encoder:
                 pipeline = pipeline_class.from_pretrained(
                     self.folder,
                     local_files_only=True,
-                    variant=_variant(self.folder, needed),
+                    variant=common_variant(self.folder, needed),
                     **dict.fromkeys(unused),
                 )
         except ImportError as error:
@@ -223,6 +236,8 @@ class Encoder:
         adapted = {} if self._adapter is None else self._adapter.text_encoders
         for part in needed:
             module = getattr(pipeline, part)
+            if self._original is not None:
+                self._original.put_in(part, module)
             if self._adapter is not None and part in adapted:
                 inject_adapter(module, self._adapter, adapted[part])
             if isinstance(module, torch.nn.Module):
@@ -330,20 +345,3 @@ def make_examples(encoder: Encoder | None, pictures: Pictures) -> Examples:
     if encoder is None:
         return Examples.of_pictures(pictures.arrays, pictures.labels)
     return encoder.encode(pictures)
-
-
-def _is_text_part(name: str) -> bool:
-    return name.startswith(("text_encoder", "tokenizer"))
-
-
-def _is_set(part: Any) -> bool:
-    """Whether a part of model_index.json is one: those left out are null, or [null, null]."""
-    return isinstance(part, list) and bool(part) and part[-1] is not None
-
-
-def _variant(folder: Path, parts: Sequence[str]) -> str | None:
-    """The variant in which a pipeline's parts were saved, where one has no other weights."""
-    for part in parts:
-        if variant := weights_variant(folder / part):
-            return variant
-    return None

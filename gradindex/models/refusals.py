@@ -22,7 +22,16 @@ LORA_ADVICE = (
     " adapter (--model BASE --adapter FILE)"
 )
 # Names of weights in checkpoints of a single file, as other programs than diffusers write them.
-SINGLE_FILE_NAMES = ("model.diffusion_model.", "first_stage_model.", "double_blocks.", "ema_model.")
+SINGLE_FILE_NAMES = (
+    *("model.diffusion_model.", "first_stage_model.", "joint_blocks.", "double_blocks."),
+    *("input_blocks.", "ema_model."),
+)
+# How weights begin, in such a file, that tell the class of its pipeline.
+PIPELINE_OF = {
+    "conditioner.": "StableDiffusionXLPipeline",
+    "joint_blocks.": "StableDiffusion3Pipeline",
+    "double_blocks.": "FluxPipeline",
+}
 OWN_DENOISER = (
     "for another, give an object of your own that computes its loss"
     " (gradindex.build(…, denoiser=…), see docs/models.md)"
@@ -101,19 +110,32 @@ def unknown_class(folder: Path, class_name: Any, known: Collection[str]) -> Mode
     )
 
 
-def foreign_weights(names: Collection[str]) -> str | None:
+def foreign_weights(names: Collection[str], file: Path) -> str | None:
     """Return what a file of weights is, by their names, where it is no diffusers model.
 
-    >>> foreign_weights(["unet.conv_in.lora.up.weight"])[:31]
+    >>> foreign_weights(["unet.conv_in.lora.up.weight"], Path("a.safetensors"))[:31]
     'a LoRA adapter, not a model: gi'
-    >>> foreign_weights(["conv_in.weight"])
+    >>> foreign_weights(["conv_in.weight"], Path("a.safetensors"))
     """
     if any(LORA_NAME.search(name) for name in names):
         return LORA_ADVICE
     if any(name.startswith(SINGLE_FILE_NAMES) for name in names):
-        return (
-            "a checkpoint of another program than diffusers (Stable Diffusion's or Flux's single"
-            " file); convert it first: diffusers' pipeline.from_single_file(FILE) and"
-            " save_pretrained(FOLDER), then give that folder"
-        )
+        return original_advice(names, file)
     return None
+
+
+def original_advice(names: Collection[str], file: Path) -> str:
+    """Return what a file in the original layout is, and the ways to give it.
+
+    >>> original_advice(["double_blocks.0.img_mod.lin.bias"], Path("a.safetensors"))[-93:-32]
+    "diffusers.FluxPipeline.from_single_file('a.safetensors').save"
+    """
+    starts = {name.removeprefix("model.diffusion_model.").partition(".")[0] for name in names}
+    kinds = [kind for start, kind in PIPELINE_OF.items() if start[:-1] in starts]
+    pipeline = kinds[0] if kinds else "StableDiffusionPipeline"
+    return (
+        "a checkpoint in the original layout (one file of Stable Diffusion, SD3 or Flux); give the"
+        " pipeline that it was made from as model and this file as checkpoint (--model PIPELINE"
+        f" --checkpoint {file}), or make a pipeline of it in Python and give that as model:"
+        f" diffusers.{pipeline}.from_single_file({str(file)!r}).save_pretrained('FOLDER')"
+    )

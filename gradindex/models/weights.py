@@ -31,6 +31,16 @@ def read_weights(files: Sequence[Path]) -> dict[str, Tensor]:
     return weights
 
 
+def read_header(file: Path) -> dict[str, str]:
+    """Return the texts in the header of a safetensors file; none of other files."""
+    from safetensors import safe_open
+
+    if file.suffix != ".safetensors":
+        return {}
+    with safe_open(file, framework="pt") as opened:
+        return dict(opened.metadata() or {})
+
+
 def with_todays_names(
     weights: Mapping[str, Tensor], expected: Collection[str]
 ) -> dict[str, Tensor]:
@@ -63,7 +73,7 @@ def check_weights(
     """
     missing, surplus = expected.keys() - weights.keys(), weights.keys() - expected.keys()
     if missing or surplus:
-        if kind := foreign_weights(surplus):
+        if kind := foreign_weights(surplus, file):
             raise ModelError(f"{file}: {kind}")
         if missing:
             raise ModelError(
@@ -117,7 +127,12 @@ def _read_file(file: Path) -> dict[str, Tensor]:
 
 
 def _require_weights(weights: Any, file: Path) -> dict[str, Tensor]:
-    """The content of a pickle, once it is sure that it is weights by their names alone."""
+    """The content of a pickle, once it is sure that it is weights by their names alone.
+
+    Trainers of a `.ckpt` keep them in `state_dict`, beside their own counts.
+    """
+    if file.suffix == ".ckpt" and isinstance(weights, dict):
+        weights = weights.get("state_dict", weights)
     if not isinstance(weights, dict):
         raise ModelError(f"{file}: holds a {type(weights).__name__}, not weights by their names")
     others = [name for name, value in weights.items() if not isinstance(value, Tensor)]

@@ -170,7 +170,7 @@ def test_weights_must_be_those_of_the_config(place: Path, save: Save) -> None:
         ({**weights, "conv_out.bias": last.int()}, "'conv_out.bias' are int32"),
         ({**weights, "conv_out.bias": last * torch.nan}, "'conv_out.bias' hold NaN or infinity"),
         ({**weights, "mid.lora_A.weight": last}, "a LoRA adapter, not a model"),
-        ({"model.diffusion_model.out.weight": last}, "a checkpoint of another program"),
+        ({"model.diffusion_model.out.weight": last}, "a checkpoint in the original layout"),
     ]
     for number, (changed, message) in enumerate(refused):
         copy = Path(shutil.copytree(place, place.parent / f"copy{number}"))

@@ -337,9 +337,15 @@ def test_a_weights_file_without_its_config(tmp_path: Path) -> None:
     assert text.startswith(f"{tmp_path}/step.safetensors: a weights file needs its model's config")
     single = {"model.diffusion_model.out.0.bias": torch.zeros(2)}
     save_file(single, tmp_path / "sd15.safetensors")
-    assert "a checkpoint of another program than diffusers" in refusal(
-        tmp_path / "sd15.safetensors"
+    text = refusal(tmp_path / "sd15.safetensors")
+    assert text.startswith(f"{tmp_path}/sd15.safetensors: a checkpoint in the original layout (")
+    assert f"(--model PIPELINE --checkpoint {tmp_path}/sd15.safetensors)" in text
+    assert text.endswith(
+        f"diffusers.StableDiffusionPipeline.from_single_file('{tmp_path}/sd15.safetensors')"
+        ".save_pretrained('FOLDER')"
     )
+    (tmp_path / "step.safetensors").unlink()
+    assert refusal(tmp_path) == text  # the folder that it lies in
 
 
 def test_other_names_of_weight_files(place: Path) -> None:
