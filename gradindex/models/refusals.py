@@ -127,8 +127,8 @@ def foreign_weights(names: Collection[str], file: Path) -> str | None:
 def original_advice(names: Collection[str], file: Path) -> str:
     """Return what a file in the original layout is, and the ways to give it.
 
-    >>> original_advice(["double_blocks.0.img_mod.lin.bias"], Path("a.safetensors"))[-93:-32]
-    "diffusers.FluxPipeline.from_single_file('a.safetensors').save"
+    >>> original_advice(["double_blocks.0.img_mod.lin.bias"], Path("a.safetensors"))[-82:-20]
+    "diffusers.FluxPipeline.from_single_file('a.safetensors').save_"
     """
     starts = {name.removeprefix("model.diffusion_model.").partition(".")[0] for name in names}
     kinds = [kind for start, kind in PIPELINE_OF.items() if start[:-1] in starts]

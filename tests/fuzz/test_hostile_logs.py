@@ -167,7 +167,7 @@ def test_a_signalling_nan_is_no_timestep(tmp_path: Path) -> None:
     write_log(tmp_path / "log", [OPENED, NAMED, (EVENTS, content)])
     log = open_log(tmp_path / "log")
     line = refusal(lambda: log.replay(["a.png", "b.png"], [1], 1, "error", 1000), CallError)
-    assert line.endswith("of another scheduler: timestep nan, the model's has 0 to 999")
+    assert line.endswith("timestep nan, the model's has whole ones, 0 to 999")
 
 
 def test_a_file_of_another_name_is_no_rank(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Checkpoints of one file in the original layout: rows equal those of the diffusers folder."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +185,7 @@ def test_another_decoder_is_no_other_vae(tmp_path: Path, base: Path) -> None:
 
 
 def test_the_denoiser_alone(tmp_path: Path, base: Path) -> None:
-    """With the prefix and without; as a pickle of a trainer too."""
+    """With the prefix and without; as a pickle of a trainer; in its pipeline's own folder."""
     truth = trained("sd", tmp_path / "trained", {})
     unet = original_files.unet(original_files.weights_of(truth / "unet"))
     expected = load_denoiser(truth, resolution=SIZE).model.state_dict()
@@ -193,8 +194,11 @@ def test_the_denoiser_alone(tmp_path: Path, base: Path) -> None:
     prefixed = save(named, tmp_path / "prefixed.safetensors")
     pickled = tmp_path / "trainer.ckpt"
     torch.save({"state_dict": named, "global_step": 500}, pickled)
-    for file in (bare, prefixed, pickled):
-        denoiser = load_denoiser(file, model=base, resolution=SIZE)
+    inside = Path(shutil.copytree(base, tmp_path / "repository")) / "all.safetensors"
+    save(named, inside)
+    files = {bare: base, prefixed: base, pickled: base, inside: None}
+    for file, model in files.items():
+        denoiser = load_denoiser(file, model=model, resolution=SIZE)
         state = denoiser.model.state_dict()
         assert state.keys() == expected.keys()
         assert all(torch.equal(state[name], expected[name]) for name in state)
