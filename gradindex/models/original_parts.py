@@ -82,7 +82,7 @@ class OriginalParts:
     def put_in(self, part: str, module: nn.Module) -> None:
         """Give a part of the pipeline the weights of the file, where they are others.
 
-        Weights that differ in nothing but their precision stay those of the pipeline.
+        Where the file has the pipeline's own weights in its precision, the pipeline's stay.
 
         Args:
             part: its name in the pipeline.
@@ -93,11 +93,7 @@ class OriginalParts:
         """
         if part not in self._prefixes:
             return
-        places = {
-            name.removeprefix(WRAPPER): weight
-            for name, weight in module.state_dict().items()
-            if not name.startswith(DECODER)
-        }
+        places = _places(module)
         weights = self._converted(self._prefixes[part], module)
         shared = weights.keys() & places.keys()
         filled = {places[name].data_ptr() for name in shared}  # tied weights have one place
@@ -113,10 +109,13 @@ class OriginalParts:
                     f"has {name} of shape {list(weights[name].shape)}, the pipeline's"
                     f" {list(places[name].shape)}",
                 )
-        if not all(_is_same(weights[name], places[name]) for name in shared):
-            with torch.no_grad():
-                for name in shared:
-                    places[name].copy_(weights[name])
+        if all(_is_same(weights[name], places[name]) for name in shared):
+            return
+        nn.Module.float(module)  # the pipeline's may be coarser than the file's
+        places = _places(module)
+        with torch.no_grad():
+            for name in shared:
+                places[name].copy_(weights[name])
 
     def _converted(self, prefix: str, module: nn.Module) -> dict[str, Tensor]:
         """The weights of a part, by the names that they have in its module."""
@@ -169,8 +168,16 @@ def _is_unused(name: str) -> bool:
     return name.endswith(UNUSED)
 
 
+def _places(module: nn.Module) -> dict[str, Tensor]:
+    """The weights of a part of the pipeline that encode, by their names in any version."""
+    return {
+        name.removeprefix(WRAPPER): weight
+        for name, weight in module.state_dict().items()
+        if not name.startswith(DECODER)
+    }
+
+
 def _is_same(weight: Tensor, other: Tensor) -> bool:
-    """Whether two weights are the same in the precision of one of them."""
-    other = other.to(weight.device)
-    pairs = (weight, other.to(weight.dtype)), (weight.to(other.dtype), other)
-    return any(torch.equal(one.float(), two.float()) for one, two in pairs)
+    """Whether a weight is what another one is in the precision of the first."""
+    rounded = other.to(weight.device, weight.dtype)
+    return torch.equal(weight.float(), rounded.float())

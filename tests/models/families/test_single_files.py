@@ -174,6 +174,17 @@ def test_weights_in_half_precision_are_the_same_parts(tmp_path: Path, base: Path
             assert torch.equal(state[name], value), name
 
 
+def test_weights_in_full_precision_beside_a_pipeline_in_half(tmp_path: Path, base: Path) -> None:
+    """Nothing of the file is rounded to what the pipeline has."""
+    truth = trained("sd", tmp_path / "trained", PARTS["sd"])
+    half = tmp_path / "half"
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(base)
+    pipeline.to(torch.float16).save_pretrained(half, variant="fp16")
+    file = save(ORIGINALS["sd"](truth), tmp_path / "step.safetensors")
+    index = build(tmp_path, "file", model=half, checkpoints=[file])
+    assert np.array_equal(rows(index), rows(build(tmp_path, "folder", model=truth)))
+
+
 def test_another_decoder_is_no_other_vae(tmp_path: Path, base: Path) -> None:
     """Many files hold a VAE whose decoder alone was trained on: pictures are encoded alike."""
     original = ORIGINALS["sd"](base)
