@@ -24,7 +24,7 @@ SEARCH_WIDTH = 4096  # numbers in a search vector, unless all rows side by side 
 _OPTIONAL_FIELDS = (
     *("events", "log", "rows", "output"),
     *("picture", "encoder", "latents", "base", "captioned", "guidance"),
-    *("weighting", "noise_offset"),
+    *("weighting", "noise_offset", "input_perturbation"),
 )
 
 # Fields that the JSON of format 1 calls by another name, {field: name in the JSON}.
@@ -78,6 +78,8 @@ class Recipe:
             are then those of the adapters. None: the model's own weights were trained.
         weighting: of the loss by timestep, see `gradients.weighting`; None for none.
         noise_offset: how much of a number for each whole channel is added to the noise; None: none.
+        input_perturbation: how much of another noise is added to the one that pictures are mixed
+            with, and not to the target; None: none.
         captioned: True for a model that is given captions; None for others.
         guidance: the scale that a model with guidance embedding is told; None for others.
     """
@@ -115,6 +117,7 @@ class Recipe:
     guidance: float | None = None
     weighting: str | None = None
     noise_offset: float | None = None
+    input_perturbation: float | None = None
 
     @property
     def pixels(self) -> tuple[int, int, int]:

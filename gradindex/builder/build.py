@@ -74,6 +74,7 @@ def build(
     guidance: float | None = None,
     weighting: str | None = None,
     noise_offset: float = 0.0,
+    input_perturbation: float = 0.0,
     denoiser: Any = None,
     adapters: Mapping[str, float | None] | Sequence[str | Path] | str | Path | None = None,
     skip_bad: bool = False,
@@ -129,7 +130,7 @@ def build(
         guidance: the scale that a model with guidance embedding (Flux dev) was told in training;
             3.5 by default, as in diffusers' scripts.
         weighting: how the training weighted its loss by timestep: "min-snr:5", … (docs/models.md).
-        noise_offset: that of the training, such as 0.05.
+        noise_offset, input_perturbation: those of the training, such as 0.05 and 0.1.
         denoiser: an object of your own in place of a model, for what gradindex does not know;
             docs/models.md says what it must have.
         adapters: a LoRA file or folder trained on `model`, whose parameters alone gradients are
@@ -197,6 +198,7 @@ def build(
         guidance=guidance,
         weighting=weighting,
         noise_offset=noise_offset,
+        input_perturbation=input_perturbation,
         denoiser=denoiser,
         adapters=adapters,
         skip_bad=skip_bad,

@@ -75,7 +75,7 @@ class BuildOptions:
         latents: one of `LATENTS`.
         guidance: the scale that a model with guidance embedding was told in training; None: 3.5.
         weighting: of the loss by timestep, see `gradients.weighting`; None for none.
-        noise_offset: of the training, see `Recipe`; 0 for none.
+        noise_offset, input_perturbation: of the training, see `Recipe`; 0 for none.
         denoiser: a user's own, see `models.custom`, in place of a model.
         skip_bad: whether pictures that cannot be read are left out, instead of stopping the build.
         adapters: {path of an adapter of the model: its weight}, paths alone, or one path; None:
@@ -113,6 +113,7 @@ class BuildOptions:
     guidance: float | None = None
     weighting: str | None = None
     noise_offset: float = 0.0
+    input_perturbation: float = 0.0
     denoiser: Any = None
     adapters: Mapping[str, float | None] | Sequence[str | Path] | str | Path | None = None
 
@@ -132,12 +133,7 @@ class BuildOptions:
         self._check_recorded()
         _ = self.grid_timesteps
         _ = self.picture_size
-        if not 0 <= self.noise_offset < math.inf:  # NaN is neither
-            raise CallError(f"noise_offset = {self.noise_offset}: give a number, 0 or more")
-        if self.noise_offset and self.noise_or_default == "recorded":
-            raise CallError(
-                "noise_offset: recorded noise is what it was in training; leave noise_offset out"
-            )
+        self._check_added_noise()
         self._check_guidance()
         if (self.model is None) == (self.denoiser is None):
             raise CallError("model and denoiser: give one of them")
@@ -200,6 +196,21 @@ class BuildOptions:
     def noise_or_default(self) -> str:
         """The noise asked for; else "recorded" with a training log, and "shared" without one."""
         return self.noise or ("shared" if self.log is None else "recorded")
+
+    def _check_added_noise(self) -> None:
+        """Raise CallError unless noise offset and input perturbation are numbers that fit."""
+        for name in ("noise_offset", "input_perturbation"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:  # NaN is neither
+                raise CallError(f"{name} = {value}: give a number, 0 or more")
+            if value and self.noise_or_default == RECORDED:
+                raise CallError(
+                    f"{name}: recorded noise is what it was in training; leave {name} out"
+                )
+        if self.input_perturbation and self.denoiser is not None:
+            raise CallError(
+                "input_perturbation: a denoiser of your own mixes noise in itself; leave it out"
+            )
 
     def _check_guidance(self) -> None:
         """Raise CallError unless the guidance is a number, 0 or more."""

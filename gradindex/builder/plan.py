@@ -199,6 +199,7 @@ def _make_recipe(options: BuildOptions, denoisers: Checkpoints) -> Recipe:
         output=None if options.output == LOSS else options.output,
         weighting=options.weighting,
         noise_offset=options.noise_offset or None,
+        input_perturbation=options.input_perturbation or None,
     )
 
 

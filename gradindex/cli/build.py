@@ -119,6 +119,13 @@ if TYPE_CHECKING:  # it imports NumPy and zarr, which take long
 @click.option(
     "--noise-offset", default=0.0, show_default=True, help="Noise offset of the training."
 )
+@click.option(
+    "--input-perturbation",
+    default=0.0,
+    show_default=True,
+    metavar="GAMMA",
+    help="Input perturbation of the training: how much of another noise pictures are mixed with.",
+)
 @click.option("--params", metavar="REGEX", help="Only parameters in whose name this is found.")
 @click.option("--seed", default=0, show_default=True, help="Of noise and projection.")
 @click.option(

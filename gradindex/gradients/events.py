@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,9 @@ from gradindex.random_numbers import noise
 from gradindex.recipe import FLOW, Recipe
 
 Shape = tuple[int, ...]
+
+# (recipe, id that keys the noise, timestep, draw, shape) → float32 of that shape
+DrawNoise = Callable[[Recipe, str | None, float, int, Shape], np.ndarray]
 
 SHARED_NOISE_CACHED = 4096  # draws of shared noise kept in memory, each as large as a picture
 
@@ -25,12 +28,15 @@ class Events:
         draws: M, how many times noise is drawn at each timestep.
         noise: (picture i, position j of the timestep, draw m, shape) → float32 of that shape, which
             is [channels, height, width] of what the model takes of that picture.
+        input_noise: what is added to that noise where a picture is mixed with it, and not in the
+            target; arguments and result are those of `noise`. None: nothing.
     """
 
     names: Sequence[str]
     timesteps: np.ndarray
     draws: int
     noise: Callable[[int, int, int, Shape], np.ndarray]
+    input_noise: Callable[[int, int, int, Shape], np.ndarray] | None = None
 
 
 def timestep_array(timesteps: Any) -> np.ndarray:
@@ -59,16 +65,23 @@ def grid_events(
     chosen = timesteps or recipe.timesteps
 
     @lru_cache(SHARED_NOISE_CACHED)
-    def shared_noise(j: int, m: int, shape: Shape) -> np.ndarray:
-        return _offset_noise(recipe, recipe.seed, None, chosen[j], m, shape)
+    def shared(draw_noise: DrawNoise, j: int, m: int, shape: Shape) -> np.ndarray:
+        return draw_noise(recipe, None, chosen[j], m, shape)
 
-    def event_noise(i: int, j: int, m: int, shape: Shape) -> np.ndarray:
+    def draw(draw_noise: DrawNoise, i: int, j: int, m: int, shape: Shape) -> np.ndarray:
         if recipe.noise == "shared":
-            return shared_noise(j, m, shape)
-        return _offset_noise(recipe, recipe.seed, sample_ids[i], chosen[j], m, shape)
+            return shared(draw_noise, j, m, shape)
+        return draw_noise(recipe, sample_ids[i], chosen[j], m, shape)
 
     grid = timestep_array(np.tile(chosen, (len(sample_ids), 1)))
-    return Events(sample_ids, grid, draws or recipe.draws, event_noise)
+    perturbed = recipe.input_perturbation is not None
+    return Events(
+        sample_ids,
+        grid,
+        draws or recipe.draws,
+        partial(draw, _offset_noise),
+        partial(draw, _input_noise) if perturbed else None,
+    )
 
 
 def recorded_events(recipe: Recipe, sample_ids: Sequence[str], events: np.ndarray) -> Events:
@@ -84,26 +97,44 @@ def recorded_events(recipe: Recipe, sample_ids: Sequence[str], events: np.ndarra
     is_flow = recipe.prediction_type == FLOW
     timesteps = events["timestep"].astype(np.float32 if is_flow else np.int64)
 
-    def event_noise(i: int, j: int, m: int, shape: Shape) -> np.ndarray:
-        t = float(timesteps[i, j])
-        if recipe.noise == "shared":
-            return _offset_noise(recipe, recipe.seed, None, t, m, shape)
-        if recipe.noise == "own":
-            return _offset_noise(recipe, recipe.seed, sample_ids[i], t, m, shape)
+    def draw(draw_noise: DrawNoise, i: int, j: int, m: int, shape: Shape) -> np.ndarray:
+        sample_id = None if recipe.noise == "shared" else sample_ids[i]
+        return draw_noise(recipe, sample_id, float(timesteps[i, j]), m, shape)
+
+    def recorded(i: int, j: int, m: int, shape: Shape) -> np.ndarray:
         recorded_seed = int(events["noise_seed"][i, j])
         seed = recipe.seed if recorded_seed < 0 else recorded_seed
-        return noise(seed, sample_ids[i], t, int(events["draw"][i, j]), shape)
+        drawn = int(events["draw"][i, j])
+        return noise(seed, sample_ids[i], float(timesteps[i, j]), drawn, shape)
 
-    return Events(sample_ids, timesteps, recipe.draws, event_noise)
+    if recipe.noise == "recorded":
+        return Events(sample_ids, timesteps, recipe.draws, recorded)
+    perturbed = recipe.input_perturbation is not None
+    return Events(
+        sample_ids,
+        timesteps,
+        recipe.draws,
+        partial(draw, _offset_noise),
+        partial(draw, _input_noise) if perturbed else None,
+    )
 
 
 def _offset_noise(
-    recipe: Recipe, seed: int, sample_id: str | None, timestep: float, draw: int, shape: Shape
+    recipe: Recipe, sample_id: str | None, timestep: float, draw: int, shape: Shape
 ) -> np.ndarray:
     """`noise`, and of a recipe with noise offset a number for each whole channel beside it."""
-    epsilon = noise(seed, sample_id, timestep, draw, shape)
+    epsilon = noise(recipe.seed, sample_id, timestep, draw, shape)
     if recipe.noise_offset is None:
         return epsilon
     key = "offset" if sample_id is None else f"offset of {sample_id}"
-    offset = noise(seed, key, timestep, draw, (shape[0], *[1] * (len(shape) - 1)))
+    offset = noise(recipe.seed, key, timestep, draw, (shape[0], *[1] * (len(shape) - 1)))
     return epsilon + np.float32(recipe.noise_offset) * offset
+
+
+def _input_noise(
+    recipe: Recipe, sample_id: str | None, timestep: float, draw: int, shape: Shape
+) -> np.ndarray:
+    """The other noise of a recipe with input perturbation, scaled."""
+    assert recipe.input_perturbation is not None
+    key = "perturbation" if sample_id is None else f"perturbation of {sample_id}"
+    return np.float32(recipe.input_perturbation) * noise(recipe.seed, key, timestep, draw, shape)

@@ -14,7 +14,7 @@ from gradindex.gradients.events import Events
 from gradindex.gradients.weighting import timestep_weights
 from gradindex.models.denoiser import Denoiser
 from gradindex.models.devices import plain_torch
-from gradindex.models.examples import Examples
+from gradindex.models.examples import INPUT_NOISE, Examples
 from gradindex.random_numbers import noise
 from gradindex.recipe import Recipe
 
@@ -150,6 +150,9 @@ def _model_inputs(
     t = torch.from_numpy(events.timesteps[i, j]).to(device)
     shape = tuple(x.shape[1:])
     epsilon = torch.from_numpy(np.stack([events.noise(*event, shape) for event in batch]))
+    if events.input_noise is not None:
+        added = np.stack([events.input_noise(*event, shape) for event in batch])
+        conditions[INPUT_NOISE] = torch.from_numpy(added).to(device)
     return x, t, epsilon.to(device), conditions
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from gradindex.errors import CallError, GradindexError, ModelError, first_line
 from gradindex.models.configuration import config_digest, own_arguments
 from gradindex.models.devices import DTYPES, memory_of
+from gradindex.models.examples import INPUT_NOISE
 from gradindex.models.families import FAMILIES
 from gradindex.models.families.family import GUIDANCE, Family
 from gradindex.models.pipeline import Encoder
@@ -127,16 +128,21 @@ class Denoiser:
 
         `mean |model(x_t, t) − target|^p` over the elements of x, with p = 2 for mse and 1 for l1;
         x_t and target are those of `Process.noisy` and `Process.target`. For mean-square it is
-        `mean model(x_t, t)²` (D-TRAK, Zheng et al. 2024).
+        `mean model(x_t, t)²` (D-TRAK, Zheng et al. 2024). Input perturbation adds to the noise in
+        x_t and not to the target (Ning et al. 2023, alg. 1).
 
         Args:
             x: pictures in [−1, 1] or scaled latents, [B, channels, height, width] float32.
             t: timesteps [B], whole numbers, or float32 for flow matching.
             epsilon: noise, of the shape of x, float32.
-            conditions: {name: [B, …]} of what else the model is given, see `Family.predict`.
+            conditions: {name: [B, …]} of what else the model is given, see `Family.predict`; and
+                `INPUT_NOISE`, where the input is perturbed.
             loss: "mse", "l1" or "mean-square".
         """
-        output = self._predict(self.process.noisy(x, epsilon, t), t, conditions)
+        given = dict(conditions)
+        added = given.pop(INPUT_NOISE, None)
+        mixed_in = epsilon if added is None else epsilon + added
+        output = self._predict(self.process.noisy(x, mixed_in, t), t, given)
         if loss == MEAN_SQUARE:
             return output.flatten(1).square().mean(1)
         error = (output - self.process.target(x, epsilon, t)).flatten(1)

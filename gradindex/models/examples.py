@@ -13,6 +13,9 @@ from gradindex.data.images import Geometry
 
 CLASS_LABELS = "class_labels"  # the condition of a class-conditional model, a whole number
 
+# Conditions of the loss alone, which the model is not given.
+INPUT_NOISE = "input_noise"  # what is added to the noise that x is mixed with, of the shape of x
+
 
 @dataclass(frozen=True)
 class Pictures:

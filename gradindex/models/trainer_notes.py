@@ -146,10 +146,14 @@ def loss_differences(notes: TrainerNotes, recipe: Recipe) -> list[str]:
             f"had a noise offset of {notes.noise_offset or 0:g}, this build:"
             f" {recipe.noise_offset or 0:g}; noise_offset = {notes.noise_offset or 0:g} takes it"
         )
+    if notes.input_noise != recipe.input_perturbation:
+        gamma = notes.input_noise or 0
+        differences.append(
+            f"had an input perturbation (ip_noise_gamma) of {gamma:g}, this build:"
+            f" {recipe.input_perturbation or 0:g}; input_perturbation = {gamma:g} takes it"
+        )
     if notes.multires_noise:
         differences.append("added multi-resolution noise")
-    if notes.input_noise:
-        differences.append(f"perturbed its input (ip_noise_gamma {notes.input_noise:g})")
     if notes.loss is not None and notes.loss != {"mse": "l2"}.get(recipe.loss, recipe.loss):
         differences.append(f"had the loss {notes.loss}, this build: {recipe.loss}")
     rescaled = json.loads(recipe.scheduler).get("rescale_betas_zero_snr", False)

@@ -152,6 +152,8 @@ def _loss(recipe: Recipe) -> str:
         parts.append(f"weighted {recipe.weighting}")
     if recipe.noise_offset is not None:
         parts.append(f"noise offset {recipe.noise_offset:g}")
+    if recipe.input_perturbation is not None:
+        parts.append(f"input perturbation {recipe.input_perturbation:g}")
     if recipe.guidance is not None:
         parts.append(f"guidance {recipe.guidance:g}")
     return ", ".join(parts)

@@ -1,0 +1,190 @@
+"""Losses that trainers change: scores equal a loop of autograd over the scripts' loss."""
+
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import oracles
+import pytest
+import tiny_pipelines
+import torch
+from conftest import make_model, make_pictures
+from family_oracle import Loss, check_scores, gradient, read
+from tiny_pipelines import SIDE
+from torch import Tensor
+from torch.nn.functional import mse_loss
+
+import gradindex
+from gradindex.errors import CallError
+from gradindex.gradients.events import grid_events
+from gradindex.recipe import Recipe
+from gradindex.report.info import describe
+
+GAMMA, OFFSET = 0.3, 0.2
+
+
+def hidden_states(pipeline: Any, caption: str) -> Tensor:
+    """What Stable Diffusion's text encoder makes of a caption."""
+    tokenizer = pipeline.tokenizer
+    tokens = tokenizer(
+        caption, max_length=77, padding="max_length", truncation=True, return_tensors="pt"
+    )
+    return pipeline.text_encoder(tokens.input_ids)[0]
+
+
+def latents_of(pipeline: Any, x: Tensor) -> Tensor:
+    return pipeline.vae.encode(x).latent_dist.mode() * pipeline.vae.config.scaling_factor
+
+
+# --- input perturbation
+
+
+def perturbed_loss(pipeline: Any, offset: float) -> Loss:
+    """As in examples/text_to_image/train_text_to_image.py with --input_perturbation."""
+    scheduler = diffusers.DDPMScheduler.from_config(pipeline.scheduler.config)
+
+    def loss(x: Tensor, caption: str, t: float, noise: Tensor) -> Tensor:
+        timesteps = torch.tensor([t]).long()
+        with torch.no_grad():
+            latents = latents_of(pipeline, x)
+            hidden = hidden_states(pipeline, caption)
+        offsets = gradindex.noise(0, "offset", t, 0, (noise.shape[1], 1, 1))
+        noise = noise + offset * torch.tensor(offsets)
+        other = gradindex.noise(0, "perturbation", t, 0, noise.shape[1:])
+        new_noise = noise + GAMMA * torch.tensor(other)
+        noisy = scheduler.add_noise(latents, new_noise, timesteps)
+        target = noise
+        if scheduler.config.prediction_type == "v_prediction":
+            target = scheduler.get_velocity(latents, noise, timesteps)
+        return mse_loss(pipeline.unet(noisy, timesteps, hidden, return_dict=False)[0], target)
+
+    return loss
+
+
+@pytest.mark.parametrize(
+    ("prediction_type", "offset"), [("epsilon", 0.0), ("epsilon", OFFSET), ("v_prediction", OFFSET)]
+)
+def test_input_perturbation(tmp_path: Path, prediction_type: str, offset: float) -> None:
+    folder = tiny_pipelines.stable_diffusion(tmp_path / "pipeline", prediction_type)
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder)
+    loss = perturbed_loss(pipeline, offset)
+    options = {"input_perturbation": GAMMA, "noise_offset": offset}
+    index = check_scores(tmp_path, folder, pipeline.unet, loss, **options)
+    assert " input perturbation 0.3" in describe(index.store)
+
+
+def test_input_perturbation_of_flow_matching(tmp_path: Path) -> None:
+    """As in kohya's flux_train_utils.py with --ip_noise_gamma: only x_t has the other noise."""
+    folder = tiny_pipelines.sd3(tmp_path / "pipeline", with_t5=False)
+    denoiser = gradindex.build(
+        tmp_path / "idx",
+        model=folder,
+        data=make_pictures(tmp_path / "data", 2, SIDE, mode="RGB"),
+        caption="a digit",
+        resolution=SIDE,
+        timesteps=[750.5],
+        dim=64,
+        input_perturbation=GAMMA,
+        device="cpu",
+    ).gradients.checkpoints[0]
+    seen = []
+    denoiser._predict = lambda noisy, t, conditions: seen.append((noisy, set(conditions))) or noisy
+    random = torch.Generator().manual_seed(0)
+    x, noise, other = torch.randn(3, 1, 4, 8, 8, generator=random)
+    t, conditions = torch.tensor([750.5]), {"input_noise": GAMMA * other, "text": x}
+    loss = denoiser.losses(x, t, noise, conditions, "mse")
+    sigma = 0.7505
+    noisy = (1 - sigma) * x + sigma * (noise + GAMMA * other)
+    torch.testing.assert_close(seen[0][0], noisy)
+    torch.testing.assert_close(loss[0], mse_loss(noisy, noise - x))
+    assert seen[0][1] == {"text"}
+
+
+@pytest.mark.parametrize("noise", ["shared", "own"])
+def test_the_other_noise_is_keyed_as_the_noise_is(tmp_path: Path, noise: str) -> None:
+    """A model of pixels; both draws of a pair, whose noises are each other's negatives."""
+    folder = make_model(tmp_path / "model")
+    data, asked = make_pictures(tmp_path / "data", 3), make_pictures(tmp_path / "asked", 2, seed=5)
+    index = gradindex.build(
+        tmp_path / "idx",
+        model=folder,
+        data=data,
+        timesteps=2,
+        draws=2,
+        noise=noise,
+        seed=4,
+        projection="none",
+        input_perturbation=GAMMA,
+        device="cpu",
+    )
+    pipeline = diffusers.DDPMPipeline.from_pretrained(folder)
+    model = pipeline.unet.requires_grad_(True)
+
+    def mean_gradient(x: Tensor, name: str | None, t: int) -> np.ndarray:
+        other_name = "perturbation" if name is None else f"perturbation of {name}"
+        gradients = []
+        for draw in range(2):
+            epsilon = torch.tensor(gradindex.noise(4, name, t, draw, x.shape[1:]))[None]
+            other = torch.tensor(gradindex.noise(4, other_name, t, draw, x.shape[1:]))[None]
+            time = torch.tensor([t])
+            noisy = pipeline.scheduler.add_noise(x, epsilon + GAMMA * other, time)
+            gradients.append(gradient(model, mse_loss(model(noisy, time).sample, epsilon)))
+        return np.mean(gradients, axis=0)
+
+    def rows(files: list[Path], names: list[str]) -> np.ndarray:
+        return np.array(
+            [
+                [
+                    mean_gradient(read(file)[:, :1], name if noise == "own" else None, int(t))
+                    for t in index.store.recipe.timesteps
+                ]
+                for file, name in zip(files, names, strict=True)
+            ]
+        )
+
+    files, queries = sorted(data.iterdir()), sorted(asked.iterdir())
+    training = rows(files, [file.name for file in files])
+    query_rows = rows(queries, [oracles.query_id(file) for file in queries])
+    for method in ("tracin", "retrac"):
+        truth = oracles.score([training], [query_rows], [1], method, "matched")
+        scores = index.scores(queries, method, whiten=False)
+        np.testing.assert_allclose(scores, truth, rtol=1e-4)
+
+
+def test_a_recipe_without_input_perturbation_is_what_it_was(tmp_path: Path) -> None:
+    index = gradindex.build(
+        tmp_path / "idx",
+        model=make_model(tmp_path / "model"),
+        data=make_pictures(tmp_path / "data", 2),
+        timesteps=1,
+        dim=64,
+        device="cpu",
+    )
+    recipe = index.store.recipe
+    assert "input_perturbation" not in recipe.to_json()
+    assert Recipe.from_json(recipe.to_json()) == recipe
+    assert grid_events(recipe, ["a"]).input_noise is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"input_perturbation": -0.1}, r"^input_perturbation = -0.1: give a number, 0 or more$"),
+        ({"input_perturbation": float("nan")}, "input_perturbation = nan: give a number"),
+        (
+            {"input_perturbation": 0.1, "timesteps": "recorded", "log": "log"},
+            "^input_perturbation: recorded noise is what it was in training;",
+        ),
+        (
+            {"input_perturbation": 0.1, "model": None, "denoiser": object()},
+            "^input_perturbation: a denoiser of your own mixes noise in itself; leave it out$",
+        ),
+    ],
+)
+def test_input_perturbation_that_cannot_be(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(CallError, match=message):
+        gradindex.build(tmp_path / "idx", **{"model": "m", "data": "d", **options})
+    assert not (tmp_path / "idx").exists()
