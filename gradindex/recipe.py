@@ -16,6 +16,7 @@ CUSTOM = "custom"  # that of a user's own denoiser
 LOSSES = ("mse", "l1")
 LOSS, MEAN_SQUARE = OUTPUTS = ("loss", "mean-square")
 NOISES = ("shared", "own", "recorded")
+FILES, ALPHA = MASKS = ("files", "alpha")
 FULL, FOLDED = ROWS = ("full", "folded")
 SEARCH_WIDTH = 4096  # numbers in a search vector, unless all rows side by side are fewer
 
@@ -24,7 +25,7 @@ SEARCH_WIDTH = 4096  # numbers in a search vector, unless all rows side by side 
 _OPTIONAL_FIELDS = (
     *("events", "log", "rows", "output"),
     *("picture", "encoder", "latents", "base", "captioned", "guidance"),
-    *("weighting", "noise_offset", "input_perturbation"),
+    *("weighting", "noise_offset", "input_perturbation", "masks"),
 )
 
 # Fields that the JSON of format 1 calls by another name, {field: name in the JSON}.
@@ -80,6 +81,8 @@ class Recipe:
         noise_offset: how much of a number for each whole channel is added to the noise; None: none.
         input_perturbation: how much of another noise is added to the one that pictures are mixed
             with, and not to the target; None: none.
+        masks: one of `MASKS`, whence the masks come that each picture's loss is multiplied with,
+            see `data.masks`; None: there are none.
         captioned: True for a model that is given captions; None for others.
         guidance: the scale that a model with guidance embedding is told; None for others.
     """
@@ -118,6 +121,7 @@ class Recipe:
     weighting: str | None = None
     noise_offset: float | None = None
     input_perturbation: float | None = None
+    masks: str | None = None
 
     @property
     def pixels(self) -> tuple[int, int, int]:

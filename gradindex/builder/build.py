@@ -75,6 +75,7 @@ def build(
     weighting: str | None = None,
     noise_offset: float = 0.0,
     input_perturbation: float = 0.0,
+    masks: str | Path | None = None,
     denoiser: Any = None,
     adapters: Mapping[str, float | None] | Sequence[str | Path] | str | Path | None = None,
     skip_bad: bool = False,
@@ -131,6 +132,8 @@ def build(
             3.5 by default, as in diffusers' scripts.
         weighting: how the training weighted its loss by timestep: "min-snr:5", … (docs/models.md).
         noise_offset, input_perturbation: those of the training, such as 0.05 and 0.1.
+        masks: of a training with a masked loss: a folder with a mask x.png of each picture x.png,
+            or "alpha" for the pictures' own alpha channels.
         denoiser: an object of your own in place of a model, for what gradindex does not know;
             docs/models.md says what it must have.
         adapters: a LoRA file or folder trained on `model`, whose parameters alone gradients are
@@ -199,6 +202,7 @@ def build(
         weighting=weighting,
         noise_offset=noise_offset,
         input_perturbation=input_perturbation,
+        masks=masks,
         denoiser=denoiser,
         adapters=adapters,
         skip_bad=skip_bad,

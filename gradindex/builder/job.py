@@ -1,6 +1,7 @@
 """The job of a build: which rows are made of which pictures, at which timesteps."""
 
 import hashlib
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
@@ -146,25 +147,40 @@ class BuildJob:
         pictures = []
         contents = []
         geometries = []
+        masks = []
         for row in rows:
             try:
-                picture, content, geometry = self.dataset.read(row, image)
+                read = self.dataset.read(row, image)
             except DataError as error:
                 if not self.skip_bad:
                     raise DataError(f"{error}; skip_bad leaves such pictures out") from error
             else:
                 readable.append(row)
-                pictures.append(picture)
-                contents.append(content)
-                geometries.append(geometry)
+                pictures.append(read.array)
+                contents.append(read.content)
+                geometries.append(read.geometry)
+                if read.mask is not None:  # of none of them, or of all
+                    masks.append(read.mask)
+        self._warn_of_blank(readable, masks)
         found = Pictures(
             pictures,
             self.ids(readable),
             self.labels(readable),
             self.dataset.captions_of(readable),
             geometries,
+            masks or None,
         )
         return readable, make_examples(encoder, found), contents
+
+    def _warn_of_blank(self, rows: Sequence[int], masks: Sequence[np.ndarray]) -> None:
+        """Warn of pictures whose mask is zero all over, by name."""
+        blank = [rows[position] for position, mask in enumerate(masks) if not mask.any()]
+        if blank:
+            warnings.warn(
+                f"data {self.dataset.source}: the mask of {self.dataset.names(blank)} is zero all"
+                " over, and so is the gradient",
+                stacklevel=2,
+            )
 
     def none_readable(self, rows: Sequence[int]) -> DataError:
         """Return the error that not one of some pictures can be read, and what ails the first."""

@@ -76,6 +76,7 @@ class BuildOptions:
         guidance: the scale that a model with guidance embedding was told in training; None: 3.5.
         weighting: of the loss by timestep, see `gradients.weighting`; None for none.
         noise_offset, input_perturbation: of the training, see `Recipe`; 0 for none.
+        masks: the folder of the masks of a masked loss, or "alpha"; None: it was not masked.
         denoiser: a user's own, see `models.custom`, in place of a model.
         skip_bad: whether pictures that cannot be read are left out, instead of stopping the build.
         adapters: {path of an adapter of the model: its weight}, paths alone, or one path; None:
@@ -114,6 +115,7 @@ class BuildOptions:
     weighting: str | None = None
     noise_offset: float = 0.0
     input_perturbation: float = 0.0
+    masks: str | Path | None = None
     denoiser: Any = None
     adapters: Mapping[str, float | None] | Sequence[str | Path] | str | Path | None = None
 
@@ -133,7 +135,7 @@ class BuildOptions:
         self._check_recorded()
         _ = self.grid_timesteps
         _ = self.picture_size
-        self._check_added_noise()
+        self._check_training_loss()
         self._check_guidance()
         if (self.model is None) == (self.denoiser is None):
             raise CallError("model and denoiser: give one of them")
@@ -197,8 +199,8 @@ class BuildOptions:
         """The noise asked for; else "recorded" with a training log, and "shared" without one."""
         return self.noise or ("shared" if self.log is None else "recorded")
 
-    def _check_added_noise(self) -> None:
-        """Raise CallError unless noise offset and input perturbation are numbers that fit."""
+    def _check_training_loss(self) -> None:
+        """Raise CallError unless noise offset, input perturbation and masks fit the rest."""
         for name in ("noise_offset", "input_perturbation"):
             value = getattr(self, name)
             if not 0 <= value < math.inf:  # NaN is neither
@@ -211,6 +213,8 @@ class BuildOptions:
             raise CallError(
                 "input_perturbation: a denoiser of your own mixes noise in itself; leave it out"
             )
+        if self.masks is not None and self.denoiser is not None:
+            raise CallError("masks: a denoiser of your own has one loss, its own; leave them out")
 
     def _check_guidance(self) -> None:
         """Raise CallError unless the guidance is a number, 0 or more."""

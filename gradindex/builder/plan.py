@@ -16,6 +16,7 @@ from gradindex.builder.job import BuildJob, EventChoice
 from gradindex.builder.options import BuildOptions
 from gradindex.data.captions import with_captions
 from gradindex.data.dataset import Dataset
+from gradindex.data.masks import mask_kind, masks_source, with_masks
 from gradindex.data.opening import open_dataset
 from gradindex.data.training_log import open_log
 from gradindex.gradients.batch_size import fitting_batch
@@ -121,6 +122,8 @@ def make_plan(options: BuildOptions, device: str, processes: int = 1) -> Plan:
         dataset = with_captions(dataset, options.caption, options.missing_caption)
     else:
         dataset = replace(dataset, captions=None)
+    if options.masks is not None:
+        dataset = with_masks(dataset, options.masks)
     event_choice = None
     if log is not None:
         steps = [checkpoint.step for checkpoint in checkpoints]
@@ -200,6 +203,7 @@ def _make_recipe(options: BuildOptions, denoisers: Checkpoints) -> Recipe:
         weighting=options.weighting,
         noise_offset=options.noise_offset or None,
         input_perturbation=options.input_perturbation or None,
+        masks=None if options.masks is None else mask_kind(options.masks),
     )
 
 
@@ -216,7 +220,9 @@ def _make_origin(
         checkpoints=[CheckpointPath(path=_absolute(c.path) if c.path else "") for c in checkpoints],
         weights=[checkpoint.weight for checkpoint in checkpoints],
         data=DataSource(
-            **dataset.to_json(), caption=UNSET if options.caption is None else options.caption
+            **dataset.to_json(),
+            caption=UNSET if options.caption is None else options.caption,
+            masks=UNSET if options.masks is None else masks_source(options.masks),
         ),
         log=None if options.log is None else _absolute(options.log),
     )

@@ -122,6 +122,7 @@ class Preparation:
             *(self._job.ids(rows), rows, self._job.skip_bad),
             [dataset.fingerprint(row) for row in rows],
             [str(dataset.stats[row]) for row in rows],
+            *([] if recipe.masks is None else [recipe.masks]),
         )
         return f"{FOLDER}/{hashlib.sha256(repr(key).encode()).hexdigest()[:24]}.safetensors"
 

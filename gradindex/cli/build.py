@@ -126,6 +126,12 @@ if TYPE_CHECKING:  # it imports NumPy and zarr, which take long
     metavar="GAMMA",
     help="Input perturbation of the training: how much of another noise pictures are mixed with.",
 )
+@click.option(
+    "--masks",
+    metavar="FOLDER|alpha",
+    help="Of a training with a masked loss: folder with a mask x.png of each picture x.png, or the"
+    " pictures' own alpha channels.",
+)
 @click.option("--params", metavar="REGEX", help="Only parameters in whose name this is found.")
 @click.option("--seed", default=0, show_default=True, help="Of noise and projection.")
 @click.option(

@@ -13,7 +13,6 @@ from gradindex.errors import CallError, DataError
 
 MISSING_CAPTION = ("error", "empty")  # what becomes of pictures without a caption
 TRIGGER = "[trigger]"  # ai-toolkit writes its trigger word, or nothing, in place of this
-NAMED = 3  # pictures that a message names
 
 
 def with_captions(dataset: Dataset, caption: str | None = None, missing: str = "error") -> Dataset:
@@ -98,19 +97,13 @@ def _check_captions(dataset: Dataset, missing: str) -> None:
     if unfinished:
         raise DataError(
             f"data {dataset.source}: {len(unfinished):,} captions have {TRIGGER} in them"
-            f" ({_names(dataset, unfinished)}); write the trigger word of the training there, or"
+            f" ({dataset.names(unfinished)}); write the trigger word of the training there, or"
             " give --caption TEXT for all pictures"
         )
     if lacking and missing == "error":
         raise CallError(
             f"data {dataset.source}: {len(lacking):,} of {len(dataset):,} pictures have no caption"
-            f" ({_names(dataset, lacking)}); write it to a text file x.txt beside x.png, name a"
+            f" ({dataset.names(lacking)}); write it to a text file x.txt beside x.png, name a"
             " table's column with --caption-column, or give --caption TEXT for all pictures or"
             " --missing-caption empty"
         )
-
-
-def _names(dataset: Dataset, rows: list[int]) -> str:
-    """Return the ids of the first of some pictures, and how many more there are."""
-    shown = ", ".join(repr(dataset.sample_ids[row]) for row in rows[:NAMED])
-    return shown + (f" and {len(rows) - NAMED:,} more" if len(rows) > NAMED else "")

@@ -17,7 +17,7 @@ from PIL import Image
 
 from gradindex.data import caption_list
 from gradindex.data.images import (
-    Geometry,
+    DecodedPicture,
     geometry,
     is_turned,
     picture_fault,
@@ -25,12 +25,14 @@ from gradindex.data.images import (
     to_array,
     to_thumbnail,
 )
+from gradindex.data.mask_files import Masks
 from gradindex.data.picture_facts import NO_CONTENT, content_digest, stat_digests
 from gradindex.errors import DataError, quoted
 
 FINGERPRINT_DIGITS = 8  # hex digits of a picture's fingerprint
 GONE = FINGERPRINT_DIGITS * "-"  # in place of the fingerprint of a picture that is not there
 NAMED_CLASSES = 20  # classes that `describe` names
+NAMED = 3  # pictures that a message names
 LOOKED_AT = 2000  # pictures whose mode and size `describe_changes` looks at
 
 
@@ -70,6 +72,7 @@ class Dataset:
         warnings: lines about what was left out and may have been meant.
         captions: N of them, None for a picture without one; None where no caption was found. They
             are read when they are asked for, see `caption_list.Captions`.
+        masks: that the losses of the pictures are multiplied with; None: there are none.
     """
 
     source: str
@@ -82,6 +85,7 @@ class Dataset:
     notes: Sequence[str] = ()
     warnings: Sequence[str] = ()
     captions: Sequence[str | None] | None = None
+    masks: Masks | None = None
 
     def __len__(self) -> int:
         """Return N, the number of pictures."""
@@ -92,36 +96,42 @@ class Dataset:
 
         The arguments and errors are those of `read`.
         """
-        return self.read(row, image)[0]
+        return self.read(row, image).array
 
-    def read(self, row: int, image: tuple[int, int, int]) -> tuple[np.ndarray, str, Geometry]:
-        """Return picture number `row` and the digest of the bytes that it was decoded from.
-
-        Returns:
-            [channels, height, width] float32 in [−1, 1]; 16 hex digits, see `content_digest`; and
-            where its pixels come from.
+    def read(self, row: int, image: tuple[int, int, int]) -> DecodedPicture:
+        """Return picture number `row`, its mask, and what is to be known of it.
 
         Args:
             image: channels, height and width that the model takes; see `to_array`.
 
         Raises:
             CallError: the model's number of channels is not supported.
-            DataError: it is not there, cannot be decoded, or has a mode that is not supported; its
-                id is named.
+            DataError: it is not there, cannot be decoded, or has a mode that is not supported, or
+                its mask does not fit; its id is named.
         """
         require_channels(image[0])
         try:
             with self._open(row) as picture:
                 content = content_digest(picture)
                 origin = geometry(picture, image)
-                return to_array(picture, image), content, origin
-        except MemoryError:  # the machine's fault, not the picture's
+                array = to_array(picture, image)
+                mask = None
+                if self.masks is not None:
+                    name = f"{self.source}: the mask of {quoted(self.sample_ids[row])}"
+                    mask = self.masks.read(row, picture, image, name)
+                return DecodedPicture(array, content, origin, mask)
+        except (MemoryError, DataError):  # the machine's fault, or a mask's
             raise
         except Exception as error:  # Pillow's decoders raise whatever damaged bytes lead them to
             raise DataError(
                 f"{self.source}: {quoted(self.sample_ids[row])} is not a readable picture"
                 f" ({picture_fault(error)})"
             ) from error
+
+    def names(self, rows: Sequence[int]) -> str:
+        """Return the ids of the first of some pictures, and how many more there are."""
+        shown = ", ".join(repr(self.sample_ids[row]) for row in rows[:NAMED])
+        return shown + (f" and {len(rows) - NAMED:,} more" if len(rows) > NAMED else "")
 
     def labels_of(self, rows: Sequence[int], classes: int | None) -> list[int] | None:
         """Return the class labels of some rows, or None where they have none.
@@ -229,9 +239,9 @@ class Dataset:
         return self.open_picture(row)
 
     def fingerprint(self, row: int) -> str:
-        """Return eight hex digits of the SHA-256 over a picture's id, label, bytes and caption.
+        """Return eight hex digits of the SHA-256 over what tells that a picture is another one.
 
-        A picture that was exchanged for one of another size, label or caption has another
+        A picture that was exchanged for one of another size, label, caption or mask has another
         fingerprint, and one that is not there has `GONE`.
         """
         size = int(self.sizes[row])
@@ -242,6 +252,8 @@ class Dataset:
         caption = None if self.captions is None else self.captions[row]
         if caption is not None:  # without one it is what it was before there were captions
             facts = (*facts, caption)
+        if self.masks is not None and (digest := self.masks.digest(row)):
+            facts = (*facts, f"mask {digest}")
         text = repr(facts)
         return hashlib.sha256(text.encode()).hexdigest()[:FINGERPRINT_DIGITS]
 
@@ -277,6 +289,7 @@ class Dataset:
             captions=None
             if self.captions is None
             else caption_list.in_order(self.captions, positions),
+            masks=None if self.masks is None else self.masks.in_order(positions),
         )
 
     def positions(self, sample_ids: Iterable[str]) -> np.ndarray:

@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -112,6 +112,30 @@ def to_array(picture: Image.Image, image: tuple[int, int, int]) -> np.ndarray:
     return np.ascontiguousarray((pixels / 127.5 - 1).transpose(2, 0, 1))
 
 
+def to_mask(picture: Image.Image, image: tuple[int, int, int]) -> np.ndarray:
+    """Return a mask's first channel as float32 [1, height, width] in 0 … 1, `value / 255`.
+
+    It is turned, resized and cut as `to_array` does with a picture of its size.
+
+    Args:
+        picture: the mask, opened by Pillow. image: what the model takes; channels do not count.
+
+    >>> to_mask(Image.new("RGB", (4, 2), color=(51, 0, 0)), (3, 2, 2))
+    array([[[0.2, 0.2],
+            [0.2, 0.2]]], dtype=float32)
+    """
+    first = _upright_8_bits(picture).convert("RGB").getchannel(0)
+    return (to_array(first, (1, *image[1:])) + 1) / 2
+
+
+def opacity(picture: Image.Image) -> Image.Image:
+    """Return the alpha channel of a picture, upright and grey; white where it has none."""
+    upright = _upright_8_bits(picture)
+    if not upright.has_transparency_data:
+        return Image.new("L", upright.size, 255)
+    return upright.convert("RGBA").getchannel("A")
+
+
 @dataclass(frozen=True)
 class Geometry:
     """Where the pixels come from that a model takes of a picture.
@@ -125,12 +149,33 @@ class Geometry:
     corner: tuple[int, int]
 
 
+class DecodedPicture(NamedTuple):
+    """A training picture as the model takes it, and its mask.
+
+    Attributes:
+        array: [channels, height, width] float32 in [−1, 1].
+        content: 16 hex digits of its bytes, see `content_digest`.
+        geometry: where its pixels come from.
+        mask: [1, height, width] float32 in 0 … 1; None where the data set has no masks.
+    """
+
+    array: np.ndarray
+    content: str
+    geometry: Geometry
+    mask: np.ndarray | None
+
+
 def geometry(picture: Image.Image, image: tuple[int, int, int]) -> Geometry:
-    """Return where the pixels come from that `to_array` gives of a picture; nothing is decoded.
+    """Return where the pixels come from that `to_array` gives of a picture.
+
+    None is decoded but a TIFF that is not upright, whose size may be that before it was turned or
+    after, as Pillow's version has it; when it is decoded Pillow turns it and forgets that it did.
 
     >>> geometry(Image.new("L", (4, 2)), (1, 2, 2))
     Geometry(original=(2, 4), corner=(0, 1))
     """
+    if picture.format == "TIFF" and is_turned(picture):
+        picture.load()
     width, height = picture.size
     if picture.getexif().get(ExifTags.Base.Orientation, 1) >= FIRST_TRANSPOSED:
         width, height = height, width

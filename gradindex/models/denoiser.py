@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gradindex.errors import CallError, GradindexError, ModelError, first_line
 from gradindex.models.configuration import config_digest, own_arguments
 from gradindex.models.devices import DTYPES, memory_of
-from gradindex.models.examples import INPUT_NOISE
+from gradindex.models.examples import INPUT_NOISE, LOSS_MASK
 from gradindex.models.families import FAMILIES
 from gradindex.models.families.family import GUIDANCE, Family
 from gradindex.models.pipeline import Encoder
@@ -129,24 +129,26 @@ class Denoiser:
         `mean |model(x_t, t) − target|^p` over the elements of x, with p = 2 for mse and 1 for l1;
         x_t and target are those of `Process.noisy` and `Process.target`. For mean-square it is
         `mean model(x_t, t)²` (D-TRAK, Zheng et al. 2024). Input perturbation adds to the noise in
-        x_t and not to the target (Ning et al. 2023, alg. 1).
+        x_t and not to the target (Ning et al. 2023, alg. 1). With a mask each element is multiplied
+        with it before the mean over all of them, as kohya's `apply_masked_loss` has it.
 
         Args:
             x: pictures in [−1, 1] or scaled latents, [B, channels, height, width] float32.
             t: timesteps [B], whole numbers, or float32 for flow matching.
             epsilon: noise, of the shape of x, float32.
             conditions: {name: [B, …]} of what else the model is given, see `Family.predict`; and
-                `INPUT_NOISE`, where the input is perturbed.
+                `INPUT_NOISE`, where the input is perturbed, and `LOSS_MASK`, [B, 1, height, width].
             loss: "mse", "l1" or "mean-square".
         """
         given = dict(conditions)
-        added = given.pop(INPUT_NOISE, None)
+        added, mask = given.pop(INPUT_NOISE, None), given.pop(LOSS_MASK, None)
         mixed_in = epsilon if added is None else epsilon + added
         output = self._predict(self.process.noisy(x, mixed_in, t), t, given)
-        if loss == MEAN_SQUARE:
-            return output.flatten(1).square().mean(1)
-        error = (output - self.process.target(x, epsilon, t)).flatten(1)
-        return (error.abs() if loss == "l1" else error.square()).mean(1)
+        error = output if loss == MEAN_SQUARE else output - self.process.target(x, epsilon, t)
+        errors = error.abs() if loss == "l1" else error.square()
+        if mask is not None:
+            errors = errors * mask
+        return errors.flatten(1).mean(1)
 
     def random_conditions(self, size: int) -> dict[str, Tensor]:
         """Return random conditions of `size` examples, {name: [size, …]}, to try the model with."""

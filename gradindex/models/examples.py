@@ -8,6 +8,7 @@ from typing import Self
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from gradindex.data.images import Geometry
 
@@ -15,6 +16,7 @@ CLASS_LABELS = "class_labels"  # the condition of a class-conditional model, a w
 
 # Conditions of the loss alone, which the model is not given.
 INPUT_NOISE = "input_noise"  # what is added to the noise that x is mixed with, of the shape of x
+LOSS_MASK = "loss_mask"  # what the loss is multiplied with, [1, height, width] of x
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class Pictures:
         labels: B class labels; None for a model without classes.
         captions: B captions; None for a model without them.
         geometries: where the pixels of each come from; empty: none was resized or cut.
+        masks: B of [1, height, width] float32 in 0 … 1, which the losses are multiplied with; None:
+            masks of ones.
     """
 
     arrays: Sequence[np.ndarray] | np.ndarray
@@ -34,6 +38,7 @@ class Pictures:
     labels: Sequence[int] | None = None
     captions: Sequence[str] | None = None
     geometries: Sequence[Geometry] = ()
+    masks: Sequence[np.ndarray] | None = None
 
     def at(self, positions: Sequence[int] | np.ndarray) -> Self:
         """Return the pictures at some positions."""
@@ -60,7 +65,7 @@ class Examples:
         x: B pictures, or scaled latents, [channels, height, width] float32 each. Their shapes may
             differ.
         conditions: {name: B arrays} of what else the model is given of each; the names are those of
-            `Family.predict`.
+            `Family.predict`, and `LOSS_MASK`.
     """
 
     x: Sequence[np.ndarray] | np.ndarray
@@ -83,6 +88,20 @@ class Examples:
         if labels is None:
             return cls(pictures)
         return cls(pictures, {CLASS_LABELS: list(np.array(labels, np.int64))})
+
+    def with_masks(self, masks: Sequence[np.ndarray] | None) -> Self:
+        """Return the examples with the masks of their pictures, see `Pictures`.
+
+        Each is shrunk to height and width of x: a number is the mean of the mask's numbers there
+        (`area`, as kohya's `apply_masked_loss` has it).
+        """
+        if masks is None:
+            return self
+        shrunk = [
+            interpolate(torch.from_numpy(mask)[None], np.shape(x)[-2:], mode="area")[0].numpy()
+            for mask, x in zip(masks, self.x, strict=True)
+        ]
+        return replace(self, conditions={**self.conditions, LOSS_MASK: shrunk})
 
     def shapes(self, position: int) -> tuple[tuple[int, ...], ...]:
         """Return the shapes of an example's arrays: only those of equal ones fit into a batch.

@@ -343,5 +343,5 @@ def make_examples(encoder: Encoder | None, pictures: Pictures) -> Examples:
         ModelError: see `Encoder.encode`.
     """
     if encoder is None:
-        return Examples.of_pictures(pictures.arrays, pictures.labels)
-    return encoder.encode(pictures)
+        return Examples.of_pictures(pictures.arrays, pictures.labels).with_masks(pictures.masks)
+    return encoder.encode(pictures).with_masks(pictures.masks)

@@ -159,7 +159,8 @@ def _choose_queries(
         return QueryPictures(read, [None] * len(names))
     kept = kept_rows(index.store)
     rows = kept[evenly_spaced(len(kept), count)]
-    return QueryPictures(read_training_pictures(index, rows), rows.tolist())
+    training = replace(read_training_pictures(index, rows), masks=None)  # as of any query
+    return QueryPictures(training, rows.tolist())
 
 
 def _scores(index: Index, queries: QueryPictures, whiten: bool) -> dict[str, np.ndarray]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import UNSET
 
-from gradindex.recipe import Recipe, timestep_text
+from gradindex.recipe import ALPHA, Recipe, timestep_text
 from gradindex.search.ann_index import INDEX_NAMES, saved_ann_index
 from gradindex.search.ann_record import AnnRecord
 from gradindex.store.manifest import Shard
@@ -154,6 +154,8 @@ def _loss(recipe: Recipe) -> str:
         parts.append(f"noise offset {recipe.noise_offset:g}")
     if recipe.input_perturbation is not None:
         parts.append(f"input perturbation {recipe.input_perturbation:g}")
+    if recipe.masks is not None:
+        parts.append(f"masked by {'alpha channels' if recipe.masks == ALPHA else 'files'}")
     if recipe.guidance is not None:
         parts.append(f"guidance {recipe.guidance:g}")
     return ", ".join(parts)

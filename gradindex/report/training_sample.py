@@ -44,11 +44,12 @@ def read_training_pictures(index: Index, rows: np.ndarray) -> Pictures:
     recipe = index.store.recipe
     read = [dataset.read(int(row), recipe.pixels) for row in rows]
     return Pictures(
-        arrays=np.stack([array for array, _, _ in read]),
+        arrays=np.stack([picture.array for picture in read]),
         ids=[dataset.sample_ids[row] for row in rows],
         labels=dataset.labels_of(rows.tolist(), recipe.classes),
         captions=dataset.captions_of(rows.tolist()),
-        geometries=[geometry for _, _, geometry in read],
+        geometries=[picture.geometry for picture in read],
+        masks=[picture.mask for picture in read if picture.mask is not None] or None,
     )
 
 

@@ -8,16 +8,17 @@ from PIL import Image
 
 from gradindex.data.captions import same_captions
 from gradindex.data.dataset import Columns, Dataset
+from gradindex.data.masks import add_masks
 from gradindex.data.opening import open_dataset
 from gradindex.errors import CallError, GradindexError
-from gradindex.store.records import one_caption
+from gradindex.store.records import masks_of, one_caption
 from gradindex.store.store import Store
 
 
 def open_pictures(store: Store, source: str) -> Dataset:
     """Return the data set at a path or of a name, with what the store's model is given of it.
 
-    It is opened with the columns and the caption that the build was given, and warns of nothing.
+    It is opened with the columns, caption and masks that the build was given, and warns of nothing.
 
     Raises:
         CallError, DataError: see `open_dataset`.
@@ -27,6 +28,8 @@ def open_pictures(store: Store, source: str) -> Dataset:
     dataset = open_dataset(source, columns, warn=False)
     if store.recipe.classes is None:
         dataset = replace(dataset, labels=None)
+    if (masks := masks_of(data)) is not None:
+        dataset = add_masks(dataset, masks)
     if store.recipe.captioned:
         return same_captions(dataset, one_caption(data))
     return replace(dataset, captions=None)

@@ -96,11 +96,18 @@ class DataSource(msgspec.Struct, frozen=True):
         source: see `open_dataset`.
         columns: fields of `Columns`.
         caption: the one of all pictures, where one was given.
+        masks: the folder of masks, or "alpha", where the loss was masked.
     """
 
     source: str
     columns: dict[str, str | None]
     caption: str | UnsetType = UNSET
+    masks: str | UnsetType = UNSET
+
+
+def masks_of(data: DataSource | None) -> str | None:
+    """Return the folder of masks that a build was given, or "alpha"; None: its loss has none."""
+    return None if data is None or data.masks is UNSET else data.masks
 
 
 def one_caption(data: DataSource | None) -> str | None:

@@ -13,9 +13,9 @@ import msgspec
 from msgspec import UNSET
 
 from gradindex.data.dataset import Columns
-from gradindex.recipe import FOLDED, LOSSES, MEAN_SQUARE, NOISES, Recipe
+from gradindex.recipe import FOLDED, LOSSES, MASKS, MEAN_SQUARE, NOISES, Recipe
 from gradindex.store.array_names import CHUNK_IDS, IDS, ROW_ARRAYS
-from gradindex.store.records import Header
+from gradindex.store.records import Header, masks_of
 
 LARGEST_SIDE = 2**16  # channels, height and width of what a model takes
 LARGEST_COUNT = 2**62  # of anything: NumPy counts so far
@@ -59,6 +59,7 @@ def require_sound_recipe(recipe: Recipe) -> None:
     is_sound["rank"] &= (recipe.rank is None) == (recipe.projection != "two-sided")
     is_sound["rows"] = recipe.rows in (None, FOLDED)
     is_sound["output"] = recipe.output in (None, MEAN_SQUARE)
+    is_sound["masks"] = recipe.masks in (None, *MASKS)
     is_sound["params"] = _is_pattern(recipe.params)
     _require(is_sound, "recipe: ")
 
@@ -73,7 +74,7 @@ def require_sound_header(header: Header, recipe: Recipe) -> None:
     checkpoints = len(recipe.checkpoints)
     is_of_rows = not header.model  # without what a query's gradient needs
     before = {} if header.before is UNSET else header.before
-    paths = [header.model, header.scheduler, header.log]
+    paths = [header.model, header.scheduler, header.log, masks_of(header.data)]
     paths += [checkpoint.path for checkpoint in header.checkpoints]
     is_sound = {
         # So there are no more pictures than the header is long.

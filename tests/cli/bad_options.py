@@ -114,6 +114,17 @@ OPTIONS = [
         "--draws 2: the recorded noise of an event is one; choose --noise own for more",
     ),
     Bad("no draws", BUILD + "--draws 0", "--draws 0: give a whole number, 1 or more"),
+    Bad(
+        "a negative perturbation",
+        BUILD + "--input-perturbation=-0.1",
+        "--input-perturbation -0.1: give a number, 0 or more",
+    ),
+    Bad(
+        "masks that are nowhere",
+        BUILD + "--masks nowhere",
+        "--masks nowhere: no such folder; give one with a mask of each picture, or 'alpha' for the"
+        " pictures' alpha channels",
+    ),
     Bad("rows of no numbers", BUILD + "--dim 0", "--dim 0: give a whole number, 1 or more"),
     Bad(
         "a width in words",
