@@ -188,3 +188,42 @@ def test_input_perturbation_that_cannot_be(
     with pytest.raises(CallError, match=message):
         gradindex.build(tmp_path / "idx", **{"model": "m", "data": "d", **options})
     assert not (tmp_path / "idx").exists()
+
+
+# --- prior preservation
+
+
+def test_class_pictures_of_prior_preservation(tmp_path: Path) -> None:
+    """As train_dreambooth.py --with_prior_preservation: what docs/models.md says of its weight.
+
+    A step's gradient is a sum over its pictures: those of the instance count the same with class
+    pictures or without, and a class picture's TracIn score times the weight is its part.
+    """
+    folder = make_model(tmp_path / "model")
+    data = make_pictures(tmp_path / "data", 2)
+    instance, class_picture = sorted(data.iterdir())
+    (asked,) = make_pictures(tmp_path / "asked", 1, seed=5).iterdir()
+    t, prior_loss_weight = 400, 0.3
+    options = {"model": folder, "timesteps": [t], "projection": "none", "device": "cpu"}
+    pipeline = diffusers.DDPMPipeline.from_pretrained(folder)
+    model = pipeline.unet.requires_grad_(True)
+    noise = torch.tensor(gradindex.noise(0, None, t, 0, (1, 8, 8)))[None]
+
+    def predict(x: Tensor) -> Tensor:
+        timesteps = torch.full((len(x),), t)
+        noisy = pipeline.scheduler.add_noise(x, noise.expand_as(x), timesteps)
+        return model(noisy, timesteps).sample
+
+    batch = torch.cat([read(instance)[:, :1], read(class_picture)[:, :1]])
+    model_pred, model_pred_prior = predict(batch).chunk(2)
+    loss = mse_loss(model_pred, noise) + prior_loss_weight * mse_loss(model_pred_prior, noise)
+    step = gradient(model, loss)
+    query = gradient(model, mse_loss(predict(read(asked)[:, :1]), noise))
+
+    index = gradindex.build(tmp_path / "both", data=data, **options)
+    ((of_instance, of_class),) = index.scores(asked, "tracin", whiten=False)
+    np.testing.assert_allclose(of_instance + prior_loss_weight * of_class, step @ query, rtol=1e-4)
+    assert abs(of_class) > 1e-3 * abs(of_instance)
+    class_picture.unlink()
+    alone = gradindex.build(tmp_path / "alone", data=data, **options)
+    np.testing.assert_allclose(alone.scores(asked, "tracin", whiten=False), of_instance, rtol=1e-5)
