@@ -120,9 +120,9 @@ def to_mask(picture: Image.Image, image: tuple[int, int, int]) -> np.ndarray:
     Args:
         picture: the mask, opened by Pillow. image: what the model takes; channels do not count.
 
-    >>> to_mask(Image.new("RGB", (4, 2), color=(51, 0, 0)), (3, 2, 2))
-    array([[[0.2, 0.2],
-            [0.2, 0.2]]], dtype=float32)
+    >>> to_mask(Image.new("RGB", (4, 2), color=(255, 0, 0)), (3, 2, 2))
+    array([[[1., 1.],
+            [1., 1.]]], dtype=float32)
     """
     first = _upright_8_bits(picture).convert("RGB").getchannel(0)
     return (to_array(first, (1, *image[1:])) + 1) / 2

@@ -38,6 +38,11 @@ def with_masks(dataset: Dataset, masks: str | Path) -> Dataset:
         CallError: there is no such folder, or pictures have no mask there.
         DataError: the folder cannot be listed.
     """
+    if masks != ALPHA and not Path(masks).is_dir():
+        raise CallError(
+            f"masks = {str(masks)!r}: no such folder; give one with a mask of each picture, or"
+            f" {ALPHA!r} for the pictures' alpha channels"
+        )
     masked = add_masks(dataset, masks)
     assert masked.masks is not None
     files = masked.masks.files
@@ -68,10 +73,7 @@ def add_masks(dataset: Dataset, masks: str | Path) -> Dataset:
         return replace(dataset, masks=Masks(None), notes=notes)
     folder = Path(masks)
     if not folder.is_dir():
-        raise CallError(
-            f"masks = {str(masks)!r}: no such folder; give one with a mask of each picture, or"
-            f" {ALPHA!r} for the pictures' alpha channels"
-        )
+        raise CallError(f"masks {folder}: no such folder; put back those that the build had")
     names = sorted(list_files(folder).sizes, reverse=True)
     # The first of several suffixes counts, and a file's whole name before that without its suffix.
     name_of = {os.path.splitext(sample_id(name))[0]: name for name in names}

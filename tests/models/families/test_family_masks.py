@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 import gradindex
-from gradindex.errors import RecipeMismatch
+from gradindex.builder.verify import data_damages
+from gradindex.errors import CallError, RecipeMismatch
 from gradindex.models.loading import load_denoiser
 from gradindex.report.diagnose import _choose_queries
 from gradindex.report.info import describe
@@ -179,6 +180,14 @@ def test_another_mask_is_another_picture(tmp_path: Path) -> None:
         masked_index(tmp_path, **options)
     with pytest.raises(RecipeMismatch, match=r'masks: "files", now null'):
         masked_index(tmp_path)
+    assert any(
+        "'p001.png' is another picture now" in fault for fault in data_damages(tmp_path / "idx")
+    )
+    (tmp_path / "masks").rename(tmp_path / "moved")
+    index = gradindex.open(tmp_path / "idx", device="cpu")
+    assert len(index.query(tmp_path / "data" / "p000.png")[0].hits) == 3
+    with pytest.raises(CallError, match="masks: no such folder; put back"):
+        list(data_damages(tmp_path / "idx"))
 
 
 def test_a_mask_of_zeros_is_named(tmp_path: Path) -> None:
