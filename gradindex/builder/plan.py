@@ -1,8 +1,8 @@
 """The plan of a build: which pictures, checkpoints and timesteps, and the recipe of the rows."""
 
-import logging
 import math
 import time
+import warnings
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -36,8 +36,6 @@ from gradindex.recipe import FOLDED, LOSS, Recipe
 from gradindex.store.memory import give_back_freed_memory
 from gradindex.store.records import CheckpointPath, DataSource
 from gradindex.store.store import SHARD_ROWS
-
-LOGGER = logging.getLogger("gradindex")
 
 DIM = 4096
 RANK = 16  # of the two-sided projection
@@ -114,7 +112,7 @@ def make_plan(options: BuildOptions, device: str, processes: int = 1) -> Plan:
     recipe = _make_recipe(options, denoisers)
     if denoisers.notes is not None:
         for difference in loss_differences(denoisers.notes, recipe):
-            LOGGER.warning(f"warning: the adapter's training {difference}")
+            warnings.warn(f"the adapter's training {difference}", stacklevel=2)
     if recipe.classes is None:
         dataset = replace(dataset, labels=None)
     first = denoisers[0]

@@ -114,7 +114,7 @@ if TYPE_CHECKING:  # it imports NumPy and zarr, which take long
     "--weighting",
     metavar="NAME[:G]",
     help="How the training weighted its loss by timestep: min-snr:5, min-snr-plus-one:5, snr,"
-    " debiased; of flow matching sigma-sqrt, cosmap.",
+    " debiased, debiased-v; of flow matching sigma-sqrt, cosmap.",
 )
 @click.option(
     "--noise-offset", default=0.0, show_default=True, help="Noise offset of the training."

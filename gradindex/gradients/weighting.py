@@ -6,6 +6,8 @@
   the one for DreamBooth LoRAs of SDXL.
 - snr: SNR. diffusers' unconditional script, where x is predicted.
 - debiased: 1 / √SNR, of an SNR of at most 1000. kohya's --debiased_estimation_loss.
+- debiased-v: 1 / (SNR + 1), of an SNR of at most 1000. The same option where v is predicted, since
+  2025.
 - sigma-sqrt: σ⁻², and cosmap: 2 / (π (1 − 2σ + 2σ²)). diffusers' scripts for SD3, Flux and later.
 
 SNR is ᾱ / (1 − ᾱ) (Hang et al. 2023, "Min-SNR", arXiv 2303.09556); σ is flow matching's (Esser et
@@ -20,12 +22,13 @@ import numpy as np
 from gradindex.errors import CallError
 from gradindex.models.processes import Ddpm, Flow, Process
 
-MIN_SNR, MIN_SNR_PLUS_ONE, SNR, DEBIASED = "min-snr", "min-snr-plus-one", "snr", "debiased"
+MIN_SNR, MIN_SNR_PLUS_ONE, SNR = "min-snr", "min-snr-plus-one", "snr"
+DEBIASED, DEBIASED_V = "debiased", "debiased-v"
 SIGMA_SQRT, COSMAP = "sigma-sqrt", "cosmap"
 WITH_GAMMA = (MIN_SNR, MIN_SNR_PLUS_ONE)
-OF_DDPM = (*WITH_GAMMA, SNR, DEBIASED)
+OF_DDPM = (*WITH_GAMMA, SNR, DEBIASED, DEBIASED_V)
 OF_FLOW = (SIGMA_SQRT, COSMAP)
-LARGEST_SNR = 1000.0  # of "debiased", as kohya's script has it
+LARGEST_SNR = 1000.0  # of both, as kohya's script has it
 
 
 def timestep_weights(
@@ -82,6 +85,8 @@ def _ddpm_weights(name: str, gamma: float, snr: np.ndarray, prediction_type: str
         return snr
     if name == DEBIASED:
         return 1 / np.sqrt(np.minimum(snr, LARGEST_SNR))
+    if name == DEBIASED_V:
+        return 1 / (np.minimum(snr, LARGEST_SNR) + 1)
     smaller = np.minimum(snr, gamma)
     if prediction_type == "sample":
         return smaller

@@ -7,9 +7,25 @@ from typing import Any
 
 import msgspec
 
-from gradindex.recipe import Recipe
+from gradindex.recipe import LOSSES, Recipe
 
 FOLDER_COUNTS = ("img_count", "n_repeats")  # of a folder in `ss_dataset_dirs`
+
+# Settings of a loss that no option of a build takes, {field of the header: what it did}.
+UNMATCHED = {
+    "ss_multires_noise_iterations": "added multi-resolution (pyramid) noise",
+    "ss_adaptive_noise_scale": "scaled its noise offset by the latent's mean",
+    "ss_noise_offset_random_strength": "drew its noise offset's strength at random",
+    "ss_ip_noise_gamma_random_strength": "drew its input perturbation's strength at random",
+    "ss_v_pred_like_loss": "added a loss like that of v-prediction",
+    "ss_apply_t5_attn_mask": "hid the padding of T5's captions from the model",
+}
+DESCRIBED = (  # numbers and names that `describe` gives
+    *("loss", "min_snr_gamma", "noise_offset", "input_noise", "guidance"),
+    *("prior_loss_weight", "clip_skip"),
+)
+HUBER = ("huber", "smooth_l1")  # losses with a schedule
+PLAIN_FLOW = "raw"  # the only `ss_model_prediction_type` whose loss is flow matching's own
 
 
 class DatasetFolder(msgspec.Struct, frozen=True):
@@ -27,11 +43,15 @@ class TrainerNotes(msgspec.Struct, frozen=True, omit_defaults=True):
         resolution: width and height.
         buckets: whether pictures keep their aspect ratio.
         loss: "l2", "l1", "huber" or "smooth_l1".
+        huber_schedule: how the last two change with the timestep, where they do.
         min_snr_gamma: of min-SNR weights (Hang et al. 2023).
         debiased: whether losses are weighted by 1 / √SNR.
         noise_offset: added noise of one value for each channel.
-        multires_noise: how many coarser noises are added.
         input_noise: gamma of input perturbation.
+        masked: whether the loss was masked.
+        scaled_v: whether the loss of v-prediction was scaled like that of noise prediction.
+        guidance: the scale that a model with guidance embedding was told.
+        unmatched: what the loss had that no option of a build takes, for people.
         prior_loss_weight: of regularization pictures, where there are any.
         regularization_pictures: how many there are.
         zero_terminal_snr: whether betas were rescaled (Lin et al. 2024).
@@ -46,11 +66,15 @@ class TrainerNotes(msgspec.Struct, frozen=True, omit_defaults=True):
     resolution: tuple[int, int] | None = None
     buckets: bool | None = None
     loss: str | None = None
+    huber_schedule: str | None = None
     min_snr_gamma: float | None = None
     debiased: bool | None = None
     noise_offset: float | None = None
-    multires_noise: int | None = None
     input_noise: float | None = None
+    masked: bool | None = None
+    scaled_v: bool | None = None
+    guidance: float | None = None
+    unmatched: tuple[str, ...] = ()
     prior_loss_weight: float | None = None
     regularization_pictures: int | None = None
     zero_terminal_snr: bool | None = None
@@ -67,7 +91,14 @@ class TrainerNotes(msgspec.Struct, frozen=True, omit_defaults=True):
         """The weighting of the loss by timestep as a build takes it; None for none."""
         if self.min_snr_gamma is not None:
             return f"min-snr:{self.min_snr_gamma:g}"
-        return "debiased" if self.debiased else None
+        if self.debiased:
+            return "debiased-v" if self.prediction == "v_prediction" else "debiased"
+        return "min-snr:inf" if self.scaled_v else None
+
+    @property
+    def weightings(self) -> int:
+        """How many weightings by timestep were multiplied; a build takes one."""
+        return sum([self.min_snr_gamma is not None, bool(self.debiased), bool(self.scaled_v)])
 
     def describe(self) -> str:
         """Return what matters of the notes in one line.
@@ -78,7 +109,7 @@ class TrainerNotes(msgspec.Struct, frozen=True, omit_defaults=True):
         texts = []
         if self.resolution is not None:
             texts.append(f"resolution {self.resolution[0]}x{self.resolution[1]}")
-        for name in ("loss", "min_snr_gamma", "noise_offset", "prior_loss_weight", "clip_skip"):
+        for name in DESCRIBED:
             value = getattr(self, name)
             if value is not None:
                 texts.append(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}")
@@ -86,8 +117,11 @@ class TrainerNotes(msgspec.Struct, frozen=True, omit_defaults=True):
             shown = [f"{f.name} ({f.pictures} × {f.repeats})" for f in self.folders[:3]]
             more = ", …" if len(self.folders) > len(shown) else ""
             texts.append(f"folders {', '.join(shown)}{more}")
+        others = "; ".join(self.unmatched)
         base = " ".join(text for text in (self.base_name, self.base_version) if text)
-        return "; ".join(text for text in (", ".join(texts), base and f"base {base}") if text)
+        return "; ".join(
+            text for text in (", ".join(texts), others, base and f"base {base}") if text
+        )
 
 
 def read_trainer_notes(metadata: Mapping[str, str]) -> TrainerNotes | None:
@@ -101,17 +135,22 @@ def read_trainer_notes(metadata: Mapping[str, str]) -> TrainerNotes | None:
     if not any(name.startswith("ss_") for name in metadata):
         return None
     loss = _text(metadata.get("ss_loss_type"))
+    schedule = _text(metadata.get("ss_huber_schedule"))
     regularization = _integer(metadata.get("ss_num_reg_images"))
     prior = _positive(metadata.get("ss_prior_loss_weight"))
     return TrainerNotes(
         resolution=_resolution(metadata),
         buckets=_boolean(metadata.get("ss_enable_bucket")),
         loss=loss,
+        huber_schedule=schedule if loss in HUBER and schedule != "constant" else None,
         min_snr_gamma=_positive(metadata.get("ss_min_snr_gamma")),
         debiased=_boolean(metadata.get("ss_debiased_estimation")),
         noise_offset=_positive(metadata.get("ss_noise_offset")),
-        multires_noise=_integer(metadata.get("ss_multires_noise_iterations")),
         input_noise=_positive(metadata.get("ss_ip_noise_gamma")),
+        masked=_boolean(metadata.get("ss_masked_loss")),
+        scaled_v=_boolean(metadata.get("ss_scale_v_pred_loss_like_noise_pred")),
+        guidance=_positive(metadata.get("ss_guidance_scale")),
+        unmatched=_unmatched(metadata),
         prior_loss_weight=prior if regularization else None,
         regularization_pictures=regularization,
         zero_terminal_snr=_boolean(metadata.get("ss_zero_terminal_snr")),
@@ -133,13 +172,16 @@ def loss_differences(notes: TrainerNotes, recipe: Recipe) -> list[str]:
     """
     differences = []
     weighting = notes.weighting
-    if weighting != recipe.weighting:
+    if notes.weightings > 1:
+        differences.append("multiplied several weightings of its loss, of which a build takes one")
+    elif weighting != recipe.weighting:
         differences.append(
             f"weighted its loss ({weighting}), this build does"
             f" {f'otherwise ({recipe.weighting})' if recipe.weighting else 'not'};"
             f" weighting = {weighting!r} does"
             if weighting
-            else f"did not weight its loss, this build does ({recipe.weighting})"
+            else f"did not weight its loss, this build does ({recipe.weighting}); leave weighting"
+            " out"
         )
     if notes.noise_offset != recipe.noise_offset:
         differences.append(
@@ -152,27 +194,58 @@ def loss_differences(notes: TrainerNotes, recipe: Recipe) -> list[str]:
             f"had an input perturbation (ip_noise_gamma) of {gamma:g}, this build:"
             f" {recipe.input_perturbation or 0:g}; input_perturbation = {gamma:g} takes it"
         )
-    if notes.multires_noise:
-        differences.append("added multi-resolution noise")
-    if notes.loss is not None and notes.loss != {"mse": "l2"}.get(recipe.loss, recipe.loss):
-        differences.append(f"had the loss {notes.loss}, this build: {recipe.loss}")
+    if notes.masked and recipe.masks is None:
+        differences.append("masked its loss, this build does not; give its masks (masks=)")
+    loss = {"l2": "mse"}.get(notes.loss or "", notes.loss)
+    if loss is not None and loss != recipe.loss:
+        option = f"loss = {loss!r}" if loss in LOSSES else "no option"
+        schedule = f" (huber_schedule {notes.huber_schedule})" if notes.huber_schedule else ""
+        differences.append(
+            f"had the loss {notes.loss}{schedule}, this build: {recipe.loss}; {option} takes it"
+        )
+    is_told = notes.guidance is not None and recipe.guidance is not None
+    if is_told and notes.guidance != recipe.guidance:
+        differences.append(
+            f"told the model a guidance of {notes.guidance:g}, this build: {recipe.guidance:g};"
+            f" guidance = {notes.guidance:g} does"
+        )
     rescaled = json.loads(recipe.scheduler).get("rescale_betas_zero_snr", False)
     if notes.zero_terminal_snr and not rescaled:
-        differences.append("rescaled betas to zero terminal SNR, the scheduler here does not")
+        differences.append(
+            "rescaled betas to zero terminal SNR, the scheduler here does not; give one with"
+            " rescale_betas_zero_snr (scheduler=)"
+        )
     if notes.prediction is not None and notes.prediction != recipe.prediction_type:
         differences.append(
-            f"predicted {notes.prediction}, the scheduler here has {recipe.prediction_type}"
+            f"predicted {notes.prediction}, the scheduler here has {recipe.prediction_type}; give"
+            " one with that prediction_type (scheduler=)"
         )
-    if notes.prior_loss_weight is not None:
+    if notes.prior_loss_weight not in (None, 1):
         differences.append(
             f"had {notes.regularization_pictures} regularization pictures with weight"
-            f" {notes.prior_loss_weight:g}, which are not among the pictures here"
+            f" {notes.prior_loss_weight:g}: where they are in the data, their TracIn scores are to"
+            " be multiplied with it; other pictures' are right"
         )
     if notes.clip_skip is not None and notes.clip_skip > 1:
         differences.append(
-            f"encoded captions with clip_skip {notes.clip_skip}, here the pipeline's own layer does"
+            f"encoded captions with clip_skip {notes.clip_skip}, here the pipeline's own layer"
+            " does; no option takes it"
         )
+    differences += [f"{setting}; no option takes it" for setting in notes.unmatched]
     return differences
+
+
+def _unmatched(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """What the header says of a loss that no option of a build takes, each with its value."""
+    found = []
+    for name, meaning in UNMATCHED.items():
+        value = metadata.get(name)
+        if _boolean(value) or _positive(value):
+            found.append(f"{meaning} ({name} {str(value)[:40]})")
+    kind = _text(metadata.get("ss_model_prediction_type"))
+    if kind not in (None, PLAIN_FLOW):
+        found.append(f"had another target than flow matching (ss_model_prediction_type {kind})")
+    return tuple(found)
 
 
 def _text(value: Any) -> str | None:

@@ -44,6 +44,13 @@ def smaller(snr: torch.Tensor) -> torch.Tensor:
         ("min-snr-plus-one:5", "v_prediction", lambda snr: smaller(snr) / snr + 1),
         ("snr", "sample", lambda snr: snr),
         ("debiased", "epsilon", lambda snr: 1 / snr.clamp(max=1000).sqrt()),
+        ("debiased-v", "v_prediction", lambda snr: 1 / (snr.clamp(max=1000) + 1)),
+        # kohya's `scale_v_prediction_loss_like_noise_prediction`
+        (
+            "min-snr:inf",
+            "v_prediction",
+            lambda snr: snr.clamp(max=1000) / (snr.clamp(max=1000) + 1),
+        ),
     ],
 )
 def test_weights_of_ddpm(weighting: str, prediction_type: str, formula: Any) -> None:

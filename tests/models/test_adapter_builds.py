@@ -31,6 +31,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import gradindex
+from gradindex.cli.main import main
+from gradindex.cli.messages import flags_of, with_flags
 from gradindex.errors import CallError, ModelError, RecipeMismatch
 from gradindex.gradients.capture import Capture
 from gradindex.gradients.projection import Exact
@@ -366,10 +368,16 @@ def test_the_command_line(base: Path, unet: Any, colours: Path, tmp_path: Path) 
     file = lora_file(unet, tmp_path / "dog.safetensors", **notes)
     given = ["--model", base, "--adapter", file, "--data", colours, "--caption", CAPTION]
     index = tmp_path / "index"
-    done = run("build", index, *given, "--timesteps", 2, "--dim", 64, "--device", "cpu")
+    with pytest.warns(UserWarning, match="the adapter's training") as caught:
+        done = run("build", index, *given, "--timesteps", 2, "--dim", 64, "--device", "cpu")
     assert done.returncode == 0, done.stderr
-    assert "warning: the adapter's training weighted its loss (min-snr:5)" in done.stderr
-    assert "warning: the adapter's training had a noise offset of 0.05" in done.stderr
+    # As the command line shows warnings.
+    assert [with_flags(str(warning.message), flags_of(main)) for warning in caught] == [
+        "the adapter's training weighted its loss (min-snr:5), this build does not; --weighting"
+        " min-snr:5 does",
+        "the adapter's training had a noise offset of 0.05, this build: 0; --noise-offset 0.05"
+        " takes it",
+    ]
     assert "dog.safetensors; gradients are of its parameters in the denoiser alone" in done.stderr
     text = describe(gradindex.open(index).store)
     assert re.search(r"trained +resolution 512x512, min_snr_gamma 5, noise_offset 0\.05", text)

@@ -2,13 +2,11 @@
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import RECIPE
 from models.adapter_makers import (
     make_unet,
     metadata_of,
@@ -26,12 +24,7 @@ from gradindex.errors import CallError, GradindexError, ModelError
 from gradindex.models.adapter_files import LoraPart, read_adapter
 from gradindex.models.adapters import inject_adapter
 from gradindex.models.loading import load_denoiser
-from gradindex.models.trainer_notes import (
-    DatasetFolder,
-    TrainerNotes,
-    loss_differences,
-    read_trainer_notes,
-)
+from gradindex.models.trainer_notes import DatasetFolder, TrainerNotes, read_trainer_notes
 
 
 def put_in(path: Path) -> None:
@@ -320,37 +313,3 @@ def replace_texts(notes: TrainerNotes) -> TrainerNotes:
 
     texts = dict.fromkeys(("loss", "base_name", "base_hash", "base_version"))
     return msgspec.structs.replace(notes, **texts)
-
-
-def recipe(**changes: Any) -> Any:
-    return replace(RECIPE, scheduler="{}", prediction_type="epsilon", **changes)
-
-
-def test_a_training_that_a_build_does_as_well_warns_of_nothing() -> None:
-    notes = TrainerNotes(loss="l2", min_snr_gamma=5.0, noise_offset=0.05, clip_skip=1)
-    assert loss_differences(notes, recipe(weighting="min-snr:5", noise_offset=0.05)) == []
-    assert loss_differences(TrainerNotes(), recipe()) == []
-
-
-@pytest.mark.parametrize(
-    ("notes", "changes", "message"),
-    [
-        ({"min_snr_gamma": 5.0}, {}, "weighted its loss (min-snr:5), this build does not"),
-        ({"debiased": True}, {}, "weighted its loss (debiased)"),
-        ({}, {"weighting": "snr"}, "did not weight its loss, this build does (snr)"),
-        ({"noise_offset": 0.1}, {}, "a noise offset of 0.1, this build: 0"),
-        ({"multires_noise": 6}, {}, "multi-resolution noise"),
-        ({"input_noise": 0.1}, {}, "of 0.1, this build: 0; input_perturbation = 0.1 takes it"),
-        ({}, {"input_perturbation": 0.1}, "of 0, this build: 0.1; input_perturbation = 0 takes"),
-        ({"loss": "huber"}, {}, "the loss huber, this build: mse"),
-        ({"zero_terminal_snr": True}, {}, "zero terminal SNR"),
-        ({"prediction": "v_prediction"}, {}, "predicted v_prediction, the scheduler here has"),
-        ({"clip_skip": 2}, {}, "clip_skip 2"),
-        ({"prior_loss_weight": 1.0, "regularization_pictures": 9}, {}, "9 regularization pictures"),
-    ],
-)
-def test_a_training_with_another_loss(
-    notes: dict[str, Any], changes: dict[str, Any], message: str
-) -> None:
-    (difference,) = loss_differences(TrainerNotes(**notes), recipe(**changes))
-    assert message in difference

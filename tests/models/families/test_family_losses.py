@@ -18,6 +18,8 @@ from torch.nn.functional import mse_loss
 import gradindex
 from gradindex.errors import CallError
 from gradindex.gradients.events import grid_events
+from gradindex.gradients.weighting import timestep_weights
+from gradindex.models.loading import load_denoiser
 from gradindex.recipe import Recipe
 from gradindex.report.info import describe
 
@@ -227,3 +229,38 @@ def test_class_pictures_of_prior_preservation(tmp_path: Path) -> None:
     class_picture.unlink()
     alone = gradindex.build(tmp_path / "alone", data=data, **options)
     np.testing.assert_allclose(alone.scores(asked, "tracin", whiten=False), of_instance, rtol=1e-5)
+
+
+# --- EDM-style training
+
+
+@pytest.mark.parametrize(
+    ("prediction_type", "weighting"), [("epsilon", None), ("v_prediction", "min-snr:inf")]
+)
+def test_edm_style_training(tmp_path: Path, prediction_type: str, weighting: str | None) -> None:
+    """As train_dreambooth_lora_sdxl.py --do_edm_style_training, which has another x_t and target.
+
+    It comes to the loss of denoising, at v-prediction with the weight ᾱ.
+    """
+    folder = make_model(tmp_path / "model")
+    scheduler = diffusers.EulerDiscreteScheduler(prediction_type=prediction_type)
+    scheduler.save_pretrained(folder / "scheduler")
+    denoiser = load_denoiser(folder, device="cpu")
+    random = torch.Generator().manual_seed(0)
+    x, noise = torch.randn(2, 1, 1, 8, 8, generator=random)
+    for index in (0, 400, 998):
+        timesteps = scheduler.timesteps[[index]]
+        sigmas = scheduler.sigmas[[index]].view(-1, 1, 1, 1)
+        noisy = scheduler.add_noise(x, noise, timesteps)
+        with torch.no_grad():
+            model_pred = denoiser.model(noisy / ((sigmas**2 + 1) ** 0.5), timesteps).sample
+        if prediction_type == "epsilon":
+            model_pred = model_pred * (-sigmas) + noisy
+        else:
+            model_pred = model_pred * (-sigmas / (sigmas**2 + 1) ** 0.5) + noisy / (sigmas**2 + 1)
+        expected = (sigmas**-2.0 * (model_pred - x) ** 2).mean()
+        t = timesteps.long()
+        with torch.no_grad():
+            loss = denoiser.losses(x, t, noise, {}, "mse")[0]
+        weight = timestep_weights(weighting, denoiser.process, t.numpy())[0]
+        np.testing.assert_allclose(loss * weight, expected, rtol=1e-3)
