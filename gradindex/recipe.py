@@ -25,7 +25,7 @@ SEARCH_WIDTH = 4096  # numbers in a search vector, unless all rows side by side 
 _OPTIONAL_FIELDS = (
     *("events", "log", "rows", "output"),
     *("picture", "encoder", "latents", "base", "captioned", "guidance"),
-    *("weighting", "noise_offset", "input_perturbation", "masks"),
+    *("weighting", "noise_offset", "input_perturbation", "masks", "buckets"),
 )
 
 # Fields that the JSON of format 1 calls by another name, {field: name in the JSON}.
@@ -85,6 +85,8 @@ class Recipe:
             see `data.masks`; None: there are none.
         captioned: True for a model that is given captions; None for others.
         guidance: the scale that a model with guidance embedding is told; None for others.
+        buckets: heights and widths of pictures as they are read, each picture in the nearest;
+            `image` and `picture` are then those of the largest. None: all have the same.
     """
 
     model: str
@@ -122,11 +124,21 @@ class Recipe:
     noise_offset: float | None = None
     input_perturbation: float | None = None
     masks: str | None = None
+    buckets: tuple[tuple[int, int], ...] | None = None
 
     @property
     def pixels(self) -> tuple[int, int, int]:
-        """Channels, height, width of pictures as they are read."""
+        """Channels, height, width of pictures as they are read; with buckets the largest."""
         return self.picture or self.image
+
+    @property
+    def images(self) -> list[tuple[int, int, int]]:
+        """The shapes of all that the model takes: `image`, or one for each of the buckets."""
+        if self.buckets is None:
+            return [self.image]
+        factor = self.pixels[1] // self.image[1]
+        channels = self.image[0]
+        return [(channels, height // factor, width // factor) for height, width in self.buckets]
 
     @property
     def per_picture(self) -> int:
@@ -272,7 +284,7 @@ def require_positive(**values: int) -> None:
 
 
 def _list_as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(map(_list_as_tuple, value)) if isinstance(value, list) else value
 
 
 def _shortened(value: Any) -> str:

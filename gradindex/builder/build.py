@@ -21,6 +21,7 @@ from gradindex.builder.preparation import drop_prepared
 from gradindex.builder.shards import fill, missing_shards, progress, rows_of
 from gradindex.builder.target import check_target
 from gradindex.builder.workers import FillShards, fill_on_cluster
+from gradindex.data.buckets import describe_buckets
 from gradindex.data.dataset import Columns
 from gradindex.errors import CallError, DataError
 from gradindex.models.devices import resolve_device
@@ -70,6 +71,7 @@ def build(
     caption: str | None = None,
     missing_caption: str = "error",
     resolution: int | tuple[int, int] | None = None,
+    buckets: int | Sequence[tuple[int, int]] | None = None,
     latents: str = "mean",
     guidance: float | None = None,
     weighting: str | None = None,
@@ -127,6 +129,9 @@ def build(
         missing_caption: what a picture without one gets: "error", or "empty".
         resolution: side, or width and height, of the pictures that a model of latents encodes; that
             which the model was made for by default.
+        buckets: aspect-ratio buckets, the sizes of pictures of which each gets the nearest: those
+            of kohya's scripts by the step of their sides, such as 64, with areas up to the
+            resolution's; or a list of widths and heights.
         latents: "mean" of what the VAE says of a picture, or "sample" of it, drawn once.
         guidance: the scale that a model with guidance embedding (Flux dev) was told in training;
             3.5 by default, as in diffusers' scripts.
@@ -197,6 +202,7 @@ def build(
         caption=caption,
         missing_caption=missing_caption,
         resolution=resolution,
+        buckets=buckets,
         latents=latents,
         guidance=guidance,
         weighting=weighting,
@@ -213,8 +219,11 @@ def build(
         LOGGER.info(line)
     store.update_header(**plan.origin)
     shards = missing_shards(store, job, part)
-    for line in job.dataset.describe_changes(job.recipe.pixels, rows_of(shards)):
+    rows_read, sizes = rows_of(shards), job.recipe.buckets
+    for line in job.dataset.describe_changes(job.recipe.pixels, rows_read, sizes):
         LOGGER.info(line)
+    if held := describe_buckets(job.dataset, sizes, rows_read):
+        LOGGER.info(f"buckets: {held}")
     if ray is None:
         fill(store, job, plan.denoisers, plan.batch_size, shards)
     else:

@@ -150,7 +150,7 @@ class BuildJob:
         masks = []
         for row in rows:
             try:
-                read = self.dataset.read(row, image)
+                read = self.dataset.read(row, image, self.recipe.buckets)
             except DataError as error:
                 if not self.skip_bad:
                     raise DataError(f"{error}; skip_bad leaves such pictures out") from error

@@ -7,6 +7,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+from gradindex.data.buckets import Buckets
 from gradindex.data.captions import MISSING_CAPTION
 from gradindex.data.dataset import Columns
 from gradindex.data.training_log import MISSING
@@ -19,6 +20,7 @@ from gradindex.recipe import LOSSES, NOISES, OUTPUTS, ROWS, require, require_pos
 MOST_TIMESTEPS = 100  # of a plain number: a larger one may be a timestep
 EVEN = "even:"  # before a number of timesteps that is meant, however large
 RECORDED = "recorded"
+LARGEST_SIDE = 2**16  # of a bucket, in pixels
 
 
 def to_resolution(resolution: int | tuple[int, int] | None) -> tuple[int, int] | None:
@@ -36,6 +38,37 @@ def to_resolution(resolution: int | tuple[int, int] | None) -> tuple[int, int] |
     if len(sides) != 2 or not all(isinstance(s, Integral) and s > 0 for s in sides):
         raise CallError(f"resolution = {resolution!r}: give a side, or width and height")
     return int(sides[1]), int(sides[0])
+
+
+def to_buckets(buckets: int | Sequence[tuple[int, int]] | None) -> Buckets | None:
+    """Return a step, or heights and widths of the widths and heights given.
+
+    Raises:
+        CallError: they are not whole numbers above zero, or there is no size.
+
+    >>> to_buckets(64), to_buckets([(768, 512)])
+    (64, [(512, 768)])
+    """
+    if buckets is None:
+        return None
+    if _is_side(buckets):
+        return int(buckets)  # type: ignore[arg-type]
+    try:
+        sizes = [tuple(size) for size in buckets]  # type: ignore[union-attr]
+    except TypeError:
+        sizes = []
+    if not sizes or not all(len(size) == 2 and all(map(_is_side, size)) for size in sizes):
+        raise CallError(
+            f"buckets = {buckets!r}: give the step of their sides, such as 64, or widths and"
+            " heights, such as 512x768,512x512"
+        )
+    return [(int(height), int(width)) for width, height in sizes]
+
+
+def _is_side(value: Any) -> bool:
+    """Whether a value is a whole number, from 1 to `LARGEST_SIDE`."""
+    is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+    return is_whole and 1 <= value <= LARGEST_SIDE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +105,8 @@ class BuildOptions:
         missing_caption: what a picture without a caption gets, one of `MISSING_CAPTION`.
         resolution: side, or width and height, of pictures before they are encoded; None: those that
             the model was made for.
+        buckets: a step of the sides of buckets, or their widths and heights; None: pictures have
+            one size.
         latents: one of `LATENTS`.
         guidance: the scale that a model with guidance embedding was told in training; None: 3.5.
         weighting: of the loss by timestep, see `gradients.weighting`; None for none.
@@ -110,6 +145,7 @@ class BuildOptions:
     caption: str | None = None
     missing_caption: str = "error"
     resolution: int | tuple[int, int] | None = None
+    buckets: int | Sequence[tuple[int, int]] | None = None
     latents: str = MEAN
     guidance: float | None = None
     weighting: str | None = None
@@ -135,6 +171,7 @@ class BuildOptions:
         self._check_recorded()
         _ = self.grid_timesteps
         _ = self.picture_size
+        self._check_buckets()
         self._check_training_loss()
         self._check_guidance()
         if (self.model is None) == (self.denoiser is None):
@@ -195,6 +232,11 @@ class BuildOptions:
         return to_resolution(self.resolution)
 
     @property
+    def bucket_choice(self) -> Buckets | None:
+        """The step of the buckets, or their heights and widths, or None; see `to_buckets`."""
+        return to_buckets(self.buckets)
+
+    @property
     def noise_or_default(self) -> str:
         """The noise asked for; else "recorded" with a training log, and "shared" without one."""
         return self.noise or ("shared" if self.log is None else "recorded")
@@ -215,6 +257,13 @@ class BuildOptions:
             )
         if self.masks is not None and self.denoiser is not None:
             raise CallError("masks: a denoiser of your own has one loss, its own; leave them out")
+
+    def _check_buckets(self) -> None:
+        """Raise CallError unless buckets go with the other options."""
+        if isinstance(self.bucket_choice, list) and self.resolution is not None:
+            raise CallError("buckets: these are the sizes of the pictures; leave out resolution")
+        if self.denoiser is not None and self.buckets is not None:
+            raise CallError("buckets: a denoiser of your own has one shape; leave out buckets")
 
     def _check_guidance(self) -> None:
         """Raise CallError unless the guidance is a number, 0 or more."""

@@ -14,6 +14,7 @@ from msgspec import UNSET
 from gradindex.builder.checkpoint_weights import WeightedCheckpoint, choose_checkpoints
 from gradindex.builder.job import BuildJob, EventChoice
 from gradindex.builder.options import BuildOptions
+from gradindex.data.buckets import describe_buckets
 from gradindex.data.captions import with_captions
 from gradindex.data.dataset import Dataset
 from gradindex.data.masks import mask_kind, masks_source, with_masks
@@ -24,14 +25,15 @@ from gradindex.gradients.high_rank import choose_high_rank
 from gradindex.gradients.parameters import capture_for, choose_parameters
 from gradindex.gradients.projection import TWO_SIDED
 from gradindex.gradients.sampling import sample_gradients
-from gradindex.gradients.self_check import check_capture
+from gradindex.gradients.self_check import check_buckets, check_capture
 from gradindex.gradients.weighting import timestep_weights
 from gradindex.machine_memory import peak_memory
 from gradindex.models.adapter_checkpoints import AdapterCheckpoints
 from gradindex.models.checkpoints import Checkpoints
 from gradindex.models.custom import OneDenoiser
 from gradindex.models.denoiser import Denoiser
-from gradindex.models.trainer_notes import TrainerNotes, loss_differences
+from gradindex.models.trainer_differences import loss_differences
+from gradindex.models.trainer_notes import TrainerNotes
 from gradindex.recipe import FOLDED, LOSS, Recipe
 from gradindex.store.memory import give_back_freed_memory
 from gradindex.store.records import CheckpointPath, DataSource
@@ -130,6 +132,7 @@ def make_plan(options: BuildOptions, device: str, processes: int = 1) -> Plan:
     # rule.
     job = BuildJob.of(dataset, recipe, event_choice, options.skip_bad)
     check_capture(first, job.recipe)
+    check_buckets(first, job.recipe)
     if options.batch_size == "auto":
         batch_size = fitting_batch(first, job.recipe, processes)
     else:
@@ -163,6 +166,7 @@ def _open_checkpoints(
         latents=options.latents,
         seed=options.seed,
         guidance=options.guidance,
+        buckets=options.bucket_choice,
     )
 
 
@@ -266,6 +270,7 @@ class Estimate:
         batch_size: how many of them at once.
         seconds: for all gradients, at the pace of one batch on this device.
         memory: the most bytes that this process has had so far; None where it is not known.
+        buckets: which hold how many pictures; empty: there are none.
     """
 
     pictures: int
@@ -276,6 +281,7 @@ class Estimate:
     batch_size: int
     seconds: float
     memory: int | None
+    buckets: str
 
 
 def estimate(plan: Plan) -> Estimate:
@@ -300,6 +306,7 @@ def estimate(plan: Plan) -> Estimate:
         batch_size=plan.batch_size,
         seconds=_seconds_per_gradient(plan, job) * gradients,
         memory=peak_memory(),
+        buckets=describe_buckets(job.dataset, job.recipe.buckets, np.arange(pictures)),
     )
 
 

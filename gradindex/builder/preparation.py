@@ -118,7 +118,7 @@ class Preparation:
         recipe, dataset = self._job.recipe, self._job.dataset
         # A recipe's seed draws the latents where they are sampled.
         key = (
-            *(encoder.key, recipe.latents, recipe.seed, recipe.picture),
+            *(encoder.key, recipe.latents, recipe.seed, recipe.buckets or recipe.picture),
             *(self._job.ids(rows), rows, self._job.skip_bad),
             [dataset.fingerprint(row) for row in rows],
             [str(dataset.stats[row]) for row in rows],

@@ -8,6 +8,7 @@ from gradindex.cli.messages import log_to_stderr, say
 from gradindex.cli.options import (
     DEVICE,
     to_batch_size,
+    to_buckets,
     to_checkpoints,
     to_part,
     to_resolution,
@@ -163,6 +164,13 @@ if TYPE_CHECKING:  # it imports NumPy and zarr, which take long
     callback=to_resolution,
     metavar="N|WxH",
     help="Of the pictures that a model of latents encodes.  [default: the model's]",
+)
+@click.option(
+    "--buckets",
+    callback=to_buckets,
+    metavar="STEP|WxH,WxH,…",
+    help="Sizes of pictures, of which each gets the one of the nearest shape: those that kohya's"
+    " scripts make with this step, up to the resolution's area, or these.",
 )
 @click.option(
     "--latents",

@@ -91,6 +91,21 @@ def to_resolution(
     return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
 
 
+def to_buckets(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> int | list[tuple[int, int]] | None:
+    """Return --buckets: a step of their sides, or widths and heights."""
+    if value is None or _is_number(value):
+        return None if value is None else int(value)
+    sizes = [size.split("x") for size in value.lower().split(",") if size]
+    if not all(len(sides) == 2 and all(map(_is_number, sides)) for sides in sizes):
+        raise click.BadParameter(
+            f"{value!r}: give the step of their sides, such as 64, or WxH,WxH,…, such as"
+            " 512x768,512x512"
+        )
+    return [(int(width), int(height)) for width, height in sizes]
+
+
 def to_batch_size(context: click.Context, parameter: click.Parameter, value: str) -> int | str:
     """Return --batch-size: a number, or "auto"."""
     if value == "auto":

@@ -18,8 +18,10 @@ from PIL import Image
 from gradindex.data import caption_list
 from gradindex.data.images import (
     DecodedPicture,
+    Size,
     geometry,
     is_turned,
+    nearest_image,
     picture_fault,
     require_channels,
     to_array,
@@ -98,11 +100,14 @@ class Dataset:
         """
         return self.read(row, image).array
 
-    def read(self, row: int, image: tuple[int, int, int]) -> DecodedPicture:
+    def read(
+        self, row: int, image: tuple[int, int, int], buckets: Sequence[Size] | None = None
+    ) -> DecodedPicture:
         """Return picture number `row`, its mask, and what is to be known of it.
 
         Args:
             image: channels, height and width that the model takes; see `to_array`.
+            buckets: other heights and widths, of which the picture gets the nearest.
 
         Raises:
             CallError: the model's number of channels is not supported.
@@ -113,6 +118,7 @@ class Dataset:
         try:
             with self._open(row) as picture:
                 content = content_digest(picture)
+                image = nearest_image(picture, image, buckets)
                 origin = geometry(picture, image)
                 array = to_array(picture, image)
                 mask = None
@@ -203,13 +209,15 @@ class Dataset:
             texts = [*texts[:NAMED_CLASSES], f"and {more} more classes"]
         return ", ".join(texts)
 
-    def describe_changes(self, image: tuple[int, int, int], rows: np.ndarray) -> list[str]:
+    def describe_changes(
+        self, image: tuple[int, int, int], rows: np.ndarray, buckets: Sequence[Size] | None = None
+    ) -> list[str]:
         """Return a line that counts what `read` does to pictures; none where it does nothing.
 
         At most 2,000 are looked at, evenly spaced; none is decoded.
 
         Args:
-            image: channels, height and width that the model takes.
+            image, buckets: see `read`.
             rows: numbers of the pictures that are going to be read.
 
         >>> open_nothing = lambda row: Image.new("L", (1, 1))
@@ -223,7 +231,7 @@ class Dataset:
         for row in present[spaced].tolist():
             try:
                 with self._open(row) as picture:
-                    counts.update(_changes(picture, image))
+                    counts.update(_changes(picture, nearest_image(picture, image, buckets)))
             except Exception:  # see `picture`
                 counts["cannot be opened"] += 1
         if not counts:

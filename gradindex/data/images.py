@@ -2,6 +2,7 @@
 
 import io
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,8 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from gradindex.errors import CallError, first_line
+
+Size = tuple[int, int]  # height and width
 
 FIRST_TRANSPOSED = 5  # EXIF orientations from here on exchange height and width
 THUMBNAIL_SIDE = 256  # pixels of a thumbnail's longer side, at most
@@ -174,15 +177,38 @@ def geometry(picture: Image.Image, image: tuple[int, int, int]) -> Geometry:
     >>> geometry(Image.new("L", (4, 2)), (1, 2, 2))
     Geometry(original=(2, 4), corner=(0, 1))
     """
-    if picture.format == "TIFF" and is_turned(picture):
-        picture.load()
-    width, height = picture.size
-    if picture.getexif().get(ExifTags.Base.Orientation, 1) >= FIRST_TRANSPOSED:
-        width, height = height, width
+    height, width = _upright_size(picture)
     if (height, width) == image[1:]:
         return Geometry((height, width), (0, 0))
     covering = _covering_size(height, width, *image[1:])
     return Geometry((height, width), _centre_corner(covering, *image[1:]))
+
+
+def nearest_size(picture: Image.Image, sizes: Sequence[Size]) -> Size:
+    """Return the size of a picture, if it is one of `sizes`, or the one of the nearest shape.
+
+    That is the first of those whose width / height differs least from the picture's, as in kohya's
+    sd-scripts (`BucketManager.select_bucket`). The picture is not decoded.
+
+    >>> nearest_size(Image.new("L", (30, 20)), [(8, 16), (8, 8), (8, 12)])
+    (8, 12)
+    """
+    height, width = _upright_size(picture)
+    if (height, width) in sizes:
+        return height, width
+    return min(sizes, key=lambda size: abs(size[1] / size[0] - width / height))
+
+
+def nearest_image(
+    picture: Image.Image, image: tuple[int, int, int], sizes: Sequence[Size] | None
+) -> tuple[int, int, int]:
+    """Return channels, height and width that a model takes of a picture.
+
+    Args:
+        image: those of a model that takes one size.
+        sizes: height and width of its buckets; None: it has none.
+    """
+    return (image[0], *nearest_size(picture, sizes)) if sizes else image
 
 
 def to_thumbnail(picture: Image.Image) -> Image.Image:
@@ -218,6 +244,16 @@ def picture_fault(error: BaseException) -> str:
 def is_turned(picture: Image.Image) -> bool:
     """Whether a picture's EXIF orientation says that its pixels are not upright."""
     return picture.getexif().get(ExifTags.Base.Orientation, 1) != 1
+
+
+def _upright_size(picture: Image.Image) -> Size:
+    """Height and width of a picture turned upright; none but a turned TIFF is decoded."""
+    if picture.format == "TIFF" and is_turned(picture):
+        picture.load()
+    width, height = picture.size
+    if picture.getexif().get(ExifTags.Base.Orientation, 1) >= FIRST_TRANSPOSED:
+        width, height = height, width
+    return height, width
 
 
 def _upright_8_bits(picture: Image.Image) -> Image.Image:

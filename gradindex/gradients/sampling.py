@@ -115,17 +115,21 @@ def mean_losses(
     The noise is the one that all pictures share at that seed.
 
     Args:
-        examples: Q pictures as the model takes them, all of one shape.
+        examples: Q pictures as the model takes them.
         loss: "mse", "l1" or "mean-square".
     """
-    x, conditions = examples.batch(range(len(examples)), denoiser.device)
-    total = torch.zeros(len(x), dtype=torch.float64, device=denoiser.device)
-    for timestep in timesteps:
-        t = torch.full((len(x),), timestep, device=x.device)
-        for draw in range(draws):
-            shared_noise = torch.from_numpy(noise(seed, None, timestep, draw, x.shape[1:]))
-            epsilon = shared_noise.to(x).expand_as(x)
-            total += denoiser.losses(x, t, epsilon, conditions, loss)
+    total = torch.zeros(len(examples), dtype=torch.float64, device=denoiser.device)
+    positions_of: dict[Any, list[int]] = {}
+    for position in range(len(examples)):
+        positions_of.setdefault(examples.shapes(position), []).append(position)
+    for positions in positions_of.values():
+        x, conditions = examples.batch(positions, denoiser.device)
+        for timestep in timesteps:
+            t = torch.full((len(x),), timestep, device=x.device)
+            for draw in range(draws):
+                shared_noise = torch.from_numpy(noise(seed, None, timestep, draw, x.shape[1:]))
+                epsilon = shared_noise.to(x).expand_as(x)
+                total[positions] += denoiser.losses(x, t, epsilon, conditions, loss)
     return (total / (len(timesteps) * draws)).cpu().numpy()
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradindex.errors import ModelError
+from gradindex.errors import CallError, ModelError, first_line
 from gradindex.gradients.capture import Capture
 from gradindex.gradients.parameter_sketches import ParameterSketches
 from gradindex.gradients.parameters import choose_parameters
@@ -101,6 +101,24 @@ def check_capture(denoiser: Denoiser, recipe: Recipe) -> None:
             f"the captured gradient is not autograd's for: {', '.join(wrong)};"
             " leave them out with params"
         )
+
+
+@plain_torch()
+@torch.no_grad()
+def check_buckets(denoiser: Denoiser, recipe: Recipe) -> None:
+    """Try the model on a random picture of each size that the recipe's buckets have.
+
+    Raises:
+        CallError: it does not take a size.
+    """
+    for (height, width), image in zip(recipe.buckets or (), recipe.images, strict=False):
+        x, t, conditions = random_batch(denoiser, recipe, 1, image)
+        try:
+            denoiser.losses(x, t, torch.zeros_like(x), conditions, recipe.differentiated)
+        except ModelError as error:
+            raise CallError(
+                f"buckets: the model takes no pictures of {width}x{height} ({first_line(error)})"
+            ) from error
 
 
 @contextmanager

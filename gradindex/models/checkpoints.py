@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Size
 
+from gradindex.data.buckets import Buckets
 from gradindex.errors import ModelError
 from gradindex.models.denoiser import Denoiser, DenoiserDescription
 from gradindex.models.loading import load_denoiser
@@ -24,7 +25,7 @@ class Checkpoints:
         scheduler: a scheduler folder or its JSON file; found beside the model when None.
         device: "cpu" or "cuda".
         dtype: of the weights while gradients are taken.
-        resolution, latents, seed, guidance: see `load_denoiser`.
+        resolution, latents, seed, guidance, buckets: see `load_denoiser`.
 
     Attributes:
         notes: what the trainer of an adapter says of the run; None: nothing.
@@ -47,6 +48,7 @@ class Checkpoints:
         latents: str = MEAN,
         seed: int = 0,
         guidance: float | None = None,
+        buckets: Buckets | None = None,
     ) -> None:
         require_path("model", model)
         self._paths = list(paths)
@@ -58,6 +60,7 @@ class Checkpoints:
         self._latents = latents
         self._seed = seed
         self._guidance = guidance
+        self._buckets = buckets
         self._loaded: tuple[int, Denoiser] | None = None
         self._encoders: dict[int, Encoder | None] = {}
 
@@ -94,6 +97,7 @@ class Checkpoints:
             latents=self._latents,
             seed=self._seed,
             guidance=self._guidance,
+            buckets=self._buckets,
             **options,
         )
 

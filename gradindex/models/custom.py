@@ -129,7 +129,7 @@ class CustomDenoiser:
             )
         return losses.float()
 
-    def random_conditions(self, size: int) -> dict[str, Tensor]:
+    def random_conditions(self, size: int, image: tuple[int, int, int]) -> dict[str, Tensor]:
         """Return conditions of `size` examples to try the model with: those of a blank picture."""
         conditions: dict[str, Tensor] = {}
         if self.encoder is not None:

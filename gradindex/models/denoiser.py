@@ -4,13 +4,15 @@ This is all that the rest of gradindex needs of a model. How it is called is its
 (`families`), how noise is mixed and what the model predicts is its process's (`processes`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gradindex.data.buckets import Buckets, bucket_sizes, largest_size, sizes_text
+from gradindex.data.images import Size
 from gradindex.errors import CallError, GradindexError, ModelError, first_line
 from gradindex.models.configuration import config_digest, own_arguments
 from gradindex.models.devices import DTYPES, memory_of
@@ -41,6 +43,7 @@ class DenoiserDescription:
     captioned: bool | None = None
     guidance: float | None = None
     base: str | None = None
+    buckets: tuple[Size, ...] | None = None
 
     def recipe_fields(self) -> dict[str, Any]:
         """Return these fields as keyword arguments of `Recipe`."""
@@ -76,10 +79,12 @@ class Denoiser:
         guidance: the scale that a model with guidance embedding was told in training; None:
             `GUIDANCE_SCALE`.
         base: SHA-256 of the weight files of a model with an adapter; None: it has none.
+        buckets: a step of their sides, with which their areas are at most the resolution's; or
+            their heights and widths; None: pictures have one size.
 
     Raises:
         ModelError: model or schedule are of a kind that gradindex does not know.
-        CallError: the resolution does not fit the model, or it is told no guidance.
+        CallError: resolution or buckets do not fit the model, or it is told no guidance.
     """
 
     def __init__(
@@ -94,6 +99,7 @@ class Denoiser:
         resolution: tuple[int, int] | None = None,
         guidance: float | None = None,
         base: str | None = None,
+        buckets: Buckets | None = None,
     ) -> None:
         self.trainable = [
             name for name, parameter in model.named_parameters() if parameter.requires_grad
@@ -106,7 +112,7 @@ class Denoiser:
         self.process = make_process(schedule, device)
         self.encoder = encoder
         self.num_train_timesteps = self.process.num_train_timesteps
-        self.description = replace(self._describe(dtype, resolution, guidance), base=base)
+        self.description = replace(self._describe(dtype, resolution, guidance, buckets), base=base)
         self.former_config = former_config or self.description.config
         _require_timesteps(model, self.num_train_timesteps)
 
@@ -150,12 +156,16 @@ class Denoiser:
             errors = errors * mask
         return errors.flatten(1).mean(1)
 
-    def random_conditions(self, size: int) -> dict[str, Tensor]:
-        """Return random conditions of `size` examples, {name: [size, …]}, to try the model with."""
+    def random_conditions(self, size: int, image: tuple[int, int, int]) -> dict[str, Tensor]:
+        """Return random conditions of `size` examples, {name: [size, …]}, to try the model with.
+
+        Args:
+            image: the shape of an example.
+        """
         random = torch.Generator().manual_seed(0)
         conditions = self.family.random_conditions(self.model.config, size, random)
         if blank := self.family.blank(self.model.config):
-            conditions[blank] = torch.randn((size, *self.description.image), generator=random)
+            conditions[blank] = torch.randn((size, *image), generator=random)
         return {name: values.to(self.device) for name, values in conditions.items()}
 
     def _predict(self, noisy: Tensor, t: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
@@ -180,7 +190,11 @@ class Denoiser:
         return output.float()
 
     def _describe(
-        self, dtype: str, resolution: tuple[int, int] | None, guidance: float | None
+        self,
+        dtype: str,
+        resolution: Size | None,
+        guidance: float | None,
+        buckets: Buckets | None,
     ) -> DenoiserDescription:
         """The description of the model, once it is sure that its loss is known."""
         config = self.model.config
@@ -188,16 +202,25 @@ class Denoiser:
         factor = 1 if self.encoder is None else self.encoder.factor
         if resolution is None and size is not None:
             resolution = size[0] * factor, size[1] * factor
-        if resolution is None:
+        if resolution is None and (buckets is None or isinstance(buckets, int)):
             raise CallError(
                 "resolution: the model's config.json has no sample_size; give the side of the"
                 " pictures that it was trained on"
             )
+        sizes = None
+        if buckets is not None:
+            sizes = bucket_sizes(buckets, resolution)
+            given = f"buckets = {buckets if isinstance(buckets, int) else sizes_text(sizes)}"
+            resolution = largest_size(sizes)
+        else:
+            assert resolution is not None, "an error otherwise"
+            given = f"resolution = {sizes_text([resolution])}"
         height, width = resolution
         picture = None
         if self.encoder is not None:
             picture = (3, height, width)
-            height, width = _latent_size(factor, self.family.patch(config), height, width)
+            _require_multiples(factor, self.family.patch(config), sizes or [resolution], given)
+            height, width = height // factor, width // factor
         if self.family.guidance(config):
             guidance = GUIDANCE_SCALE if guidance is None else float(guidance)
         elif guidance is not None:
@@ -218,18 +241,24 @@ class Denoiser:
             latents=None if self.encoder is None else self.encoder.latents,
             captioned=self.family.captioned or None,
             guidance=guidance,
+            buckets=sizes,
         )
 
 
-def _latent_size(factor: int, patch: int, height: int, width: int) -> tuple[int, int]:
-    """Height and width of the latents of pictures of a height and width."""
+def _require_multiples(factor: int, patch: int, sizes: Sequence[Size], given: str) -> None:
+    """Raise CallError unless all sides make latents that the model takes.
+
+    Args:
+        factor: of the VAE. patch: of the model.
+        sizes: heights and widths of pictures.
+        given: the option and its value.
+    """
     step = factor * patch
-    if height % step or width % step:
+    if any(side % step for size in sizes for side in size):
         raise CallError(
-            f"resolution = {width}x{height}: give multiples of {step} (the VAE makes one number of"
+            f"{given}: give multiples of {step} (the VAE makes one number of"
             f" {factor} pixels a side{f', the model patches of {patch}' if patch > 1 else ''})"
         )
-    return height // factor, width // factor
 
 
 def _require_timesteps(model: Any, timesteps: int) -> None:

@@ -3,6 +3,7 @@
 from importlib import import_module
 from pathlib import Path
 
+from gradindex.data.buckets import Buckets
 from gradindex.errors import ModelError
 from gradindex.models.adapter_files import read_adapter
 from gradindex.models.adapters import inject_adapter
@@ -51,6 +52,7 @@ def load_denoiser(
     seed: int = 0,
     guidance: float | None = None,
     adapter: str | Path | None = None,
+    buckets: Buckets | None = None,
 ) -> Denoiser:
     """Load a checkpoint: the folder of a pipeline, model or training checkpoint, or a weights file.
 
@@ -67,9 +69,11 @@ def load_denoiser(
         guidance: the scale that a model with guidance embedding was told in training; None: 3.5.
         adapter: a file or folder with the LoRA, or the like, that was trained on this model; its
             parameters are then the only trainable ones.
+        buckets: see `Denoiser`.
 
     Raises:
-        CallError: a path does not exist, or is none; resolution or guidance do not fit the model.
+        CallError: a path does not exist, or is none; resolution, buckets or guidance do not fit the
+            model.
         ModelError: what is there cannot be used.
     """
     require_path("model", path)
@@ -133,6 +137,7 @@ def load_denoiser(
         resolution=resolution,
         guidance=guidance,
         base=base,
+        buckets=buckets,
     )
 
 

@@ -2,13 +2,14 @@
 
 import ast
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeGuard
 
 import msgspec
 
-from gradindex.recipe import LOSSES, Recipe
+from gradindex.data.buckets import MOST_BUCKETS
 
+LARGEST_SIDE = 2**20  # of a picture
 FOLDER_COUNTS = ("img_count", "n_repeats")  # of a folder in `ss_dataset_dirs`
 
 # Settings of a loss that no option of a build takes, {field of the header: what it did}.
@@ -41,7 +42,8 @@ class TrainerNotes(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Attributes:
         resolution: width and height.
-        buckets: whether pictures keep their aspect ratio.
+        buckets: whether pictures went to buckets by their shape.
+        bucket_sizes: widths and heights of those that pictures went to.
         loss: "l2", "l1", "huber" or "smooth_l1".
         huber_schedule: how the last two change with the timestep, where they do.
         min_snr_gamma: of min-SNR weights (Hang et al. 2023).
@@ -85,6 +87,7 @@ class TrainerNotes(msgspec.Struct, frozen=True, omit_defaults=True):
     base_hash: str | None = None
     base_version: str | None = None
     folders: tuple[DatasetFolder, ...] = ()
+    bucket_sizes: tuple[tuple[int, int], ...] = ()
 
     @property
     def weighting(self) -> str | None:
@@ -109,6 +112,8 @@ class TrainerNotes(msgspec.Struct, frozen=True, omit_defaults=True):
         texts = []
         if self.resolution is not None:
             texts.append(f"resolution {self.resolution[0]}x{self.resolution[1]}")
+        if self.buckets:
+            texts.append(f"{len(self.bucket_sizes) or ''} buckets".lstrip())
         for name in DESCRIBED:
             value = getattr(self, name)
             if value is not None:
@@ -140,7 +145,8 @@ def read_trainer_notes(metadata: Mapping[str, str]) -> TrainerNotes | None:
     prior = _positive(metadata.get("ss_prior_loss_weight"))
     return TrainerNotes(
         resolution=_resolution(metadata),
-        buckets=_boolean(metadata.get("ss_enable_bucket")),
+        buckets=_buckets(metadata),
+        bucket_sizes=_bucket_sizes(metadata),
         loss=loss,
         huber_schedule=schedule if loss in HUBER and schedule != "constant" else None,
         min_snr_gamma=_positive(metadata.get("ss_min_snr_gamma")),
@@ -162,77 +168,6 @@ def read_trainer_notes(metadata: Mapping[str, str]) -> TrainerNotes | None:
         base_version=_text(metadata.get("ss_base_model_version")),
         folders=_folders(metadata),
     )
-
-
-def loss_differences(notes: TrainerNotes, recipe: Recipe) -> list[str]:
-    """Return in what a training's loss differs from that of a build, a text for each difference.
-
-    Args:
-        recipe: of the build.
-    """
-    differences = []
-    weighting = notes.weighting
-    if notes.weightings > 1:
-        differences.append("multiplied several weightings of its loss, of which a build takes one")
-    elif weighting != recipe.weighting:
-        differences.append(
-            f"weighted its loss ({weighting}), this build does"
-            f" {f'otherwise ({recipe.weighting})' if recipe.weighting else 'not'};"
-            f" weighting = {weighting!r} does"
-            if weighting
-            else f"did not weight its loss, this build does ({recipe.weighting}); leave weighting"
-            " out"
-        )
-    if notes.noise_offset != recipe.noise_offset:
-        differences.append(
-            f"had a noise offset of {notes.noise_offset or 0:g}, this build:"
-            f" {recipe.noise_offset or 0:g}; noise_offset = {notes.noise_offset or 0:g} takes it"
-        )
-    if notes.input_noise != recipe.input_perturbation:
-        gamma = notes.input_noise or 0
-        differences.append(
-            f"had an input perturbation (ip_noise_gamma) of {gamma:g}, this build:"
-            f" {recipe.input_perturbation or 0:g}; input_perturbation = {gamma:g} takes it"
-        )
-    if notes.masked and recipe.masks is None:
-        differences.append("masked its loss, this build does not; give its masks (masks=)")
-    loss = {"l2": "mse"}.get(notes.loss or "", notes.loss)
-    if loss is not None and loss != recipe.loss:
-        option = f"loss = {loss!r}" if loss in LOSSES else "no option"
-        schedule = f" (huber_schedule {notes.huber_schedule})" if notes.huber_schedule else ""
-        differences.append(
-            f"had the loss {notes.loss}{schedule}, this build: {recipe.loss}; {option} takes it"
-        )
-    is_told = notes.guidance is not None and recipe.guidance is not None
-    if is_told and notes.guidance != recipe.guidance:
-        differences.append(
-            f"told the model a guidance of {notes.guidance:g}, this build: {recipe.guidance:g};"
-            f" guidance = {notes.guidance:g} does"
-        )
-    rescaled = json.loads(recipe.scheduler).get("rescale_betas_zero_snr", False)
-    if notes.zero_terminal_snr and not rescaled:
-        differences.append(
-            "rescaled betas to zero terminal SNR, the scheduler here does not; give one with"
-            " rescale_betas_zero_snr (scheduler=)"
-        )
-    if notes.prediction is not None and notes.prediction != recipe.prediction_type:
-        differences.append(
-            f"predicted {notes.prediction}, the scheduler here has {recipe.prediction_type}; give"
-            " one with that prediction_type (scheduler=)"
-        )
-    if notes.prior_loss_weight not in (None, 1):
-        differences.append(
-            f"had {notes.regularization_pictures} regularization pictures with weight"
-            f" {notes.prior_loss_weight:g}: where they are in the data, their TracIn scores are to"
-            " be multiplied with it; other pictures' are right"
-        )
-    if notes.clip_skip is not None and notes.clip_skip > 1:
-        differences.append(
-            f"encoded captions with clip_skip {notes.clip_skip}, here the pipeline's own layer"
-            " does; no option takes it"
-        )
-    differences += [f"{setting}; no option takes it" for setting in notes.unmatched]
-    return differences
 
 
 def _unmatched(metadata: Mapping[str, str]) -> tuple[str, ...]:
@@ -280,13 +215,45 @@ def _prediction(metadata: Mapping[str, str]) -> str | None:
     return "v_prediction" if version.startswith("sd_") and version.endswith("_v") else None
 
 
+def _first_dataset(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What `ss_datasets` says of the first data set; those of a configuration file are there."""
+    datasets = _json(metadata.get("ss_datasets"))
+    first = datasets[0] if isinstance(datasets, list) and datasets else None
+    return first if isinstance(first, dict) else {}
+
+
+def _buckets(metadata: Mapping[str, str]) -> bool | None:
+    """Whether pictures went to buckets."""
+    value = metadata.get("ss_enable_bucket", _first_dataset(metadata).get("enable_bucket"))
+    return _boolean(value)
+
+
+def _bucket_sizes(metadata: Mapping[str, str]) -> tuple[tuple[int, int], ...]:
+    """Widths and heights of the buckets that held pictures."""
+    info = _json(metadata.get("ss_bucket_info")) or _first_dataset(metadata).get("bucket_info")
+    buckets = info.get("buckets") if isinstance(info, dict) else None
+    if not isinstance(buckets, dict) or len(buckets) > MOST_BUCKETS:
+        return ()
+    sizes = set()
+    for bucket in buckets.values():
+        size = bucket.get("resolution") if isinstance(bucket, dict) else None
+        if not _is_size(size):
+            return ()
+        sizes.add((size[0], size[1]))
+    return tuple(sorted(sizes))
+
+
+def _is_size(value: Any) -> TypeGuard[Sequence[int]]:
+    """Whether a value is a width and a height."""
+    is_pair = isinstance(value, (list, tuple)) and len(value) == 2
+    return is_pair and all(type(side) is int and 0 < side < LARGEST_SIDE for side in value)
+
+
 def _resolution(metadata: Mapping[str, str]) -> tuple[int, int] | None:
     """Width and height, which are written as "(512, 768)", as "512,768" or in `ss_datasets`."""
     value: Any = metadata.get("ss_resolution")
     if value in (None, "None"):
-        datasets = _json(metadata.get("ss_datasets"))
-        first = datasets[0] if isinstance(datasets, list) and datasets else None
-        value = first.get("resolution") if isinstance(first, dict) else None
+        value = _first_dataset(metadata).get("resolution")
     if isinstance(value, str):
         try:
             value = ast.literal_eval(value)
@@ -294,11 +261,7 @@ def _resolution(metadata: Mapping[str, str]) -> tuple[int, int] | None:
             return None
     if isinstance(value, int):
         value = (value, value)
-    if not isinstance(value, (list, tuple)) or len(value) != 2:
-        return None
-    if not all(isinstance(side, int) and 0 < side < 2**20 for side in value):
-        return None
-    return value[0], value[1]
+    return (value[0], value[1]) if _is_size(value) else None
 
 
 def _folders(metadata: Mapping[str, str]) -> tuple[DatasetFolder, ...]:

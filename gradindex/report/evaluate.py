@@ -14,7 +14,7 @@ from gradindex.models.loading import load_denoiser
 from gradindex.models.pipeline import make_examples
 from gradindex.report.ranking import correlations, ranks
 from gradindex.search.index import Index
-from gradindex.search.pictures import Picture, picture_list
+from gradindex.search.pictures import Picture, picture_list, read_pictures
 from gradindex.search.query import QueryOptions, read_query
 from gradindex.search.scoring import METHODS
 
@@ -177,7 +177,7 @@ def pixel_scores(index: Index, pictures: Sequence[Picture]) -> np.ndarray:
     """
     dataset = index.training_pictures.require()
     image = index.store.recipe.pixels
-    queries = unit(index.read_pictures(pictures).reshape(len(pictures), -1))
+    queries = unit(read_pictures(pictures, image).reshape(len(pictures), -1))
     scores = np.full((len(queries), index.store.shape[1]), np.nan)
     excluded = set(index.store.excluded)
     for row in range(scores.shape[1]):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import UNSET
 
+from gradindex.data.buckets import sizes_text
 from gradindex.recipe import ALPHA, Recipe, timestep_text
 from gradindex.search.ann_index import INDEX_NAMES, saved_ann_index
 from gradindex.search.ann_record import AnnRecord
@@ -40,6 +41,7 @@ def describe(store: Store) -> str:
         "adapters": _adapters(store),
         "trained": _trained(store),
         "latents": _latents(recipe),
+        "buckets": sizes_text(recipe.buckets or ()),
         "loss": _loss(recipe),
         "timesteps": _timesteps(recipe),
         "noise": f"{recipe.noise}, {recipe.draws} draws, seed {recipe.seed}",
@@ -62,6 +64,7 @@ def describe_plan(estimate: "Estimate") -> str:
     memory = estimate.memory
     lines = {
         "pictures": str(estimate.pictures),
+        "buckets": estimate.buckets,
         "rows": _rows(estimate.rows),
         "disk": f"{total} ({', '.join(sizes)}), and search files",
         "shards": str(estimate.shards),
@@ -142,7 +145,8 @@ def _latents(recipe: Recipe) -> str:
     _, height, width = recipe.picture
     channels, rows, columns = recipe.image
     drawn = f", the VAE's {recipe.latents}" if recipe.latents else ""
-    return f"{channels} × {rows} × {columns} of pictures of {width}x{height}{drawn}"
+    largest = ", the largest bucket" if recipe.buckets else ""
+    return f"{channels} × {rows} × {columns} of pictures of {width}x{height}{largest}{drawn}"
 
 
 def _loss(recipe: Recipe) -> str:

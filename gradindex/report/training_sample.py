@@ -42,9 +42,9 @@ def read_training_pictures(index: Index, rows: np.ndarray) -> Pictures:
     """
     dataset = index.training_pictures.require(ADVICE)
     recipe = index.store.recipe
-    read = [dataset.read(int(row), recipe.pixels) for row in rows]
+    read = [dataset.read(int(row), recipe.pixels, recipe.buckets) for row in rows]
     return Pictures(
-        arrays=np.stack([picture.array for picture in read]),
+        arrays=[picture.array for picture in read],
         ids=[dataset.sample_ids[row] for row in rows],
         labels=dataset.labels_of(rows.tolist(), recipe.classes),
         captions=dataset.captions_of(rows.tolist()),

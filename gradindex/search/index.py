@@ -11,7 +11,7 @@ from PIL import Image
 from gradindex.errors import CallError
 from gradindex.models.devices import resolve_device
 from gradindex.recipe import FOLDED, require, require_positive
-from gradindex.search.pictures import Picture, picture_list, picture_name, read_pictures
+from gradindex.search.pictures import Picture, picture_list, picture_name, read_with_origins
 from gradindex.search.query import Query, QueryOptions
 from gradindex.search.query_gradients import QueryGradients
 from gradindex.search.ranker import Ranker
@@ -197,8 +197,16 @@ class Index:
         ]
 
     def read_pictures(self, pictures: Picture | Iterable[Picture]) -> np.ndarray:
-        """Pictures as the model takes them, [Q, channels, height, width] float32 in [−1, 1]."""
-        return read_pictures(pictures, self.store.recipe.pixels)
+        """Pictures as the model takes them, [Q, channels, height, width] float32 in [−1, 1].
+
+        Raises:
+            CallError: one does not open; or they belong to buckets of different sizes.
+        """
+        recipe = self.store.recipe
+        arrays = [p.array for p in read_with_origins(pictures, recipe.pixels, recipe.buckets)]
+        if len({array.shape for array in arrays}) > 1:
+            raise CallError("pictures: they belong to buckets of different sizes; give one at once")
+        return np.stack(arrays)
 
     def thumbnail(self, row: int) -> Image.Image | None:
         """The training picture of a row as it is on disk; None when it is gone or another one."""

@@ -12,7 +12,9 @@ from PIL import Image
 
 from gradindex.data.images import (
     Geometry,
+    Size,
     geometry,
+    nearest_image,
     open_encoded,
     picture_fault,
     require_channels,
@@ -90,11 +92,17 @@ class ReadPicture(NamedTuple):
 
 
 def read_with_origins(
-    pictures: Picture | Iterable[Picture], image: tuple[int, int, int]
+    pictures: Picture | Iterable[Picture],
+    image: tuple[int, int, int],
+    buckets: Sequence[Size] | None = None,
 ) -> list[ReadPicture]:
-    """Pictures as the model takes them, and where they come from; see `read_pictures`."""
+    """Pictures as the model takes them, and where they come from; see `read_pictures`.
+
+    Args:
+        buckets: other heights and widths, of which each picture gets the nearest.
+    """
     read = [
-        _read_picture(picture, number, image)
+        _read_picture(picture, number, image, buckets)
         for number, picture in enumerate(picture_list(pictures))
     ]
     if not read:
@@ -109,19 +117,22 @@ def _is_one_picture(pictures: Any) -> bool:
     return isinstance(pictures, one) or is_tensor or hasattr(pictures, "read")
 
 
-def _read_picture(picture: Picture, number: int, image: tuple[int, int, int]) -> ReadPicture:
+def _read_picture(
+    picture: Picture, number: int, image: tuple[int, int, int], buckets: Sequence[Size] | None
+) -> ReadPicture:
     name = picture_name(picture, number)
     if isinstance(picture, str | Path):
         _require_file(picture)
-        return _read_file(picture, name, image)
+        return _read_file(picture, name, image, buckets)
     if isinstance(picture, bytes | bytearray | memoryview):
-        return _read_file(io.BytesIO(picture), name, image)
+        return _read_file(io.BytesIO(picture), name, image, buckets)
     if hasattr(picture, "read"):
-        return _read_file(picture, name, image)
+        return _read_file(picture, name, image, buckets)
     if isinstance(picture, Image.Image):
-        return _to_array(picture, name, image)
-    array = _read_tensor(picture, name, image)
-    return ReadPicture(array, Geometry(image[1:], (0, 0)), None)
+        return _to_array(picture, name, image, buckets)
+    array = _read_tensor(picture, name, image, buckets)
+    height, width = array.shape[1:]
+    return ReadPicture(array, Geometry((height, width), (0, 0)), None)
 
 
 def _require_file(file: str | Path) -> None:
@@ -146,7 +157,9 @@ def _require_file(file: str | Path) -> None:
         raise CallError(f"{file}: not a picture that opens ({problem})")
 
 
-def _read_file(file: Any, name: str, image: tuple[int, int, int]) -> ReadPicture:
+def _read_file(
+    file: Any, name: str, image: tuple[int, int, int], buckets: Sequence[Size] | None
+) -> ReadPicture:
     """The picture in a file, given as a path or open."""
     require_channels(image[0])
     try:
@@ -154,14 +167,17 @@ def _read_file(file: Any, name: str, image: tuple[int, int, int]) -> ReadPicture
     except Exception as error:  # Pillow raises whatever damaged bytes lead it to
         raise CallError(f"{name}: not a picture that opens ({picture_fault(error)})") from error
     with opened:
-        return _to_array(opened, name, image)
+        return _to_array(opened, name, image, buckets)
 
 
-def _to_array(picture: Image.Image, name: str, image: tuple[int, int, int]) -> ReadPicture:
+def _to_array(
+    picture: Image.Image, name: str, image: tuple[int, int, int], buckets: Sequence[Size] | None
+) -> ReadPicture:
     """`to_array` of a picture, whose errors name it."""
     require_channels(image[0])
     try:
         # Before the picture is decoded: then Pillow may have taken the EXIF away.
+        image = nearest_image(picture, image, buckets)
         prompt, origin = prompt_of(picture), geometry(picture, image)
         return ReadPicture(to_array(picture, image), origin, prompt)
     except MemoryError:  # the machine's fault, not the picture's
@@ -170,7 +186,9 @@ def _to_array(picture: Image.Image, name: str, image: tuple[int, int, int]) -> R
         raise CallError(f"{name}: not a picture that opens ({picture_fault(error)})") from error
 
 
-def _read_tensor(tensor: Any, name: str, image: tuple[int, int, int]) -> np.ndarray:
+def _read_tensor(
+    tensor: Any, name: str, image: tuple[int, int, int], buckets: Sequence[Size] | None
+) -> np.ndarray:
     """A tensor or array that is a picture already, as float32."""
     if not (isinstance(tensor, list | tuple) or hasattr(tensor, "__array__")):
         raise CallError(f"{name}: a {type(tensor).__name__} is no picture; {ALLOWED}")
@@ -180,9 +198,12 @@ def _read_tensor(tensor: Any, name: str, image: tuple[int, int, int]) -> np.ndar
         array = np.asarray(tensor, dtype=np.float32)
     except (ValueError, TypeError) as error:
         raise CallError(f"{name}: no picture ({first_line(error)}); {ALLOWED}") from error
-    if array.shape != image or not np.isfinite(array).all() or np.abs(array).max() > 1:
+    allowed = [(image[0], *size) for size in buckets or [image[1:]]]
+    if array.shape not in allowed or not np.isfinite(array).all() or np.abs(array).max() > 1:
+        or_others = " or the size of another bucket," if len(allowed) > 1 else ""
         raise CallError(
-            f"a picture tensor of shape {array.shape}: give {image} with values in [-1, 1]"
+            f"a picture tensor of shape {array.shape}: give {image}{or_others} with values in"
+            " [-1, 1]"
         )
     return array
 

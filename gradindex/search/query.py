@@ -188,8 +188,8 @@ def read_query(
     labels = read_labels(class_label, len(pictures), recipe.classes)
     if prompt is not None and not recipe.captioned:
         raise CallError(f"prompt = {prompt!r}: the model is given no captions")
-    read = read_with_origins(pictures, recipe.pixels)
-    arrays = np.stack([picture.array for picture in read])
+    read = read_with_origins(pictures, recipe.pixels, recipe.buckets)
+    arrays = [picture.array for picture in read]
     return Pictures(
         arrays=arrays,
         ids=_content_ids(arrays) if ids is None else list(ids),
@@ -221,7 +221,7 @@ def _range_text(span: Span | None) -> str:
     return ":".join("" if np.isinf(end) else timestep_text(end) for end in ends)
 
 
-def _content_ids(arrays: np.ndarray) -> list[str]:
+def _content_ids(arrays: Sequence[np.ndarray]) -> list[str]:
     """The SHA-256 hex of each picture's float32 numbers."""
     return [hashlib.sha256(array.tobytes()).hexdigest() for array in arrays]
 

@@ -12,6 +12,7 @@ from dataclasses import fields
 import msgspec
 from msgspec import UNSET
 
+from gradindex.data.buckets import MOST_BUCKETS
 from gradindex.data.dataset import Columns
 from gradindex.recipe import FOLDED, LOSSES, MASKS, MEAN_SQUARE, NOISES, Recipe
 from gradindex.store.array_names import CHUNK_IDS, IDS, ROW_ARRAYS
@@ -49,6 +50,10 @@ def require_sound_recipe(recipe: Recipe) -> None:
     is_sound = {name: _is_count(value) for name, value in counts.items()}
     sides = (*recipe.image, *recipe.pixels)
     is_sound["image"] = all(1 <= side <= LARGEST_SIDE for side in sides)
+    buckets = ((1, 1),) if recipe.buckets is None else recipe.buckets
+    is_sound["buckets"] = 1 <= len(buckets) <= MOST_BUCKETS and all(
+        1 <= side <= LARGEST_SIDE for size in buckets for side in size
+    )
     is_sound["timesteps"] &= all(0 <= t < LARGEST_COUNT for t in recipe.timesteps)
     is_sound["draws"] = 1 <= recipe.draws <= MOST_DRAWS
     is_sound["seed"] = abs(recipe.seed) < 2 * LARGEST_COUNT

@@ -613,7 +613,7 @@ def test_a_gradient_that_is_not_finite_is_named(
     assert not (tmp_path / "idx").exists()
     read = Dataset.read
 
-    def broken(self: Dataset, row: int, image: tuple[int, int, int]) -> tuple[Any, ...]:
+    def broken(self: Dataset, row: int, *image: Any) -> tuple[Any, ...]:
         picture, *rest = read(self, row, image)
         return picture * (np.inf if row == 7 else 1), *rest
 

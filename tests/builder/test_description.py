@@ -19,7 +19,7 @@ def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     calls = []
     describe_changes = Dataset.describe_changes
 
-    def noted(self: Dataset, image: tuple[int, int, int], rows: Any) -> list[str]:
+    def noted(self: Dataset, image: tuple[int, int, int], rows: Any, buckets: None) -> list[str]:
         calls.append(rows.tolist())
         return describe_changes(self, image, rows)
 

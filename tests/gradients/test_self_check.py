@@ -40,7 +40,7 @@ class Denoiser:
         self.model.to(dtype)
         self.dtype = dtype
 
-    def random_conditions(self, size: int) -> dict[str, Tensor]:
+    def random_conditions(self, size: int, image: tuple[int, int, int]) -> dict[str, Tensor]:
         return {}
 
     def losses(

@@ -245,6 +245,8 @@ KOHYA_NOTES = {
     "ss_base_model_version": "sd_v1",
     "ss_resolution": "(512, 768)",
     "ss_enable_bucket": "True",
+    "ss_bucket_info": '{"buckets": {"0": {"resolution": [576, 448], "count": 30}, "1":'
+    ' {"resolution": [448, 576], "count": 170}}, "mean_img_ar_error": 0.02}',
     "ss_min_snr_gamma": "5.0",
     "ss_noise_offset": "0.0357",
     "ss_prior_loss_weight": "1.0",
@@ -281,10 +283,12 @@ def test_notes_of_kohyas_scripts(tmp_path: Path) -> None:
         base_hash="6ce0161689",
         base_version="sd_v1",
         folders=(DatasetFolder("10_sks dog", 20, 10),),
+        bucket_sizes=((448, 576), (576, 448)),
     )
     assert notes.describe() == (
-        "resolution 512x768, loss l2, min_snr_gamma 5, noise_offset 0.0357, prior_loss_weight 1,"
-        " clip_skip 2, folders 10_sks dog (20 × 10); base v1-5-pruned.safetensors sd_v1"
+        "resolution 512x768, 2 buckets, loss l2, min_snr_gamma 5, noise_offset 0.0357,"
+        " prior_loss_weight 1, clip_skip 2, folders 10_sks dog (20 × 10);"
+        " base v1-5-pruned.safetensors sd_v1"
     )
     assert read_adapter(kohya(tmp_path)).notes is None
 
@@ -295,6 +299,29 @@ def test_a_resolution_in_the_list_of_data_sets() -> None:
     assert notes is not None
     assert notes.resolution == (1024, 1024)
     assert notes.prediction == "v_prediction"
+
+
+def test_buckets_in_the_list_of_data_sets() -> None:
+    info = {"buckets": {"0": {"resolution": [64, 32], "count": 3}}}
+    datasets = json.dumps([{"enable_bucket": True, "bucket_info": info}])
+    notes = read_trainer_notes({"ss_datasets": datasets})
+    assert notes == TrainerNotes(buckets=True, bucket_sizes=((64, 32),))
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        *({}, [], {"buckets": []}, {"buckets": {"0": 3}}, {"buckets": {"0": {"resolution": [1]}}}),
+        *(
+            {"buckets": {"0": {"resolution": [0, 64]}}},
+            {"buckets": {"0": {"resolution": [64, 1e9]}}},
+        ),
+        {"buckets": {str(number): {"resolution": [64, 64]} for number in range(1001)}},
+    ],
+)
+def test_buckets_that_cannot_be_read_are_none(info: Any) -> None:
+    notes = read_trainer_notes({"ss_enable_bucket": "True", "ss_bucket_info": json.dumps(info)})
+    assert notes == TrainerNotes(buckets=True)
 
 
 @pytest.mark.parametrize("value", ["", "None", "nan", "x", "[", "(", "-1", "(1, 2, 3)", "null"])

@@ -1,5 +1,6 @@
 """What kohya's notes say of a training's loss, against that of a build: each with its option."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -7,7 +8,8 @@ import msgspec
 import pytest
 from helpers import RECIPE
 
-from gradindex.models.trainer_notes import TrainerNotes, loss_differences, read_trainer_notes
+from gradindex.models.trainer_differences import loss_differences
+from gradindex.models.trainer_notes import TrainerNotes, read_trainer_notes
 from gradindex.store.records import from_json, to_json
 
 V_PREDICTION = {"modelspec.prediction_type": "v"}
@@ -24,6 +26,10 @@ def differences(header: dict[str, str], **changes: Any) -> list[str]:
     assert from_json(to_json(notes), TrainerNotes) == notes
     return loss_differences(notes, recipe(**changes))
 
+
+TALL_AND_SQUARE = json.dumps(
+    {"buckets": {"0": {"resolution": [256, 512]}, "1": {"resolution": [512, 512]}}}
+)
 
 # (header, changes of the recipe that do the same): nothing is to be said
 MATCHED: list[tuple[dict[str, str], dict[str, Any]]] = [
@@ -50,6 +56,12 @@ MATCHED: list[tuple[dict[str, str], dict[str, Any]]] = [
     ({"ss_prior_loss_weight": "0.5", "ss_num_reg_images": "0"}, {}),
     ({"ss_model_prediction_type": "raw"}, {}),
     ({"ss_loss_type": "l2", "ss_huber_schedule": "snr"}, {}),
+    ({"ss_enable_bucket": "False"}, {}),
+    ({"ss_enable_bucket": "True"}, {"buckets": ((8, 8),)}),
+    (
+        {"ss_enable_bucket": "True", "ss_bucket_info": TALL_AND_SQUARE},
+        {"buckets": ((256, 512), (512, 256), (512, 512))},
+    ),
     # What kohya's scripts write where an option was not given.
     (
         {
@@ -66,6 +78,29 @@ MATCHED: list[tuple[dict[str, str], dict[str, Any]]] = [
 
 # (header, changes of the recipe, the one line): with the option to give, or without one by name
 DIFFERENT: list[tuple[dict[str, str], dict[str, Any], str]] = [
+    (
+        {"ss_enable_bucket": "True", "ss_bucket_info": TALL_AND_SQUARE},
+        {},
+        "cut pictures to buckets, this build cuts them all to one size; buckets ="
+        " 256x512,512x512 takes them",
+    ),
+    (
+        {"ss_enable_bucket": "True", "ss_bucket_info": TALL_AND_SQUARE},
+        {"buckets": ((256, 512),)},
+        "cut pictures to buckets, this build cuts them to others; buckets = 256x512,512x512"
+        " takes them",
+    ),
+    (
+        {"ss_enable_bucket": "True"},
+        {},
+        "cut pictures to buckets, this build cuts them all to one size; give buckets, the step of"
+        " their sides",
+    ),
+    (
+        {"ss_enable_bucket": "False"},
+        {"buckets": ((8, 8),)},
+        "cut all pictures to one size, this build has buckets",
+    ),
     (
         {"ss_min_snr_gamma": "5.0"},
         {},

@@ -52,6 +52,17 @@ def test_a_training_picture_finds_itself_with_cosine_one(
         assert result.scores == pytest.approx([1], abs=1e-5)
 
 
+def test_pixels_of_another_resolution_than_the_models_own(tmp_path: Path, model: Path) -> None:
+    pictures = make_pictures(tmp_path / "pictures", 3, size=16)
+    gradindex.build(
+        tmp_path / "i", model=model, data=pictures, timesteps=2, dim=32, resolution=16, device="cpu"
+    )
+    index = gradindex.open(tmp_path / "i", device="cpu")
+    assert index.store.recipe.image == (1, 16, 16)
+    for result in index.query(sorted(pictures.iterdir()), 1, whiten=False):
+        assert result.ids == [Path(result.picture).name]
+
+
 def test_k_beyond_n_returns_every_picture(index: gradindex.Index, queries: list[Path]) -> None:
     assert [len(result.hits) for result in index.query(queries, 1000)] == [9, 9]
 

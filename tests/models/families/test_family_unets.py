@@ -1,7 +1,8 @@
 """Families of UNets: scores equal a loop of autograd with the training scripts' losses."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import diffusers
@@ -56,7 +57,7 @@ def inpainting_loss(pipeline: Any) -> Loss:
 
     def loss(x: Tensor, caption: str, t: float, noise: Tensor) -> Tensor:
         timesteps = torch.tensor([t]).long()
-        mask = torch.ones(1, 1, SIDE, SIDE)
+        mask = torch.ones(1, 1, *x.shape[2:])
         masked_picture = x * (mask < 0.5)
         scale = pipeline.vae.config.scaling_factor
         with torch.no_grad():
@@ -71,8 +72,12 @@ def inpainting_loss(pipeline: Any) -> Loss:
     return loss
 
 
-def sdxl_loss(pipeline: Any) -> Loss:
-    """As in examples/text_to_image/train_text_to_image_sdxl.py."""
+def sdxl_loss(pipeline: Any, sizes_of: Mapping[str, Sequence[int]] = MappingProxyType({})) -> Loss:
+    """As in examples/text_to_image/train_text_to_image_sdxl.py.
+
+    Args:
+        sizes_of: original size, top left corner of the crop and size of the crop, by the caption.
+    """
     scheduler = scheduler_of(pipeline)
 
     def loss(x: Tensor, caption: str, t: float, noise: Tensor) -> Tensor:
@@ -88,8 +93,8 @@ def sdxl_loss(pipeline: Any) -> Loss:
                 output = encoder(clip_tokens(tokenizer, caption), output_hidden_states=True)
                 pooled = output[0]  # the last encoder's counts
                 hidden_states.append(output.hidden_states[-2])
-        # Original size, top left corner of the crop, size of the crop.
-        sizes = torch.tensor([[SIDE, SIDE, 0, 0, SIDE, SIDE]], dtype=torch.float32)
+        whole = [SIDE, SIDE, 0, 0, SIDE, SIDE]
+        sizes = torch.tensor([sizes_of.get(caption, whole)], dtype=torch.float32)
         prediction = pipeline.unet(
             scheduler.add_noise(latents, noise, timesteps),
             timesteps,
