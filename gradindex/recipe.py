@@ -17,6 +17,7 @@ LOSSES = ("mse", "l1")
 LOSS, MEAN_SQUARE = OUTPUTS = ("loss", "mean-square")
 NOISES = ("shared", "own", "recorded")
 FILES, ALPHA = MASKS = ("files", "alpha")
+MEAN, SAMPLE, NPZ = LATENTS = ("mean", "sample", "npz")
 FULL, FOLDED = ROWS = ("full", "folded")
 SEARCH_WIDTH = 4096  # numbers in a search vector, unless all rows side by side are fewer
 
@@ -74,7 +75,8 @@ class Recipe:
         picture: channels, height, width of pictures before they are encoded; None for a model of
             pixels.
         encoder: SHA-256 of the files of VAE, text encoders and tokenizers; None likewise.
-        latents: "mean" of the VAE's distribution or "sample"; None likewise.
+        latents: "mean" of the VAE's distribution or "sample", or "npz", those that lie beside the
+            pictures; None likewise.
         base: SHA-256 of the weight files of the model that adapters were trained on; `checkpoints`
             are then those of the adapters. None: the model's own weights were trained.
         weighting: of the loss by timestep, see `gradients.weighting`; None for none.

@@ -132,7 +132,8 @@ def build(
         buckets: aspect-ratio buckets, the sizes of pictures of which each gets the nearest: those
             of kohya's scripts by the step of their sides, such as 64, with areas up to the
             resolution's; or a list of widths and heights.
-        latents: "mean" of what the VAE says of a picture, or "sample" of it, drawn once.
+        latents: "mean" of what the VAE says of a picture, or "sample" of it, drawn once; "npz":
+            those that kohya's scripts left beside the pictures.
         guidance: the scale that a model with guidance embedding (Flux dev) was told in training;
             3.5 by default, as in diffusers' scripts.
         weighting: how the training weighted its loss by timestep: "min-snr:5", … (docs/models.md).

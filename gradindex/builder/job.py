@@ -169,6 +169,7 @@ class BuildJob:
             self.dataset.captions_of(readable),
             geometries,
             masks or None,
+            self.dataset.latents_of(readable),
         )
         return readable, make_examples(encoder, found), contents
 

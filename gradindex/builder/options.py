@@ -14,8 +14,7 @@ from gradindex.data.training_log import MISSING
 from gradindex.errors import CallError
 from gradindex.gradients.projection import PROJECTIONS
 from gradindex.models.devices import DTYPES
-from gradindex.models.pipeline import LATENTS, MEAN
-from gradindex.recipe import LOSSES, NOISES, OUTPUTS, ROWS, require, require_positive
+from gradindex.recipe import LATENTS, LOSSES, MEAN, NOISES, OUTPUTS, ROWS, require, require_positive
 
 MOST_TIMESTEPS = 100  # of a plain number: a larger one may be a timestep
 EVEN = "even:"  # before a number of timesteps that is meant, however large

@@ -17,9 +17,11 @@ from gradindex.builder.options import BuildOptions
 from gradindex.data.buckets import describe_buckets
 from gradindex.data.captions import with_captions
 from gradindex.data.dataset import Dataset
+from gradindex.data.latent_files import check_latent_files, with_latent_files
 from gradindex.data.masks import mask_kind, masks_source, with_masks
 from gradindex.data.opening import open_dataset
 from gradindex.data.training_log import open_log
+from gradindex.errors import CallError
 from gradindex.gradients.batch_size import fitting_batch
 from gradindex.gradients.high_rank import choose_high_rank
 from gradindex.gradients.parameters import capture_for, choose_parameters
@@ -34,7 +36,7 @@ from gradindex.models.custom import OneDenoiser
 from gradindex.models.denoiser import Denoiser
 from gradindex.models.trainer_differences import loss_differences
 from gradindex.models.trainer_notes import TrainerNotes
-from gradindex.recipe import FOLDED, LOSS, Recipe
+from gradindex.recipe import CUSTOM, FOLDED, LOSS, NPZ, Recipe
 from gradindex.store.memory import give_back_freed_memory
 from gradindex.store.records import CheckpointPath, DataSource
 from gradindex.store.store import SHARD_ROWS
@@ -118,6 +120,8 @@ def make_plan(options: BuildOptions, device: str, processes: int = 1) -> Plan:
     if recipe.classes is None:
         dataset = replace(dataset, labels=None)
     first = denoisers[0]
+    if options.latents == NPZ:
+        dataset = _with_latents(dataset, first, recipe)
     if first.family.captioned:
         dataset = with_captions(dataset, options.caption, options.missing_caption)
     else:
@@ -128,8 +132,7 @@ def make_plan(options: BuildOptions, device: str, processes: int = 1) -> Plan:
     if log is not None:
         steps = [checkpoint.step for checkpoint in checkpoints]
         event_choice = EventChoice(log, steps, options.events, options.missing, first.process)
-    # What does not fit is an error before anything is written: pictures, a log, a layer without a
-    # rule.
+    # What does not fit is an error before anything is written.
     job = BuildJob.of(dataset, recipe, event_choice, options.skip_bad)
     check_capture(first, job.recipe)
     check_buckets(first, job.recipe)
@@ -207,6 +210,16 @@ def _make_recipe(options: BuildOptions, denoisers: Checkpoints) -> Recipe:
         input_perturbation=options.input_perturbation or None,
         masks=None if options.masks is None else mask_kind(options.masks),
     )
+
+
+def _with_latents(dataset: Dataset, denoiser: Denoiser, recipe: Recipe) -> Dataset:
+    """The data set with the latents that kohya's scripts left beside its pictures."""
+    if denoiser.encoder is None or recipe.prediction_type == CUSTOM:
+        raise CallError("latents = 'npz': the model takes no latents of a pipeline's VAE")
+    with_files = with_latent_files(dataset, recipe.images)
+    name = denoiser.family.kohya_name(denoiser.model.config)
+    check_latent_files(with_files, name, denoiser.encoder.factor)
+    return with_files
 
 
 def _make_origin(

@@ -174,10 +174,11 @@ if TYPE_CHECKING:  # it imports NumPy and zarr, which take long
 )
 @click.option(
     "--latents",
-    type=click.Choice(["mean", "sample"]),
+    type=click.Choice(["mean", "sample", "npz"]),
     default="mean",
     show_default=True,
-    help="What the VAE makes of a picture: the mean, or one sample, drawn once.",
+    help="What the VAE makes of a picture: the mean, or one sample, drawn once; npz: what kohya's"
+    " scripts left beside it.",
 )
 @click.option(
     "--guidance",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gradindex.data.dataset import LOOKED_AT, Dataset
-from gradindex.data.images import Size, nearest_size
+from gradindex.data.images import Size
 from gradindex.errors import CallError
 
 MOST_BUCKETS = 1000
@@ -96,8 +96,7 @@ def describe_buckets(dataset: Dataset, sizes: Sequence[Size] | None, rows: np.nd
     counts: Counter[Size] = Counter()
     for row in present[spaced].tolist():
         try:
-            with dataset.open_picture(row) as picture:
-                counts[nearest_size(picture, sizes)] += 1
+            counts[dataset.bucket_of(row, sizes)] += 1
         except Exception:  # Pillow raises anything; who reads the pictures says which are bad
             continue
     looked_at = len(spaced) < len(present)

@@ -19,9 +19,10 @@ from gradindex.data import caption_list
 from gradindex.data.images import (
     DecodedPicture,
     Size,
+    changes,
     geometry,
-    is_turned,
     nearest_image,
+    nearest_size,
     picture_fault,
     require_channels,
     to_array,
@@ -117,7 +118,7 @@ class Dataset:
         require_channels(image[0])
         try:
             with self._open(row) as picture:
-                content = content_digest(picture)
+                content = self._content(row, picture)
                 image = nearest_image(picture, image, buckets)
                 origin = geometry(picture, image)
                 array = to_array(picture, image)
@@ -165,6 +166,15 @@ class Dataset:
             texts.append(text)
         return texts
 
+    def latents_of(self, rows: Sequence[int]) -> list[np.ndarray] | None:
+        """Return latents that lie beside some pictures; None: none are taken."""
+        return None
+
+    def bucket_of(self, row: int, sizes: Sequence[Size]) -> Size:
+        """Return the size that picture number `row` gets, which is not decoded."""
+        with self._open(row) as picture:
+            return nearest_size(picture, sizes)
+
     def thumbnail(self, row: int, content: str = NO_CONTENT) -> Image.Image | None:
         """Return picture number `row` in RGB and no larger than 256 pixels, for people to look at.
 
@@ -175,7 +185,7 @@ class Dataset:
         """
         try:
             with self._open(row) as picture:
-                if content not in (NO_CONTENT, content_digest(picture)):
+                if content not in (NO_CONTENT, self._content(row, picture)):
                     return None
                 return to_thumbnail(picture)
         except Exception:  # see `picture`
@@ -231,7 +241,7 @@ class Dataset:
         for row in present[spaced].tolist():
             try:
                 with self._open(row) as picture:
-                    counts.update(_changes(picture, nearest_image(picture, image, buckets)))
+                    counts.update(changes(picture, nearest_image(picture, image, buckets)))
             except Exception:  # see `picture`
                 counts["cannot be opened"] += 1
         if not counts:
@@ -239,6 +249,10 @@ class Dataset:
         of_all = f" ({len(spaced):,} of {len(present):,} looked at)"
         sample = of_all if len(spaced) < len(present) else ""
         return [f"pictures{sample}: " + "; ".join(f"{counts[key]} {key}" for key in counts)]
+
+    def _content(self, row: int, picture: Image.Image) -> str:
+        """The digest of what a row is made of, see `content_digest`."""
+        return content_digest(picture)
 
     def _open(self, row: int) -> Image.Image:
         """Return picture number `row`, opened by Pillow; ValueError when it is not there."""
@@ -272,7 +286,7 @@ class Dataset:
         """
         try:
             with self._open(row) as picture:
-                return content_digest(picture)
+                return self._content(row, picture)
         except Exception:  # see `picture`
             return NO_CONTENT
 
@@ -323,23 +337,3 @@ class Dataset:
         if columns["caption"] is None:  # so an index without captions is what it always was
             del columns["caption"]
         return {"source": source, "columns": columns}
-
-
-def _changes(picture: Image.Image, image: tuple[int, int, int]) -> list[str]:
-    """Return what `to_array` does to a picture, of which only the head was read."""
-    channels, height, width = image
-    changes = []
-    is_grey = picture.mode in ("1", "L", "LA", "La", "I") or picture.mode.startswith("I;16")
-    if is_grey and channels == 3:
-        changes.append("grey, made colour")
-    if not is_grey and channels == 1:
-        changes.append("in colour, made grey")
-    if picture.has_transparency_data:
-        changes.append("transparent, taken without transparency")
-    if getattr(picture, "is_animated", False):  # or a TIFF of several pages
-        changes.append("of several frames, the first taken")
-    if picture.size != (width, height):
-        changes.append("resized")
-    if is_turned(picture):
-        changes.append("turned upright by EXIF")
-    return changes

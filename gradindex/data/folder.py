@@ -24,6 +24,7 @@ DESCRIPTIONS = {
     *(".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".toml"),
     *(".md", ".rst", ".html", ".htm", ".log", ".db", ".ini", ".lock", ".sha256", ".md5"),
     *(".py", ".ipynb", ".sh"),
+    ".npz",  # what kohya's scripts cache beside pictures
 }
 DESCRIBING_NAMES = {"license", "readme", "copying", "authors", "notice", "makefile", "version"}
 NAMED = 3  # links that a message names

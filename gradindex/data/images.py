@@ -184,6 +184,26 @@ def geometry(picture: Image.Image, image: tuple[int, int, int]) -> Geometry:
     return Geometry((height, width), _centre_corner(covering, *image[1:]))
 
 
+def changes(picture: Image.Image, image: tuple[int, int, int]) -> list[str]:
+    """Return what `to_array` does to a picture, of which only the head was read."""
+    channels, height, width = image
+    found = []
+    is_grey = picture.mode in ("1", "L", "LA", "La", "I") or picture.mode.startswith("I;16")
+    if is_grey and channels == 3:
+        found.append("grey, made colour")
+    if not is_grey and channels == 1:
+        found.append("in colour, made grey")
+    if picture.has_transparency_data:
+        found.append("transparent, taken without transparency")
+    if getattr(picture, "is_animated", False):  # or a TIFF of several pages
+        found.append("of several frames, the first taken")
+    if picture.size != (width, height):
+        found.append("resized")
+    if is_turned(picture):
+        found.append("turned upright by EXIF")
+    return found
+
+
 def nearest_size(picture: Image.Image, sizes: Sequence[Size]) -> Size:
     """Return the size of a picture, if it is one of `sizes`, or the one of the nearest shape.
 

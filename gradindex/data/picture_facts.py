@@ -44,10 +44,10 @@ def stat_digests(source: str, sample_ids: Sequence[str]) -> np.ndarray:
     """
     folder = Path(source)
     if folder.is_dir():
-        digests = np.array([_stat_digest(folder, [name]) for name in sample_ids], f"S{STAT_DIGITS}")
+        digests = np.array([stat_digest(folder, [name]) for name in sample_ids], f"S{STAT_DIGITS}")
         if (digests != NO_STAT.encode()).any():
             return digests
-    digest = _stat_digest(folder, _file_names(folder))
+    digest = stat_digest(folder, _file_names(folder))
     return np.full(len(sample_ids), digest.encode(), f"S{STAT_DIGITS}")
 
 
@@ -59,8 +59,8 @@ def _file_names(path: Path) -> list[str]:
     return sorted(names) if path.is_dir() else ["."]
 
 
-def _stat_digest(folder: Path, names: Sequence[str]) -> str:
-    """The digest of size, time and inode of some files; `NO_STAT` where none of them is there."""
+def stat_digest(folder: Path, names: Sequence[str]) -> str:
+    """Return a digest of size, time and inode of some files; `NO_STAT` where none is there."""
     facts = []
     for name in names:
         try:

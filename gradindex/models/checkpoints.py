@@ -11,9 +11,10 @@ from gradindex.data.buckets import Buckets
 from gradindex.errors import ModelError
 from gradindex.models.denoiser import Denoiser, DenoiserDescription
 from gradindex.models.loading import load_denoiser
-from gradindex.models.pipeline import MEAN, Encoder
+from gradindex.models.pipeline import Encoder
 from gradindex.models.refusals import require_path
 from gradindex.models.trainer_notes import TrainerNotes
+from gradindex.recipe import MEAN
 
 
 class Checkpoints:

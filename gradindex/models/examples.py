@@ -31,6 +31,8 @@ class Pictures:
         geometries: where the pixels of each come from; empty: none was resized or cut.
         masks: B of [1, height, width] float32 in 0 … 1, which the losses are multiplied with; None:
             masks of ones.
+        latents: B latents in place of what a VAE makes of them, [channels, height, width] float32
+            each, not scaled; None: there are none.
     """
 
     arrays: Sequence[np.ndarray] | np.ndarray
@@ -39,6 +41,7 @@ class Pictures:
     captions: Sequence[str] | None = None
     geometries: Sequence[Geometry] = ()
     masks: Sequence[np.ndarray] | None = None
+    latents: Sequence[np.ndarray] | None = None
 
     def at(self, positions: Sequence[int] | np.ndarray) -> Self:
         """Return the pictures at some positions."""

@@ -1,7 +1,10 @@
 """What a VAE makes of pictures, as models of latents are trained on it."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 VIDEO_CLASSES = ("AutoencoderKLQwenImage", "AutoencoderKLWan")  # a picture is a frame to them
@@ -14,6 +17,12 @@ def encode_with(vae: Any, x: Tensor) -> Any:
     if hasattr(encoded, "latent_dist"):
         return encoded.latent_dist
     return encoded.latent if hasattr(encoded, "latent") else encoded.latents
+
+
+def scaled_arrays(config: Any, latents: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Return latents as `scale_latents` does, [channels, height, width] float32 each."""
+    scaled = (scale_latents(config, torch.from_numpy(latent)[None])[0] for latent in latents)
+    return [latent.float().numpy() for latent in scaled]
 
 
 def scale_latents(config: Any, latents: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from gradindex.models.folder import (
 )
 from gradindex.models.network import make_network
 from gradindex.models.original_layout import check_prediction
-from gradindex.models.pipeline import MEAN, Encoder
+from gradindex.models.pipeline import Encoder
 from gradindex.models.refusals import (
     absent_model,
     foreign_weights,
@@ -37,6 +37,7 @@ from gradindex.models.refusals import (
 )
 from gradindex.models.schedules import find_scheduler, read_schedule
 from gradindex.models.weights import read_header, read_weights
+from gradindex.recipe import MEAN
 
 
 @plain_torch()

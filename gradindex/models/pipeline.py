@@ -33,12 +33,12 @@ from gradindex.models.folder import (
     read_json,
     read_pipeline,
 )
-from gradindex.models.latents import encode_with, scale_latents
+from gradindex.models.latents import encode_with, scale_latents, scaled_arrays
 from gradindex.models.original_parts import OriginalParts
 from gradindex.models.quiet import quiet_libraries
 from gradindex.random_numbers import noise
+from gradindex.recipe import MEAN, SAMPLE
 
-MEAN, SAMPLE = LATENTS = ("mean", "sample")
 ENCODED_AT_ONCE = 8  # pictures
 DIGESTED_SUFFIXES = (".json", ".safetensors", ".bin", ".txt", ".model")
 
@@ -50,7 +50,8 @@ class Encoder:
         folder: of the pipeline, with model_index.json.
         family: of its model.
         config: of its model.
-        latents: "mean" of the VAE's distribution, or "sample", keyed by seed and id.
+        latents: "mean" of the VAE's distribution, or "sample", keyed by seed and id; "npz" is the
+            mean of pictures that come without latents.
         seed: of sampled latents.
         device: where the parts run.
         dtype: of the text encoders, a key of `DTYPES`; the VAE runs in float32.
@@ -255,9 +256,11 @@ class Encoder:
             ModelError: VAE or text encoders cannot be run, or are another model's.
         """
         arrays = pictures.arrays
-        latents = self._encode_pictures(arrays, pictures.ids)
-        examples = Examples.of_pictures(latents, pictures.labels)
-        conditions = dict(examples.conditions)
+        if pictures.latents is None:
+            x = self._encode_pictures(arrays, pictures.ids)
+        else:
+            x = scaled_arrays(getattr(self._loaded, self._vae_name).config, pictures.latents)
+        conditions = dict(Examples.of_pictures(x, pictures.labels).conditions)
         if self._blank_name is not None:
             conditions[self._blank_name] = [self._blank(array.shape) for array in arrays]
         if pictures.captions is not None and self._family.captioned:
@@ -269,7 +272,7 @@ class Encoder:
         for name in sizes[0] if sizes else ():
             if name in self._shapes:
                 conditions[name] = [np.array(of_one[name], np.float32) for of_one in sizes]
-        return Examples(examples.x, conditions)
+        return Examples(x, conditions)
 
     def _sizes(self, pictures: Pictures, position: int) -> dict[str, list[float]]:
         """What a model can be told of the geometry of one picture; see `Family.sizes`."""
@@ -315,7 +318,7 @@ class Encoder:
         """A latent of each picture's distribution: a sample keyed by its id, or the mean."""
         if isinstance(encoded, Tensor):
             return encoded  # a VAE without a distribution
-        if self.latents == MEAN or ids is None:
+        if self.latents != SAMPLE or ids is None:
             return encoded.mode()
         shape = encoded.mean.shape[1:]
         draws = np.stack([noise(self._seed, f"latent {name}", 0, 0, shape) for name in ids])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from msgspec import UNSET
 
 from gradindex.data.buckets import sizes_text
-from gradindex.recipe import ALPHA, Recipe, timestep_text
+from gradindex.recipe import ALPHA, NPZ, Recipe, timestep_text
 from gradindex.search.ann_index import INDEX_NAMES, saved_ann_index
 from gradindex.search.ann_record import AnnRecord
 from gradindex.store.manifest import Shard
@@ -145,6 +145,8 @@ def _latents(recipe: Recipe) -> str:
     _, height, width = recipe.picture
     channels, rows, columns = recipe.image
     drawn = f", the VAE's {recipe.latents}" if recipe.latents else ""
+    if recipe.latents == NPZ:
+        drawn = ", as they lay beside the pictures"
     largest = ", the largest bucket" if recipe.buckets else ""
     return f"{channels} × {rows} × {columns} of pictures of {width}x{height}{largest}{drawn}"
 

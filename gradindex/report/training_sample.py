@@ -50,6 +50,7 @@ def read_training_pictures(index: Index, rows: np.ndarray) -> Pictures:
         captions=dataset.captions_of(rows.tolist()),
         geometries=[picture.geometry for picture in read],
         masks=[picture.mask for picture in read if picture.mask is not None] or None,
+        latents=dataset.latents_of(rows.tolist()),
     )
 
 

@@ -22,8 +22,8 @@ from gradindex.models.adapter_checkpoints import AdapterCheckpoints
 from gradindex.models.checkpoints import Checkpoints
 from gradindex.models.custom import OneDenoiser
 from gradindex.models.examples import Examples
-from gradindex.models.pipeline import MEAN, make_examples
-from gradindex.recipe import CUSTOM, FOLDED, NOISE_VERSION, PROJECTION_VERSION
+from gradindex.models.pipeline import make_examples
+from gradindex.recipe import CUSTOM, FOLDED, MEAN, NOISE_VERSION, PROJECTION_VERSION
 from gradindex.search.query import Query
 from gradindex.store.progress import progress as show_progress
 from gradindex.store.store import Store

@@ -8,9 +8,11 @@ from PIL import Image
 
 from gradindex.data.captions import same_captions
 from gradindex.data.dataset import Columns, Dataset
+from gradindex.data.latent_files import with_latent_files
 from gradindex.data.masks import add_masks
 from gradindex.data.opening import open_dataset
 from gradindex.errors import CallError, GradindexError
+from gradindex.recipe import NPZ
 from gradindex.store.records import masks_of, one_caption
 from gradindex.store.store import Store
 
@@ -26,6 +28,8 @@ def open_pictures(store: Store, source: str) -> Dataset:
     data = store.header.data
     columns = Columns() if data is None else Columns(**data.columns)
     dataset = open_dataset(source, columns, warn=False)
+    if store.recipe.latents == NPZ:
+        dataset = with_latent_files(dataset, store.recipe.images)
     if store.recipe.classes is None:
         dataset = replace(dataset, labels=None)
     if (masks := masks_of(data)) is not None:

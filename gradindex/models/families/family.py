@@ -92,6 +92,10 @@ class Family:
         """Return the condition that is the latent of a picture all masked out; None: none is."""
         return None
 
+    def kohya_name(self, config: Any) -> str | None:
+        """Return what kohya's scripts call the model in the names of latents; None: not taken."""
+        return None
+
     def text(self, pipeline: Any, captions: Sequence[str], config: Any) -> Encoded:
         """Return the conditions that captions make, {condition: [U, …], or U tensors}.
 

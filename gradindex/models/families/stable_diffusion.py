@@ -81,6 +81,10 @@ class StableDiffusion(Family):
         """Return the condition of inpainting models that is a masked picture's latent."""
         return MASKED if config.in_channels > config.out_channels else None
 
+    def kohya_name(self, config: Any) -> str | None:
+        """Return what kohya's scripts call the model in the names of latents."""
+        return "sd" if config.addition_embed_type is None else "sdxl"
+
     def text(self, pipeline: Any, captions: Sequence[str], config: Any) -> Encoded:
         """Return the captions' hidden states, and SDXL's pooled embeddings."""
         is_xl = hasattr(pipeline, "text_encoder_2")
