@@ -613,8 +613,8 @@ def test_a_gradient_that_is_not_finite_is_named(
     assert not (tmp_path / "idx").exists()
     read = Dataset.read
 
-    def broken(self: Dataset, row: int, *image: Any) -> tuple[Any, ...]:
-        picture, *rest = read(self, row, image)
+    def broken(self: Dataset, row: int, *sizes: Any) -> tuple[Any, ...]:
+        picture, *rest = read(self, row, *sizes)
         return picture * (np.inf if row == 7 else 1), *rest
 
     monkeypatch.setattr(Dataset, "read", broken)

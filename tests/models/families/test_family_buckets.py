@@ -22,6 +22,8 @@ from torch.nn.functional import mse_loss
 
 import gradindex
 from gradindex.errors import CallError, RecipeMismatch
+from gradindex.gradients.sampling import mean_losses
+from gradindex.models.examples import Examples
 from gradindex.models.loading import load_denoiser
 from gradindex.recipe import Recipe
 from gradindex.report.info import describe
@@ -220,6 +222,17 @@ def test_rows_depend_neither_on_batch_size_nor_on_order(tmp_path: Path, noise: s
     rows = index.store.unnormalized[:]
     assert index.store.sample_ids[0] == "p1.png"
     np.testing.assert_allclose(rows, truth[:, [1, 3, 4, 0, 2]], rtol=1e-4, atol=1e-6)
+
+
+def test_losses_of_pictures_of_several_shapes_are_those_of_each_alone(tmp_path: Path) -> None:
+    folder = make_model(tmp_path, sample_size=16, in_channels=3, out_channels=3)
+    denoiser = load_denoiser(folder)
+    random = np.random.default_rng(0)
+    arrays = [random.uniform(-1, 1, (3, *size)).astype(np.float32) for size in [(16, 16), (20, 12)]]
+    arrays.append(arrays[0] / 2)
+    together = mean_losses(denoiser, Examples(arrays), [10, 500], 2, 0, "mse")
+    alone = [mean_losses(denoiser, Examples([a]), [10, 500], 2, 0, "mse")[0] for a in arrays]
+    np.testing.assert_allclose(together, alone, rtol=1e-5)
 
 
 def test_a_step_makes_the_sizes_of_the_resolution(tmp_path: Path) -> None:
