@@ -14,6 +14,7 @@ from gradindex.cli.options import (
     METHOD_CHOICE,
     MODEL,
     PAIRING,
+    PROMPT,
     TABLE_OR_JSON,
     WHITEN,
 )
@@ -35,7 +36,7 @@ def evaluate() -> None:
 @click.argument("pictures", nargs=-1, required=True, metavar="PICTURE...")
 @click.option(
     "--models",
-    help="Folder of folders: a model each, and subset.txt, the ids that it was trained on.",
+    help="Folder of folders: a model or adapter each, and subset.txt, the ids of its training.",
 )
 @click.option(
     "--arrays",
@@ -46,6 +47,7 @@ def evaluate() -> None:
     help="A .npz file: training [N, E], queries [Q, E]; their cosine is compared, too.",
 )
 @PAIRING
+@PROMPT
 @CLASS_LABEL
 @MODEL
 @DEVICE
@@ -73,9 +75,8 @@ def lds(
     if (models is None) == (arrays is None):
         raise click.UsageError("give --models or --arrays")
     opened = open_index(index, model=model, device=device)
-    class_label = options["class_label"]
     vectors = None if embeddings is None else _read_arrays(embeddings, "training", "queries")
-    subsets, losses = _subsets_and_losses(opened, models, arrays, pictures, class_label)
+    subsets, losses = _subsets_and_losses(opened, models, arrays, pictures, options)
     scores = compare(opened, pictures, subsets, losses, vectors, **options)
     rows = {
         name: {"lds": 100 * score.mean, "low": 100 * score.low, "high": 100 * score.high}
@@ -96,7 +97,7 @@ def _subsets_and_losses(
     models: str | None,
     arrays: str | None,
     pictures: Sequence[str],
-    class_label: int | None,
+    options: Mapping[str, Any],
 ) -> tuple["np.ndarray", "np.ndarray"]:
     """The subsets [M, N] bool of M models, and their losses [M, Q]: from --models or --arrays."""
     from gradindex.report.evaluate import model_losses, read_models
@@ -105,7 +106,9 @@ def _subsets_and_losses(
         return _read_arrays(arrays, "subsets", "losses")
     assert models is not None, "the command checks that one of the two is given"
     folders, subsets = read_models(models, opened)
-    return subsets, model_losses(opened, folders, pictures, class_label)
+    return subsets, model_losses(
+        opened, folders, pictures, options["prompt"], options["class_label"]
+    )
 
 
 def _read_arrays(file: str, first: str, second: str) -> tuple["np.ndarray", "np.ndarray"]:
@@ -151,7 +154,7 @@ def _table(rows: Mapping[str, Mapping[str, float]]) -> str:
 @click.option(
     "--command",
     required=True,
-    help="Trains on the pictures in {data} and saves the model in {out}.",
+    help="Trains on the pictures in {data} and saves the model, or adapter, in {out}.",
 )
 @click.option(
     "--work",
@@ -166,6 +169,7 @@ def _table(rows: Mapping[str, Mapping[str, float]]) -> str:
 )
 @WHITEN
 @PAIRING
+@PROMPT
 @CLASS_LABEL
 @MODEL
 @DEVICE

@@ -10,6 +10,14 @@ from pathlib import Path
 
 import click
 
+
+def to_prompt(
+    context: click.Context, parameter: click.Parameter, values: Sequence[str]
+) -> str | Sequence[str] | None:
+    """Return every --prompt: none, one for all pictures, or one each."""
+    return (values[0] if len(values) == 1 else values) if values else None
+
+
 EVEN = "even:"  # before a number of timesteps that is meant, however large
 TIMESTEP = re.compile(r"\d+(\.\d*)?", re.ASCII)
 METHOD_CHOICE = click.Choice(["retrac", "tracin"])
@@ -21,6 +29,14 @@ WHITEN = click.option(
     show_default=True,
     help="Have what all pictures' gradients have in common count for little, or give the paper's"
     " plain scores (weak: on small models no better than pixel similarity).",
+)
+PROMPT = click.option(
+    "--prompt",
+    multiple=True,
+    callback=to_prompt,
+    metavar="TEXT",
+    help="That the pictures were generated with, for a model that is given captions: one, or one"
+    " each.  [default: what is in x.txt beside x.png, or in the picture]",
 )
 CLASS_LABEL = click.option(
     "--class-label", type=int, help="Of the pictures, for a class-conditional model."
@@ -49,13 +65,6 @@ def to_timesteps(
         raise click.BadParameter(
             f"{value!r}: give a number, timesteps with commas between them, even:N, or recorded"
         ) from None
-
-
-def to_prompt(
-    context: click.Context, parameter: click.Parameter, values: Sequence[str]
-) -> str | Sequence[str] | None:
-    """Return every --prompt: none, one for all pictures, or one each."""
-    return (values[0] if len(values) == 1 else values) if values else None
 
 
 def to_range(

@@ -13,8 +13,8 @@ from gradindex.cli.options import (
     DEVICE,
     METHOD_CHOICE,
     MODEL,
+    PROMPT,
     WHITEN,
-    to_prompt,
     to_range,
     to_whiten,
 )
@@ -74,14 +74,7 @@ def _to_output(
     help="Of whitening, in mean squares of a row's norm; another than the default scans the store."
     "  [default: 0.0003]",
 )
-@click.option(
-    "--prompt",
-    multiple=True,
-    callback=to_prompt,
-    metavar="TEXT",
-    help="That the pictures were generated with, for a model that is given captions: one, or one"
-    " each.  [default: what is in x.txt beside x.png, or in the picture]",
-)
+@PROMPT
 @CLASS_LABEL
 @MODEL
 @click.option(

@@ -11,6 +11,7 @@ from typing import Unpack
 import numpy as np
 
 from gradindex.data.dataset import Dataset
+from gradindex.data.sidecars import SIDECAR_SUFFIXES
 from gradindex.errors import CallError, GradindexError
 from gradindex.recipe import require_positive
 from gradindex.report.evaluate import model_losses
@@ -73,8 +74,9 @@ def counterfactual(
     There is one training for each picture, and one for each random removal.
 
     Args:
-        command: what trains a model; `{data}` in it becomes a folder with the pictures that stay,
-            `{out}` the folder where it has to save the model.
+        command: what trains a model, or an adapter where the index is of one; `{data}` in it
+            becomes a folder with the pictures that stay and the captions beside them, `{out}` the
+            folder where it has to save what it trained.
         work: folder for those; what a run before has trained there is used.
         random: how many random removals, for all pictures together.
         options: as for `Index.query`.
@@ -121,7 +123,8 @@ def _removals_of(
     for number, removal in enumerate(_removals(index.store, results, k, random)):
         folder = work / str(number)
         model = _train_without(index, removal.rows, command, folder)
-        losses = model_losses(index, [model], pictures, options.get("class_label"))[0]
+        prompt, class_label = options.get("prompt"), options.get("class_label")
+        losses = model_losses(index, [model], pictures, prompt, class_label)[0]
         removed = [index.store.sample_ids[row] for row in removal.rows]
         for result, loss in zip(results, losses, strict=True):
             if removal.picture in (None, result.picture):
@@ -180,14 +183,24 @@ def _require_folder(index: Index) -> Dataset:
 
 
 def _link_pictures(dataset: Dataset, excluded: set[int], folder: Path) -> None:
-    """Fill a folder with links to a folder's pictures, but for some rows."""
+    """Fill a folder with links to a folder's pictures and captions, but for some rows."""
     source = Path(dataset.source)
     for row, name in enumerate(dataset.sample_ids):
         if row not in excluded:
-            link = folder / name
-            link.parent.mkdir(parents=True, exist_ok=True)
-            original = (source / name).resolve()
-            try:
-                link.symlink_to(original)
-            except OSError:  # exFAT and some network drives have no links, Windows wants rights
-                shutil.copyfile(original, link)
+            _link(source / name, folder / name)
+            for suffix in SIDECAR_SUFFIXES:
+                sidecar = (source / name).with_suffix(suffix)
+                if sidecar.is_file():
+                    _link(sidecar, (folder / name).with_suffix(suffix))
+
+
+def _link(original: Path, link: Path) -> None:
+    """Have a file in another place too; pictures of one stem share their caption."""
+    if link.exists():
+        return
+    link.parent.mkdir(parents=True, exist_ok=True)
+    original = original.resolve()
+    try:
+        link.symlink_to(original)
+    except OSError:  # exFAT and some network drives have no links, Windows wants rights
+        shutil.copyfile(original, link)

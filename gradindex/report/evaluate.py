@@ -10,7 +10,6 @@ import numpy as np
 from gradindex.errors import CallError
 from gradindex.gradients.fold import unit
 from gradindex.gradients.sampling import mean_losses
-from gradindex.models.loading import load_denoiser
 from gradindex.models.pipeline import make_examples
 from gradindex.report.ranking import correlations, ranks
 from gradindex.search.index import Index
@@ -142,6 +141,7 @@ def model_losses(
     index: Index,
     models: Sequence[str | Path],
     pictures: Sequence[Picture],
+    prompt: str | Sequence[str] | None = None,
     class_label: int | Sequence[int] | None = None,
 ) -> np.ndarray:
     """Return each model's loss on each picture, [M, Q] float64.
@@ -149,18 +149,17 @@ def model_losses(
     It is the mean over 50 timesteps × 2 draws of noise that all pictures share.
 
     Args:
-        models: M folders, each a model as `build` takes it.
-        pictures, class_label: as for `Index.query`.
+        models: M folders, each a model as `build` takes it; adapters on the base of an index of
+            adapters.
+        pictures, prompt, class_label: as for `Index.query`.
 
     Raises:
         CallError: a picture does not open. ModelError: a model does not load.
     """
     recipe = index.store.recipe
-    scheduler = index.store.header.scheduler
-    queries = read_query(recipe, pictures, class_label=class_label)
+    queries = read_query(recipe, pictures, prompt=prompt, class_label=class_label)
     losses = []
-    for model in models:
-        denoiser = load_denoiser(model, scheduler=scheduler, device=index.device)
+    for denoiser in index.gradients.others(models):
         timesteps = denoiser.process.grid(TIMESTEPS)
         examples = make_examples(denoiser.encoder, queries)
         losses.append(mean_losses(denoiser, examples, timesteps, DRAWS, SEED, recipe.loss))

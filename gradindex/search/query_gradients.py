@@ -3,7 +3,7 @@
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from gradindex.gradients.sampling import sample_gradients
 from gradindex.models.adapter_checkpoints import AdapterCheckpoints
 from gradindex.models.checkpoints import Checkpoints
 from gradindex.models.custom import OneDenoiser
+from gradindex.models.denoiser import Denoiser
 from gradindex.models.examples import Examples
 from gradindex.models.pipeline import make_examples
 from gradindex.recipe import CUSTOM, FOLDED, MEAN, NOISE_VERSION, PROJECTION_VERSION
@@ -102,13 +103,45 @@ class QueryGradients:
                 f" {self._store.location} was built with it; put it back, or a link to it"
             )
         model, paths = self._paths() if recipe.base is None else self._adapter_paths()
+        return self._checkpoints(paths, model, recipe.dtype)
+
+    def others(self, paths: Sequence[str | Path]) -> Iterator[Denoiser]:
+        """Yield other models of the same kind, one in memory at a time, in float32.
+
+        Args:
+            paths: of models as `build` takes them; where the store was built with adapters, of
+                adapters of the same base.
+
+        Raises:
+            CallError: the store was built with a denoiser of the user's own, or the base is gone.
+            ModelError: one cannot be loaded, or is of another kind.
+        """
+        recipe = self._store.recipe
+        if recipe.prediction_type == CUSTOM:
+            raise CallError(
+                f"{self._store.location}: built with a denoiser of your own; its losses are yours"
+                " to take"
+            )
+        if recipe.base is not None:
+            base, _ = self._adapter_paths()
+            run = self._checkpoints(paths, base, "float32")
+            yield from (run[number] for number in range(len(run)))
+            return
+        for path in paths:
+            yield self._checkpoints([path], path, "float32")[0]
+
+    def _checkpoints(
+        self, paths: Sequence[str | Path], model: str | Path, dtype: str
+    ) -> Checkpoints:
+        """Checkpoints, or adapters of a model, that see pictures as the store's do."""
+        header, recipe = self._store.header, self._store.recipe
         kind = Checkpoints if recipe.base is None else AdapterCheckpoints
         return kind(
             paths,
             model,
             header.scheduler,
             self._device,
-            recipe.dtype,
+            dtype,
             resolution=None if recipe.buckets else recipe.pixels[1:],
             buckets=recipe.buckets,
             latents=recipe.latents or MEAN,
