@@ -106,7 +106,7 @@ def checked_timesteps(timesteps: Any, count: int, *, is_flow: bool) -> np.ndarra
     if odd.size:
         raise CallError(
             f"timestep {odd.flat[0]:g}: the recorder was made for 0 to {count - 1}, whole; for flow"
-            " matching make it with timesteps=scheduler.timesteps"
+            " matching give it the timesteps of the scheduler (scheduler.timesteps)"
         )
     return drawn
 

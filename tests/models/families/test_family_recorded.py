@@ -232,7 +232,7 @@ def test_fractions_need_a_recorder_of_flow_matching(tmp_path: Path) -> None:
     """Told at the first step, not at the first draw of 1000."""
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     with TrainingRecorder(tmp_path / "log") as recorder:
-        message = r"timestep 999\.666: .* whole; for flow matching make it with timesteps="
+        message = r"timestep 999\.666: .* whole; for flow matching give it the timesteps"
         with pytest.raises(CallError, match=message):
             recorder.log(["a"], scheduler.timesteps[1:2], 0)
     scheduler.set_timesteps(28)
