@@ -61,7 +61,10 @@ def _continue_store(location: Location, plan: Plan) -> tuple[Store, BuildJob]:
     store.require_recipe(recipe, "built with another recipe (overwrite replaces it)")
     _check_unchanged(store, dataset)
     if new_ids:
-        store = grow(store, new_ids)
+        grown = grow(store, new_ids)
+        if grown is None:  # another build has, meanwhile
+            return _continue_store(location, plan)
+        store = grown
     return store, replace(job, recipe=recipe)
 
 

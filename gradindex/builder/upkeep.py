@@ -15,19 +15,30 @@ from gradindex.search.ann_index import INDEX_NAMES, default_index_names, saved_a
 from gradindex.store.arrays import skeleton
 from gradindex.store.digests import sha256
 from gradindex.store.disk import Disk
+from gradindex.store.header_lock import header_lock
 from gradindex.store.location import Location, locate
-from gradindex.store.manifest import COPIES, is_store
+from gradindex.store.manifest import COPIES, is_store, read_header
 from gradindex.store.removals import discard_removal, mend_removals, publish_removal
 from gradindex.store.store import Store
 
 REMOVE_ATTEMPTS = 3  # of a removal while other processes change the rows of the index
 
 
-def grow(store: Store, sample_ids: Sequence[str]) -> Store:
+def grow(store: Store, sample_ids: Sequence[str]) -> Store | None:
     """Add pictures behind a store's own, without rows yet, and return the store with them.
 
     Until a build has finished, readers see the old pictures only.
+
+    Returns:
+        None where another build has added pictures since the store was opened; nothing is changed.
     """
+    with header_lock(store.location):
+        if read_header(store.location).files != store.header.files:
+            return None
+        return _grow(store, sample_ids)
+
+
+def _grow(store: Store, sample_ids: Sequence[str]) -> Store:
     ids = [*store.sample_ids, *sample_ids]
     header = store.header
     files = skeleton(

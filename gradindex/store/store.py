@@ -19,6 +19,7 @@ from gradindex.errors import RecipeMismatch, StoreError
 from gradindex.recipe import Recipe
 from gradindex.store.arrays import ROW_ARRAYS, WIDE, SampleIds, open_array, read_pieces, skeleton
 from gradindex.store.digests import sha256
+from gradindex.store.header_lock import header_lock
 from gradindex.store.location import Location, locate
 from gradindex.store.manifest import (
     COPIES,
@@ -109,20 +110,13 @@ class Store(ShardList):
             StoreError: a file is damaged and so is its copy.
         """
         location = locate(path)
-        header = read_header(location)
-        publish_header(location, read_header_fields(location))
-        mend_removals(location)
-        for name, digest in header.files.items():
-            copy = COPIES + name
-            for damaged, twin in ((name, copy), (copy, name)):
-                wrong = differences(location, {damaged: digest})
-                if not wrong:
-                    continue
-                try:
-                    location.publish(damaged, location.fetch(twin, digest))
-                except (ValueError, FileNotFoundError) as error:
-                    message = f"{wrong[0]}, and so was {twin}; build it again with overwrite"
-                    raise StoreError(f"{location}: {message}") from error
+        read_header(location)  # or an error, before a lock is made where no index is
+        with header_lock(location):
+            header = read_header(location)
+            publish_header(location, read_header_fields(location))
+            mend_removals(location)
+            for name, digest in header.files.items():
+                _mend_file(location, name, digest)
         return cls(location)
 
     @classmethod
@@ -199,7 +193,8 @@ class Store(ShardList):
     def update_header(self, **changes: Any) -> None:
         """Change fields of the header; what another process has changed of the others stays."""
         fields = {name: to_json(value) for name, value in changes.items()}
-        publish_header(self.location, {**read_header_fields(self.location), **fields})
+        with header_lock(self.location):
+            publish_header(self.location, {**read_header_fields(self.location), **fields})
         self.header = header_with_removals(self.location)
 
     def write(
@@ -293,12 +288,14 @@ class Store(ShardList):
         """
         problem = "is missing"
         for digest in self._digests(name):
-            try:
-                return self.location.fetch(name, digest)
-            except ValueError as error:
-                problem = str(error)
-            except FileNotFoundError:
-                pass
+            # While pictures are being added, the copy is that of the header before the file is.
+            for place in (name, COPIES + name):
+                try:
+                    return self.location.fetch(place, digest)
+                except ValueError as error:
+                    problem = str(error)
+                except FileNotFoundError:
+                    pass
         raise self.damage(f"{name} {problem}")
 
     def _digests(self, name: str) -> Iterator[str]:
@@ -314,6 +311,24 @@ class Store(ShardList):
                     yield files[name]
             read.add(header.files.get(name, ""))
             header = read_header(self.location)
+
+
+def _mend_file(location: Location, name: str, digest: str) -> None:
+    """Make one of the header's files and its copy what they have to be, each from the other.
+
+    Raises:
+        StoreError: both are damaged.
+    """
+    copy = COPIES + name
+    for damaged, twin in ((name, copy), (copy, name)):
+        wrong = differences(location, {damaged: digest})
+        if not wrong:
+            continue
+        try:
+            location.publish(damaged, location.fetch(twin, digest))
+        except (ValueError, FileNotFoundError) as error:
+            message = f"{wrong[0]}, and so was {twin}; build it again with overwrite"
+            raise StoreError(f"{location}: {message}") from error
 
 
 def _chunk_rows(recipe: Recipe) -> int:
