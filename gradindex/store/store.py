@@ -286,16 +286,20 @@ class Store(ShardList):
             StoreError: it is not as it was made; while pictures are being added it may also be as
                 it was before.
         """
-        problem = "is missing"
+        problem, newest = "is missing", self.header.files.get(name)
         for digest in self._digests(name):
-            # While pictures are being added, the copy is that of the header before the file is.
-            for place in (name, COPIES + name):
-                try:
-                    return self.location.fetch(place, digest)
-                except ValueError as error:
-                    problem = str(error)
-                except FileNotFoundError:
-                    pass
+            try:
+                content = self.location.fetch(name, digest)
+            except ValueError as error:
+                problem = str(error)
+            except FileNotFoundError:
+                pass
+            else:
+                if digest != newest:
+                    # While pictures are being added, the copy is the header's before the file is.
+                    with suppress(ValueError, FileNotFoundError):
+                        return self.location.fetch(COPIES + name, newest or "")
+                return content
         raise self.damage(f"{name} {problem}")
 
     def _digests(self, name: str) -> Iterator[str]:
