@@ -2,16 +2,20 @@
 
 import gc
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from gradindex.models.adapter_files import Adapter, read_adapter
+from gradindex.errors import ModelError
+from gradindex.models.adapter_files import PEFT_CONFIG, Adapter, PeftPart, read_adapter
 from gradindex.models.adapters import exchange_adapter
 from gradindex.models.checkpoints import Checkpoints
 from gradindex.models.denoiser import Denoiser
 from gradindex.models.devices import plain_torch
 from gradindex.models.pipeline import Encoder
+
+Settings = dict[str, Any] | None  # see `PeftPart.settings`
 
 
 class AdaptedDenoiser(Denoiser):
@@ -55,6 +59,7 @@ class AdapterCheckpoints(Checkpoints):
         super().__init__(*arguments, **options)
         self._base: Denoiser | None = None
         self._put_in: int | None = None
+        self._first: tuple[Path, Settings] | None = None  # that all others must have
         self._denoisers: dict[int, Denoiser] = {}
 
     def __getitem__(self, number: int) -> Denoiser:
@@ -64,6 +69,8 @@ class AdapterCheckpoints(Checkpoints):
             self._encoders.setdefault(number, self._base.encoder)
         if number not in self._denoisers:
             adapter = read_adapter(self._paths[number])
+            self._first = self._first or (adapter.path, _settings(adapter))
+            _require_settings(adapter, *self._first)
             self._exchange(adapter, number)
             self.notes = self.notes or adapter.notes
             if number not in self._encoders:
@@ -95,3 +102,27 @@ class AdapterCheckpoints(Checkpoints):
         self._base, self._put_in = None, None
         self._denoisers.clear()
         gc.collect()  # errors that imports caught may refer to it
+
+
+def _settings(adapter: Adapter) -> Settings:
+    """What PEFT makes scales of as it puts an adapter in, and an exchange of weights keeps.
+
+    None for other forms than PEFT's: they say the scale of each layer, which is exchanged too.
+    """
+    part = adapter.denoiser
+    return part.settings if isinstance(part, PeftPart) else None
+
+
+def _require_settings(adapter: Adapter, path: Path, settings: Settings) -> None:
+    """Raise ModelError unless an adapter has the settings of the one at a path."""
+    own = _settings(adapter)
+    if own == settings:
+        return
+    if own is None or settings is None:
+        problem = f"of another form than {path}: one of them is a folder that PEFT saved"
+    else:
+        name = min(key for key in {*own, *settings} if own.get(key) != settings.get(key))
+        problem = (
+            f"{PEFT_CONFIG} says {name} = {own.get(name)!r}, that of {path} {settings.get(name)!r}"
+        )
+    raise ModelError(f"{adapter.path}: {problem}; give adapters of one run, in one form")

@@ -22,6 +22,11 @@ from gradindex.models.weights import listed, read_header, read_weights
 DENOISER = "denoiser"  # the part of an adapter that changes the model itself
 PEFT_CONFIG = "adapter_config.json"
 PEFT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+# Fields of the configuration that decide nothing of what an adapter computes.
+UNRELATED = (
+    *("base_model_name_or_path", "revision", "inference_mode"),
+    *("auto_mapping", "peft_version", "task_type"),
+)
 DIFFUSERS_FILES = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
 METADATA_KEY = "lora_adapter_metadata"  # in the header: diffusers' JSON of the LoraConfig
 
@@ -114,6 +119,15 @@ class PeftPart:
     config: Mapping[str, Any]
     folder: Path
     weights: Mapping[str, Tensor]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What an adapter computes beside its weights, such as its alpha; without what is off."""
+        return {
+            name: sorted(value, key=str) if isinstance(value, list) else value  # it was a set
+            for name, value in self.config.items()
+            if value and name not in UNRELATED
+        }
 
 
 AdapterPart = LoraPart | PeftPart

@@ -27,6 +27,7 @@ from models.adapter_makers import (
     with_peft,
 )
 from models.families.tiny_pipelines import SIDE, stable_diffusion
+from peft import LoraConfig, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -218,6 +219,32 @@ def losses(denoiser: Any) -> torch.Tensor:
     conditions = {"encoder_hidden_states": torch.ones(2, 77, 16)}
     with torch.no_grad():
         return denoiser.losses(x, torch.tensor([5, 600]), x.cos(), conditions, "mse")
+
+
+def test_adapters_that_peft_scales_otherwise_are_refused(
+    base: Path, unet: Any, tmp_path: Path
+) -> None:
+    # PEFT makes a scale of its configuration when an adapter is put in, not when it is exchanged.
+    folders = [tmp_path / name for name in ("one", "two", "three")]
+    for folder, alpha in zip(folders, (2, 2, 9), strict=True):
+        config = LoraConfig(r=3, lora_alpha=alpha, target_modules=list(ATTENTION))
+        model = get_peft_model(UNet2DConditionModel.from_pretrained(base / "unet"), config)
+        model.save_pretrained(folder)
+    layers = random_lora(unet, *ATTENTION)
+    kohya = save_kohya(layers, tmp_path / "kohya.safetensors", alpha=2.0)
+
+    def scales(*paths: Path) -> list[float]:
+        run = AdapterCheckpoints(paths, base, None, "cpu", "float32")
+        layer = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+        return [run[n].model.get_submodule(layer).scaling["default"] for n in range(len(paths))]
+
+    assert scales(*folders[:2]) == [2 / 3] * 2
+    assert scales(folders[2]) == [3.0]
+    with pytest.raises(ModelError, match=r"three: .* says lora_alpha = 9, that of .*one 2"):
+        scales(folders[0], folders[2])
+    for mixed in ((folders[0], kohya), (kohya, folders[0])):
+        with pytest.raises(ModelError, match="of another form than .* PEFT saved"):
+            scales(*mixed)
 
 
 def test_only_the_adapter_is_trainable(base: Path, unet: Any, tmp_path: Path) -> None:
