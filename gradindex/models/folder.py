@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ PIPELINE_FILE = "model_index.json"  # names a pipeline's parts, {part: [library,
 LATENT_PARTS = ("vae", "vqvae", "movq", "vqgan")
 LATENT_CLASS = re.compile(r"Autoencoder|VQModel|VAE")
 WEIGHTS_NAME = "diffusion_pytorch_model"  # what diffusers calls every model's weight files
+DIGESTED_SUFFIXES = (".json", ".safetensors", ".bin", ".txt", ".model")  # of a pipeline's part
 VARIANTS = ("fp16", "bf16")  # of weights, in their names; others ("ema", …) are other weights
 # Names of weight files of diffusers and transformers, in one file or several.
 PLAIN_WEIGHTS = re.compile(rf"({WEIGHTS_NAME}|(pytorch_)?model)(-\d+-of-\d+)?\.(safetensors|bin)")
@@ -122,6 +123,19 @@ def files_digest(files: list[Path]) -> str:
     for file in files:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def parts_digest(folder: Path, names: Iterable[str]) -> str:
+    """Return the SHA-256 hex over the files of some parts of a pipeline."""
+    digest = hashlib.sha256()
+    for name in sorted(names):
+        files = sorted(
+            file
+            for file in (folder / name).glob("*")
+            if file.is_file() and file.suffix in DIGESTED_SUFFIXES
+        )
+        digest.update(f"{name} {files_digest(files)}".encode())
     return digest.hexdigest()
 
 

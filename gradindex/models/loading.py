@@ -18,6 +18,7 @@ from gradindex.models.devices import DTYPES, plain_torch
 from gradindex.models.families import FAMILIES, class_of
 from gradindex.models.families.family import Family
 from gradindex.models.folder import (
+    MODEL_FOLDERS,
     files_digest,
     find_latent_pipeline,
     find_model_folder,
@@ -119,8 +120,9 @@ def load_denoiser(
             device=device,
             dtype=dtype,
             adapter=change,
-            file=path if path.is_file() else None,
+            checkpoint=path if path.is_file() else _checkpoint_folder(folder, pipeline),
         )
+        files += encoder.own_files
     digest, base = files_digest(files), None
     if change is not None:
         inject_adapter(network, change, change.denoiser)
@@ -165,6 +167,13 @@ def _pipeline_around(
             " around it; give the pipeline's folder as model, and this one as checkpoint"
         )
     return None
+
+
+def _checkpoint_folder(folder: Path, pipeline: Path) -> Path | None:
+    """The folder around `checkpoint-500/unet`; None where that is the pipeline itself, or none."""
+    around = folder.absolute().parent
+    is_part = folder.name in MODEL_FOLDERS and around.resolve() != pipeline.resolve()
+    return around if is_part else None
 
 
 def _configured_folder(weights: Path, model: str | Path | None) -> Path:

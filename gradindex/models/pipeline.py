@@ -26,21 +26,20 @@ from gradindex.models.examples import Examples, Pictures
 from gradindex.models.families.family import Family
 from gradindex.models.folder import (
     common_variant,
-    files_digest,
     is_set,
     is_text_part,
     latent_parts,
+    parts_digest,
     read_json,
     read_pipeline,
 )
 from gradindex.models.latents import encode_with, scale_latents, scaled_arrays
-from gradindex.models.original_parts import OriginalParts
+from gradindex.models.own_parts import own_files, own_parts
 from gradindex.models.quiet import quiet_libraries
 from gradindex.random_numbers import noise
 from gradindex.recipe import MEAN, SAMPLE
 
 ENCODED_AT_ONCE = 8  # pictures
-DIGESTED_SUFFIXES = (".json", ".safetensors", ".bin", ".txt", ".model")
 
 
 class Encoder:
@@ -56,10 +55,12 @@ class Encoder:
         device: where the parts run.
         dtype: of the text encoders, a key of `DTYPES`; the VAE runs in float32.
         adapter: of the model; what it changes in text encoders is applied.
-        file: of the checkpoint, where it is one; VAE and text encoders that lie in it are used.
+        checkpoint: its file, or the folder around the folder of its weights; VAE and text encoders
+            that lie in it are used. None: there are none but the pipeline's.
 
     Attributes:
         latents: see there.
+        own_files: weight files of text encoders in the checkpoint's folder.
 
     Raises:
         ModelError: the pipeline has no VAE, or parts that a caption needs are missing, or those
@@ -77,10 +78,11 @@ class Encoder:
         device: str = "cpu",
         dtype: str = "float32",
         adapter: Adapter | None = None,
-        file: Path | None = None,
+        checkpoint: Path | None = None,
     ) -> None:
-        options = {"latents": latents, "seed": seed, "device": device, "dtype": dtype, "file": file}
-        self._with = partial(Encoder, folder, family, config, **options)  # type: ignore[arg-type]
+        options: dict[str, Any] = {"latents": latents, "seed": seed, "device": device}
+        options |= {"dtype": dtype, "checkpoint": checkpoint}
+        self._with = partial(Encoder, folder, family, config, **options)
         self.folder = folder
         self._family = family
         self._shapes = family.condition_shapes(config)
@@ -93,10 +95,9 @@ class Encoder:
         self._vae_name = self._find_vae()
         if family.captioned:
             self._require_text_encoders()
-        self._original = None
-        if file is not None:
-            names = [name for name in self._needed_parts() if name.startswith("text_encoder")]
-            self._original = OriginalParts.read(file, self._vae_name, names)
+        names = [name for name in self._needed_parts() if name.startswith("text_encoder")]
+        self._own = own_parts(checkpoint, self._vae_name, names)
+        self.own_files = own_files(self._own)
         self._adapter = adapter
         if adapter is not None:
             self._require_parts_of(adapter)
@@ -151,15 +152,7 @@ class Encoder:
     @cached_property
     def digest(self) -> str:
         """SHA-256 over the files of VAE, text encoders and tokenizers."""
-        digest = hashlib.sha256()
-        for name in sorted(self._needed_parts()):
-            files = sorted(
-                file
-                for file in (self.folder / name).glob("*")
-                if file.is_file() and file.suffix in DIGESTED_SUFFIXES
-            )
-            digest.update(f"{name} {files_digest(files)}".encode())
-        return digest.hexdigest()
+        return parts_digest(self.folder, self._needed_parts())
 
     @property
     def key(self) -> str:
@@ -168,8 +161,8 @@ class Encoder:
         That is no part of `digest`, which is that of all checkpoints of a run.
         """
         digests = [self.digest]
-        if self._original is not None:
-            digests.append(self._original.digest)
+        if self._own is not None:
+            digests.append(self._own.digest)
         if self._adapter is not None and self._adapter.text_encoders:
             digests.append(self._adapter.digest)
         if len(digests) == 1:
@@ -237,8 +230,8 @@ class Encoder:
         adapted = {} if self._adapter is None else self._adapter.text_encoders
         for part in needed:
             module = getattr(pipeline, part)
-            if self._original is not None:
-                self._original.put_in(part, module)
+            if self._own is not None:
+                self._own.put_in(part, module)
             if self._adapter is not None and part in adapted:
                 inject_adapter(module, self._adapter, adapted[part])
             if isinstance(module, torch.nn.Module):

@@ -243,7 +243,7 @@ def test_adapters_that_peft_scales_otherwise_are_refused(
     with pytest.raises(ModelError, match=r"three: .* says lora_alpha = 9, that of .*one 2"):
         scales(folders[0], folders[2])
     for mixed in ((folders[0], kohya), (kohya, folders[0])):
-        with pytest.raises(ModelError, match="of another form than .* PEFT saved"):
+        with pytest.raises(ModelError, match=r"of another form than .* PEFT saved"):
             scales(*mixed)
 
 

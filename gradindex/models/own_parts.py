@@ -1,0 +1,89 @@
+"""VAE and text encoders of a checkpoint, which are used in place of the pipeline's.
+
+They lie in the checkpoint's file, or in its folder: a training of diffusers' scripts that trains
+the text encoder too (`--train_text_encoder`) leaves `checkpoint-500/text_encoder` beside
+`checkpoint-500/unet`.
+"""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, Self
+
+from torch import nn
+
+from gradindex.errors import ModelError, first_line
+from gradindex.models.folder import files_digest
+from gradindex.models.original_parts import OriginalParts
+from gradindex.models.quiet import quiet_libraries
+
+WEIGHTS = ("*.safetensors", "*.bin")
+
+
+class FolderParts:
+    """The text encoders in a checkpoint's folder.
+
+    Attributes:
+        files: of their weights, sorted.
+        digest: SHA-256 of these.
+    """
+
+    def __init__(self, folders: Collection[Path]) -> None:
+        self._folders = {folder.name: folder for folder in folders}
+        self.files = sorted(
+            file for folder in folders for kind in WEIGHTS for file in folder.glob(kind)
+        )
+        self.digest = files_digest(self.files)
+
+    @classmethod
+    def read(cls, folder: Path, text_encoders: Collection[str]) -> Self | None:
+        """Return the text encoders in a folder; None where there are none.
+
+        Args:
+            text_encoders: names of the pipeline's.
+        """
+        folders = [folder / name for name in text_encoders]
+        found = [place for place in folders if (place / "config.json").is_file()]
+        return cls(found) if found else None
+
+    def put_in(self, part: str, module: Any) -> None:
+        """Give a text encoder of the pipeline the weights in the folder.
+
+        Raises:
+            ModelError: they cannot be read, or are those of another text encoder.
+        """
+        if part not in self._folders:
+            return
+        folder = self._folders[part]
+        try:
+            with quiet_libraries():
+                own = type(module).from_pretrained(folder, local_files_only=True)
+            nn.Module.float(module)  # the pipeline's may be coarser than the folder's
+            module.load_state_dict(own.state_dict())
+        except Exception as error:  # transformers raises a dozen kinds
+            raise ModelError(
+                f"{folder}: does not become the {part} of the pipeline ({first_line(error)}); give"
+                " as model the pipeline that was trained"
+            ) from error
+
+
+def own_parts(
+    checkpoint: Path | None, vae: str, text_encoders: Collection[str]
+) -> OriginalParts | FolderParts | None:
+    """Return the parts of a checkpoint's file or folder; None where it has none.
+
+    Args:
+        vae: name of the pipeline's VAE. text_encoders: names of its text encoders.
+
+    Raises:
+        ModelError: see `OriginalParts.read`.
+    """
+    if checkpoint is None:
+        return None
+    if checkpoint.is_file():
+        return OriginalParts.read(checkpoint, vae, text_encoders)
+    return FolderParts.read(checkpoint, text_encoders)
+
+
+def own_files(parts: OriginalParts | FolderParts | None) -> list[Path]:
+    """Return the files of parts that lie in files of their own."""
+    return parts.files if isinstance(parts, FolderParts) else []
