@@ -182,6 +182,8 @@ class BuildOptions:
                 "denoiser: it is the only checkpoint and knows its timesteps; leave out"
                 " checkpoints, adapters, scheduler and log"
             )
+        if self.denoiser is not None and self.latents != MEAN:
+            raise CallError(f"latents = {self.latents!r}: a denoiser of your own encodes itself")
         if self.checkpoints and self.adapters:
             raise CallError(
                 "checkpoints and adapters: give one of them; the adapters are the checkpoints of"

@@ -36,7 +36,7 @@ from gradindex.models.custom import OneDenoiser
 from gradindex.models.denoiser import Denoiser
 from gradindex.models.trainer_differences import loss_differences
 from gradindex.models.trainer_notes import TrainerNotes
-from gradindex.recipe import CUSTOM, FOLDED, LOSS, NPZ, Recipe
+from gradindex.recipe import FOLDED, LOSS, NPZ, Recipe
 from gradindex.store.memory import give_back_freed_memory
 from gradindex.store.records import CheckpointPath, DataSource
 from gradindex.store.store import SHARD_ROWS
@@ -124,6 +124,8 @@ def make_plan(options: BuildOptions, device: str, processes: int = 1) -> Plan:
         dataset = _with_latents(dataset, first, recipe)
     if first.family.captioned:
         dataset = with_captions(dataset, options.caption, options.missing_caption)
+    elif options.caption is not None:
+        raise CallError(f"caption = {options.caption!r}: the model is given no captions")
     else:
         dataset = replace(dataset, captions=None)
     if options.masks is not None:
@@ -214,8 +216,7 @@ def _make_recipe(options: BuildOptions, denoisers: Checkpoints) -> Recipe:
 
 def _with_latents(dataset: Dataset, denoiser: Denoiser, recipe: Recipe) -> Dataset:
     """The data set with the latents that kohya's scripts left beside its pictures."""
-    if denoiser.encoder is None or recipe.prediction_type == CUSTOM:
-        raise CallError("latents = 'npz': the model takes no latents of a pipeline's VAE")
+    assert denoiser.encoder is not None, "an error before, see `load_denoiser`"
     with_files = with_latent_files(dataset, recipe.images)
     name = denoiser.family.kohya_name(denoiser.model.config)
     check_latent_files(with_files, name, denoiser.encoder.factor)

@@ -4,7 +4,7 @@ from importlib import import_module
 from pathlib import Path
 
 from gradindex.data.buckets import Buckets
-from gradindex.errors import ModelError
+from gradindex.errors import CallError, ModelError
 from gradindex.models.adapter_files import read_adapter
 from gradindex.models.adapters import inject_adapter
 from gradindex.models.configuration import (
@@ -103,6 +103,8 @@ def load_denoiser(
     pipeline = _pipeline_around(family, folder, path, model)
     if pipeline is None:
         require_pixels(arguments["in_channels"], config_file)
+        if latents != MEAN:
+            raise CallError(f"latents = {latents!r}: the model takes pictures, not latents")
     schedule = read_schedule(find_scheduler(folder, scheduler, model))
     if path.is_file():
         check_prediction(read_weights([path]), read_header(path), schedule, path)

@@ -189,6 +189,16 @@ OPTIONS = [
         "--params '(': not a regular expression (missing ), unterminated subpattern at position 0)",
     ),
     Bad(
+        "a caption that the model does not take",
+        BUILD + "--caption dog",
+        "--caption dog: the model is given no captions",
+    ),
+    Bad(
+        "latents of a model of pixels",
+        BUILD + "--latents sample",
+        "--latents sample: the model takes pictures, not latents",
+    ),
+    Bad(
         "parameters that there are not",
         BUILD + "--params lora",
         "--params lora: matches none of the 144 parameters, such as 'conv_in.weight'",

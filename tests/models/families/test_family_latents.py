@@ -246,7 +246,7 @@ def test_models_whose_latents_are_not_taken(
     with pytest.raises(CallError, match="taken for Stable Diffusion 1, 2 and XL alone; give lat"):
         build(tmp_path / "a", saved["flux"], data)
     pixels = make_model(tmp_path / "ddpm", sample_size=16, in_channels=3, out_channels=3)
-    with pytest.raises(CallError, match="the model takes no latents of a pipeline's VAE"):
+    with pytest.raises(CallError, match="latents = 'npz': the model takes pictures, not latents"):
         build(tmp_path / "a", pixels, data)
 
 
