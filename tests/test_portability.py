@@ -172,6 +172,7 @@ def test_a_plan_says_nothing_of_memory_that_the_system_does_not_tell() -> None:
         "gradients": 18,
         "batch_size": 4,
         "seconds": 3.0,
+        "buckets": "",
     }
     known, unknown = (describe_plan(Estimate(**facts, memory=size)) for size in (3 << 20, None))
     assert known.splitlines()[-1].endswith(" 3 MiB of this process so far")

@@ -31,7 +31,7 @@ def bucket_sizes(buckets: Buckets, resolution: Size | None) -> tuple[Size, ...]:
         CallError: the step is larger than the resolution, or there are more than `MOST_BUCKETS`.
 
     >>> bucket_sizes(64, (128, 128))
-    ((256, 64), (128, 128), (64, 256))
+    ((192, 64), (256, 64), (128, 128), (64, 192), (64, 256))
     """
     if not isinstance(buckets, int):
         sizes = set(buckets)

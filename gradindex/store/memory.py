@@ -45,5 +45,7 @@ def give_back_freed_memory() -> None:
 
     Only glibc can be told.
     """
-    with suppress(AttributeError, OSError, TypeError):
+    try:
         ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):  # as above
+        return

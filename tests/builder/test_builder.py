@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 import gradindex
 from gradindex.builder.verify import damages
 from gradindex.data.dataset import Dataset
-from gradindex.data.images import to_array
+from gradindex.data.images import DecodedPicture, to_array
 from gradindex.errors import CallError, DataError, ModelError, RecipeMismatch, StoreError
 from gradindex.gradients.capture import Capture
 from gradindex.search import ann_index as ann_index_module
@@ -613,9 +613,9 @@ def test_a_gradient_that_is_not_finite_is_named(
     assert not (tmp_path / "idx").exists()
     read = Dataset.read
 
-    def broken(self: Dataset, row: int, *sizes: Any) -> tuple[Any, ...]:
-        picture, *rest = read(self, row, *sizes)
-        return picture * (np.inf if row == 7 else 1), *rest
+    def broken(self: Dataset, row: int, *sizes: Any) -> DecodedPicture:
+        picture = read(self, row, *sizes)
+        return picture._replace(array=picture.array * (np.inf if row == 7 else 1))
 
     monkeypatch.setattr(Dataset, "read", broken)
     with pytest.raises(ModelError, match=r"gradient of 'p007.png' at timestep 100 is not finite"):
