@@ -15,7 +15,7 @@ from gradindex.models.quiet import quiet_libraries
 LOGGER = logging.getLogger("gradindex")
 
 ENCODED_AT_ONCE = 8  # captions
-CAPTIONS_KEPT = 4096  # encoded captions in memory
+MOST_KEPT = 2**28  # bytes of encoded captions in memory; one of Flux takes 8 MiB
 
 
 class CaptionEncoder:
@@ -44,8 +44,6 @@ class CaptionEncoder:
         Raises:
             ModelError: the text encoders are those of another model.
         """
-        if len(self._encoded) > CAPTIONS_KEPT:
-            self._encoded.clear()
         missing = [text for text in dict.fromkeys(captions) if text not in self._encoded]
         for start in range(0, len(missing), ENCODED_AT_ONCE):
             texts = missing[start : start + ENCODED_AT_ONCE]
@@ -57,7 +55,21 @@ class CaptionEncoder:
                 self._encoded[text] = {
                     name: _to_array(values[number]) for name, values in encoded.items()
                 }
-        return [self._encoded[text] for text in captions]
+        found = [self._encoded[text] for text in captions]
+        self._forget_first()
+        return found
+
+    def _forget_first(self) -> None:
+        """Let the captions go that were encoded first, until the others are few enough to keep."""
+        sizes = [
+            sum(array.nbytes for array in arrays.values()) for arrays in self._encoded.values()
+        ]
+        kept = sum(sizes)
+        for text, size in zip(list(self._encoded), sizes, strict=True):
+            if kept <= MOST_KEPT:
+                return
+            del self._encoded[text]
+            kept -= size
 
     def say_what_was_cut(self) -> None:
         """Log how many captions were too long since the last time, if any were.

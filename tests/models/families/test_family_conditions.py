@@ -13,6 +13,7 @@ from tiny_pipelines import SIDE, captioned_pictures
 
 import gradindex
 from gradindex.data.images import Geometry
+from gradindex.models import caption_encoder
 from gradindex.models.examples import Examples, Pictures, from_bytes, to_bytes
 from gradindex.models.latents import scale_latents
 from gradindex.models.loading import load_denoiser
@@ -66,6 +67,25 @@ def test_conditions_do_not_depend_on_other_captions(tmp_path: Path, name: str) -
         assert alone.keys() == together.keys()
         for condition, values in alone.items():
             np.testing.assert_allclose(values[0], together[condition][number], atol=1e-6)
+
+
+def test_few_captions_stay_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of large text encoders take megabytes each: the last ones are kept, by their bytes."""
+    encoder = encoder_of(tiny_pipelines.stable_diffusion(tmp_path))
+    of_one = 77 * tiny_pipelines.CLIP_WIDTH * 4
+    monkeypatch.setattr(caption_encoder, "MOST_KEPT", 2 * of_one)
+    texts = []
+    made = type(encoder._family).text
+    monkeypatch.setattr(
+        type(encoder._family), "text", lambda *given: texts.append(given[2]) or made(*given)
+    )
+    captions = ["a", "b", "c"]
+    (together,) = encoder.encode(pictures(captions)).conditions.values()
+    assert len(together) == 3
+    for caption in ("c", "b", "a"):
+        (alone,) = encoder.encode(pictures([caption])).conditions.values()
+        np.testing.assert_allclose(alone[0], together[captions.index(caption)], atol=1e-6)
+    assert texts == [captions, ["a"]]
 
 
 def test_sizes_of_sdxl_are_those_before_and_after_the_cut(tmp_path: Path) -> None:
