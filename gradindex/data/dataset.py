@@ -17,6 +17,7 @@ from PIL import Image
 
 from gradindex.data import caption_list
 from gradindex.data.images import (
+    TRANSPARENT,
     DecodedPicture,
     Size,
     changes,
@@ -244,6 +245,8 @@ class Dataset:
                     counts.update(changes(picture, nearest_image(picture, image, buckets)))
             except Exception:  # see `picture`
                 counts["cannot be opened"] += 1
+        if self.masks is not None and self.masks.files is None:
+            del counts[TRANSPARENT]  # it is what masks them
         if not counts:
             return []
         of_all = f" ({len(spaced):,} of {len(present):,} looked at)"

@@ -17,6 +17,7 @@ Size = tuple[int, int]  # height and width
 
 FIRST_TRANSPOSED = 5  # EXIF orientations from here on exchange height and width
 THUMBNAIL_SIDE = 256  # pixels of a thumbnail's longer side, at most
+TRANSPARENT = "transparent, taken without transparency"  # of `changes`
 MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**27)  # of a picture; Pillow refuses larger files
 
 # Formats that Pillow knows by name alone, without a decoder of its own, or that hold no picture.
@@ -194,7 +195,7 @@ def changes(picture: Image.Image, image: tuple[int, int, int]) -> list[str]:
     if not is_grey and channels == 1:
         found.append("in colour, made grey")
     if picture.has_transparency_data:
-        found.append("transparent, taken without transparency")
+        found.append(TRANSPARENT)
     if getattr(picture, "is_animated", False):  # or a TIFF of several pages
         found.append("of several frames, the first taken")
     if picture.size != (width, height):

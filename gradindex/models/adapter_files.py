@@ -43,7 +43,7 @@ PREFIXES = {
     "lora_te_": "text_encoder",
     "lora_te1_": "text_encoder",
     "lora_te2_": "text_encoder_2",
-    "lora_te3_": "text_encoder_3",
+    "lora_te3_": "text_encoder_2",  # T5 in kohya's Flux script, which calls it as SD3's
 }
 PEFT_PREFIX = "base_model.model."
 

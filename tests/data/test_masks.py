@@ -101,6 +101,11 @@ def test_a_mask_goes_the_way_of_its_picture(
     transparent.save(tmp_path / "data" / "a.png", exif=exif)
     alpha = with_masks(open_dataset(tmp_path / "data"), "alpha").read(0, (3, 8, 6))
     np.testing.assert_array_equal(alpha.mask, read.mask)
+    plain = open_dataset(tmp_path / "data")
+    said = [
+        d.describe_changes((3, 8, 6), np.array([0]))[0] for d in (plain, with_masks(plain, "alpha"))
+    ]
+    assert ["without transparency" in line for line in said] == [True, False]
     np.testing.assert_array_equal(alpha.array, read.array)
 
 

@@ -12,7 +12,7 @@ import oracles
 import pytest
 import torch
 from conftest import make_pictures
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import FluxTransformer2DModel, StableDiffusionPipeline, UNet2DConditionModel
 from helpers import run
 from models.adapter_makers import (
     Layers,
@@ -26,10 +26,11 @@ from models.adapter_makers import (
     save_kohya,
     with_peft,
 )
-from models.families.tiny_pipelines import SIDE, stable_diffusion
+from models.families.tiny_pipelines import SIDE, flux, stable_diffusion
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import T5EncoderModel
 
 import gradindex
 from gradindex.cli.main import main
@@ -40,6 +41,7 @@ from gradindex.gradients.projection import Exact
 from gradindex.models.adapter_checkpoints import AdapterCheckpoints
 from gradindex.models.adapter_files import read_adapter
 from gradindex.models.adapters import inject_adapter
+from gradindex.models.examples import Pictures
 from gradindex.models.loading import load_denoiser
 from gradindex.report.info import describe
 
@@ -182,6 +184,29 @@ def test_text_encoders_of_an_adapter_encode_the_captions(
     np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-4 * abs(expected).max())
     plain = expected_scores(base, {file: {} for file in without}, colours, [0.5, 0.5], "tracin")
     assert abs(plain - expected).max() > 1e-2 * abs(expected).max()
+
+
+def test_t5_of_kohyas_flux_script(tmp_path: Path) -> None:
+    """Its weights are called lora_te3_…, as in a file of SD3, and T5 is Flux' second encoder."""
+    folder = flux(tmp_path / "flux")
+    encoders = folder / "text_encoder_2"
+    t5 = T5EncoderModel.from_pretrained(encoders)
+    layers = random_lora(t5, "SelfAttention.q", "SelfAttention.v")
+    width = FluxTransformer2DModel.from_pretrained(folder / "transformer").inner_dim
+    single = {"single_blocks.0.linear2": (torch.ones(1, 5 * width), torch.ones(width, 1))}
+    of_t5 = load_file(save_kohya(layers, tmp_path / "t5.safetensors", 6.0, "lora_te3_"))
+    of_flux = load_file(save_kohya(single, tmp_path / "flux.safetensors", 1.0))
+    file = save(of_t5 | of_flux, tmp_path / "both.safetensors")
+    pictures = Pictures(np.zeros((1, 3, SIDE, SIDE), np.float32), ["a"], captions=[CAPTION])
+
+    def hidden(**options: Any) -> np.ndarray:
+        encoder = load_denoiser(folder, resolution=(SIDE, SIDE), **options).encoder
+        return encoder.encode(pictures).conditions["encoder_hidden_states"][0]
+
+    plain, adapted = hidden(), hidden(adapter=file)
+    merge(t5, layers, 2.0).save_pretrained(encoders)
+    np.testing.assert_allclose(adapted, hidden(), atol=1e-5)
+    assert abs(adapted - plain).max() > 0.01
 
 
 # --- one base
