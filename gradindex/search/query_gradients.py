@@ -128,7 +128,7 @@ class QueryGradients:
             yield from (run[number] for number in range(len(run)))
             return
         for path in paths:
-            yield self._checkpoints([path], path, "float32")[0]
+            yield self._checkpoints([path], self._around(path), "float32")[0]
 
     def _checkpoints(
         self, paths: Sequence[str | Path], model: str | Path, dtype: str
@@ -165,7 +165,17 @@ class QueryGradients:
                 " model stands for one; put them back, or links to them, where they were:"
                 f" {paths[0]}, …"
             )
-        return self._model, [str(self._model)]
+        if os.path.isfile(paths[0]) and os.path.isdir(self._model):
+            return self._model, paths  # the pipeline was moved, and the file with weights was not
+        return self._around(self._model), [str(self._model)]
+
+    def _around(self, path: str | Path) -> str | Path:
+        """What a model needs beside its weights: for a bare file the build's model, if it is there.
+
+        Otherwise it lies in the same folder.
+        """
+        model = self._store.header.model
+        return model if os.path.isfile(path) and os.path.exists(model) else path
 
     def _adapter_paths(self) -> tuple[str | Path, list[str]]:
         """The path of the base model, and those of the adapters."""

@@ -246,6 +246,26 @@ def test_resumed_and_grown_as_with_other_checkpoints(tmp_path: Path, base: Path)
     assert "is not the one that indexed" in done.stderr
 
 
+def test_a_query_finds_file_or_pipeline_where_they_are_now(tmp_path: Path, base: Path) -> None:
+    pipeline, moved = tmp_path / "pipeline", tmp_path / "moved"
+    shutil.copytree(base, pipeline)
+    weights = trained("sd", tmp_path / "trained", {})
+    file = save(original_files.stable_diffusion(weights), tmp_path / "model.safetensors")
+    index = build(tmp_path, "idx", model=pipeline, checkpoints=[file])
+    query = str(tmp_path / "queries" / "p000.png")
+    expected = index.scores(query, prompt="a cat")
+
+    def scores(model: Path) -> np.ndarray:
+        opened = gradindex.open(tmp_path / "idx", model=model, device="cpu")
+        return opened.scores(query, prompt="a cat")
+
+    file.rename(tmp_path / "other.safetensors")
+    np.testing.assert_array_equal(scores(tmp_path / "other.safetensors"), expected)
+    (tmp_path / "other.safetensors").rename(file)
+    pipeline.rename(moved)
+    np.testing.assert_array_equal(scores(moved), expected)
+
+
 def changed(weights: dict[str, torch.Tensor], **changes: Any) -> dict[str, torch.Tensor]:
     kept = {name: value for name, value in weights.items() if name not in changes}
     return {**kept, **{name: value for name, value in changes.items() if value is not None}}
