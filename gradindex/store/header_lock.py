@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,7 +16,7 @@ from gradindex.data.file_lock import lock
 from gradindex.store.disk import Disk
 from gradindex.store.location import Location
 
-FILE = "manifest/lock"  # empty, and there only while it is held
+FILE = "manifest/lock"  # empty; there while it is held, and after a kill until it is held again
 PATIENCE = 60  # seconds: then another process hangs, and is not waited for any longer
 PAUSE = 0.02  # seconds
 
@@ -38,9 +38,19 @@ def header_lock(location: Location) -> Iterator[None]:
     finally:
         paths.remove(location.path)
         if stream is not None:
-            with suppress(OSError):  # Windows deletes no open file
-                file.unlink()
+            is_deleted = _delete(file)
             stream.close()
+            if not is_deleted:  # Windows deletes no open file, so that no other has it open then
+                _delete(file)
+
+
+def _delete(file: Path) -> bool:
+    """Delete a file and return True; False where that is not possible."""
+    try:
+        file.unlink()
+    except OSError:
+        return False
+    return True
 
 
 def _locked(file: Path) -> BinaryIO | None:
