@@ -211,16 +211,20 @@ def to_checkpoints(
     """Return every --checkpoint `PATH[=WEIGHT]` as {path: weight}; None where there is none."""
     checkpoints: dict[str, float | None] = {}
     for value in values:
-        path, equals, weight = value.rpartition("=")
+        path, equals, text = value.rpartition("=")
+        weight = None
         if not equals or Path(value).exists():  # an equals sign may be part of the path
-            checkpoints[value] = None
-            continue
-        try:
-            checkpoints[path] = float(weight)
-        except ValueError:
-            raise click.BadParameter(
-                f"{value!r}: no such path, and {weight!r} is not a weight"
-            ) from None
+            path = value
+        else:
+            try:
+                weight = float(text)
+            except ValueError:
+                raise click.BadParameter(
+                    f"{value!r}: no such path, and {text!r} is not a weight"
+                ) from None
+        if path in checkpoints:
+            raise click.BadParameter(f"{path!r}: given twice; give it once, with a weight")
+        checkpoints[path] = weight
     return checkpoints
 
 

@@ -189,6 +189,11 @@ OPTIONS = [
         "--params '(': not a regular expression (missing ), unterminated subpattern at position 0)",
     ),
     Bad(
+        "a checkpoint twice",
+        BUILD + "--checkpoint x --checkpoint x=2",
+        "Invalid value for '--checkpoint': 'x': given twice; give it once, with a weight",
+    ),
+    Bad(
         "a caption that the model does not take",
         BUILD + "--caption dog",
         "--caption dog: the model is given no captions",
