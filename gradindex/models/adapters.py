@@ -6,9 +6,7 @@ parameter has one name however it came.
 """
 
 import math
-import re
 import warnings
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gradindex.errors import MissingPackage, ModelError, first_line
+from gradindex.models.adapter_config import lora_settings
 from gradindex.models.adapter_files import (
     ALPHA,
     BIAS,
@@ -99,7 +98,27 @@ def exchange_adapter(model: Any, adapter: Adapter, part: AdapterPart) -> None:
     Raises:
         ModelError: the other adapter has other layers or ranks.
     """
-    _set(model, adapter, _place(model, adapter, part))
+    placed = _place(model, adapter, part)
+    if isinstance(part, LoraPart) and dict(placed.tied) != _tied(model, placed.scales):
+        raise ModelError(
+            f"{adapter.path}: other layers share a weight in it than in the adapter before (as"
+            " those of Flux do by kohya's script alone); give adapters of one trainer"
+        )
+    _set(model, adapter, placed)
+
+
+def _tied(model: Any, paths: Iterable[str]) -> dict[str, str]:
+    """Which layers of a model have the down weight of one before, see `PlacedAdapter.tied`."""
+    first: dict[int, str] = {}
+    tied = {}
+    for path in paths:
+        downs = getattr(model.get_submodule(path), "lora_A", None)
+        if downs is None:  # the layer has no adapter, which `_set` finds
+            continue
+        other = first.setdefault(id(downs[NAME].weight), path)
+        if other != path:
+            tied[path] = other
+    return tied
 
 
 def _set(model: Any, adapter: Adapter, placed: PlacedAdapter) -> None:
@@ -185,6 +204,8 @@ def _place_lora(model: Any, adapter: Adapter, part: LoraPart) -> PlacedAdapter:
     Raises:
         ModelError: weights have no layer in the model, or none of its shape.
     """
+    from peft import LoraConfig
+
     index = layer_index(model)
     by_layer: dict[str, dict[str, AdapterWeight]] = {}
     for weight in part.weights:
@@ -214,7 +235,7 @@ def _place_lora(model: Any, adapter: Adapter, part: LoraPart) -> PlacedAdapter:
             scales[path] = scale
         tied |= dict.fromkeys(paths[1:], paths[0])
     _require_fit(model, adapter, unknown, differing)
-    return PlacedAdapter(_lora_config(weights), weights, scales, tied)
+    return PlacedAdapter(LoraConfig(**lora_settings(weights)), weights, scales, tied)
 
 
 def base_layer(model: Any, path: str) -> Any:
@@ -314,36 +335,3 @@ def _require_fit(
             f"{adapter.path}: does not fit this {class_name}: {differing[0]}{more}; give the base"
             " model that the adapter was trained on"
         )
-
-
-def _lora_config(weights: Mapping[str, Tensor]) -> Any:
-    """PEFT's configuration of the layers that have these weights.
-
-    Their scales are written into the layers afterwards.
-    """
-    from peft import LoraConfig
-
-    end = f".{DOWN}"
-    ranks = {
-        name.removesuffix(end): len(value) for name, value in weights.items() if name.endswith(end)
-    }
-    ((usual, _),) = Counter(ranks.values()).most_common(1)
-    paths_of: dict[int, list[str]] = {}
-    for path, rank in ranks.items():
-        paths_of.setdefault(rank, []).append(path)
-    return LoraConfig(
-        r=usual,
-        lora_alpha=usual,
-        # PEFT compares a text as a regular expression of the whole path.
-        target_modules=_alternatives(list(ranks)),
-        rank_pattern={
-            f"^{_alternatives(paths)}": rank for rank, paths in paths_of.items() if rank != usual
-        },
-        use_dora=any(name.endswith(MAGNITUDE) for name in weights),
-        lora_bias=any(name.endswith(BIAS) for name in weights),
-    )
-
-
-def _alternatives(paths: Iterable[str]) -> str:
-    """A regular expression of these paths, and no others."""
-    return f"({'|'.join(map(re.escape, paths))})"

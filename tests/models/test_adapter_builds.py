@@ -15,6 +15,7 @@ from conftest import make_pictures
 from diffusers import FluxTransformer2DModel, StableDiffusionPipeline, UNet2DConditionModel
 from helpers import run
 from models.adapter_makers import (
+    FLUX_RANK,
     Layers,
     change_magnitudes,
     kohya_flux,
@@ -23,6 +24,7 @@ from models.adapter_makers import (
     merge,
     random_lora,
     save,
+    save_ai_toolkit,
     save_kohya,
     with_peft,
 )
@@ -40,7 +42,7 @@ from gradindex.gradients.capture import Capture
 from gradindex.gradients.projection import Exact
 from gradindex.models.adapter_checkpoints import AdapterCheckpoints
 from gradindex.models.adapter_files import read_adapter
-from gradindex.models.adapters import inject_adapter
+from gradindex.models.adapters import exchange_adapter, inject_adapter
 from gradindex.models.examples import Pictures
 from gradindex.models.loading import load_denoiser
 from gradindex.report.info import describe
@@ -207,6 +209,20 @@ def test_t5_of_kohyas_flux_script(tmp_path: Path) -> None:
     merge(t5, layers, 2.0).save_pretrained(encoders)
     np.testing.assert_allclose(adapted, hidden(), atol=1e-5)
     assert abs(adapted - plain).max() > 0.01
+
+
+def test_forms_that_share_other_weights_are_not_exchanged(tmp_path: Path) -> None:
+    """kohya's Flux has one down weight for query, key and value, ai-toolkit's has three."""
+    kohya, layers = kohya_flux(tmp_path)
+    others = random_lora(make_flux(), *layers, rank=FLUX_RANK, seed=4)
+    plain = save_ai_toolkit({path: others[path] for path in layers}, tmp_path / "ai.safetensors")
+    for first, second in ((kohya, plain), (plain, kohya)):
+        model = make_flux()
+        put_in, exchanged = read_adapter(first), read_adapter(second)
+        inject_adapter(model, put_in, put_in.denoiser)
+        exchange_adapter(model, put_in, put_in.denoiser)
+        with pytest.raises(ModelError, match="other layers share a weight in it"):
+            exchange_adapter(model, exchanged, exchanged.denoiser)
 
 
 # --- one base
