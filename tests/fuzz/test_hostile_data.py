@@ -1,7 +1,6 @@
 """Hostile pictures and their metadata: the true answer or one clear error."""
 
 import struct
-from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -13,19 +12,13 @@ from hypothesis import strategies
 from judging import Case, bounded
 from picture_inputs import png
 from PIL import EpsImagePlugin, Image
+from refusals import budget, refusal
 
 from gradindex.data.opening import open_dataset
-from gradindex.errors import CallError, DataError, GradindexError
+from gradindex.errors import CallError, DataError
 from gradindex.search.pictures import read_pictures
 
 KINDS = picture_inputs.KINDS
-BUDGET = hypothesis.settings(
-    max_examples=150,
-    derandomize=True,
-    deadline=None,
-    database=None,
-    suppress_health_check=list(hypothesis.HealthCheck),
-)
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -34,18 +27,10 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.slow
-@BUDGET
+@budget(150)
 @hypothesis.given(seed=strategies.integers(0, 2**32 - 1))
 def test_hostile_pictures_are_read_truly_or_refused(case: Case, seed: int) -> None:
     assert case(Random(seed)) in (True, False)  # it raises where anything else comes of it
-
-
-def refusal(act: Callable[[], Any], kind: type[GradindexError], megabytes: int = 64) -> str:
-    """The text of the error that something raises, with little memory."""
-    with pytest.raises(kind) as caught, bounded(seconds=20, megabytes=megabytes):
-        act()
-    (line,) = str(caught.value).splitlines()
-    return line
 
 
 # --- pictures ----------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ import json
 import math
 import struct
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -19,6 +18,7 @@ import pytest
 from hostile import nested
 from hypothesis import strategies
 from judging import Case, bounded
+from refusals import budget, refusal
 
 from gradindex.data import log_folder
 from gradindex.data.log_file import (
@@ -34,17 +34,10 @@ from gradindex.data.log_file import (
 )
 from gradindex.data.recorder import TrainingRecorder
 from gradindex.data.training_log import open_log, training_weights
-from gradindex.errors import CallError, DataError, GradindexError
+from gradindex.errors import CallError, DataError
 from gradindex.recipe import NOISE_VERSION
 
 KINDS = log_inputs.KINDS
-BUDGET = hypothesis.settings(
-    max_examples=150,
-    derandomize=True,
-    deadline=None,
-    database=None,
-    suppress_health_check=list(hypothesis.HealthCheck),
-)
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -53,18 +46,10 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.slow
-@BUDGET
+@budget(150)
 @hypothesis.given(seed=strategies.integers(0, 2**32 - 1))
 def test_hostile_logs_are_read_truly_or_refused(case: Case, seed: int) -> None:
     assert case(Random(seed)) in (True, False)  # it raises where anything else comes of it
-
-
-def refusal(act: Callable[[], Any], kind: type[GradindexError], megabytes: int = 64) -> str:
-    """The text of the error that something raises, with little memory."""
-    with pytest.raises(kind) as caught, bounded(seconds=20, megabytes=megabytes):
-        act()
-    (line,) = str(caught.value).splitlines()
-    return line
 
 
 def batch(step: int, pictures: list[int]) -> bytes:

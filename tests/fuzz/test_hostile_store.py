@@ -16,6 +16,7 @@ from hostile_index import HostileIndex, K
 from hypothesis import strategies
 from index_inputs import KINDS, with_checksum
 from judging import Case, bounded
+from refusals import budget, refusal
 
 import gradindex
 from gradindex.builder.verify import damages
@@ -27,13 +28,6 @@ from gradindex.store.digests import sha256
 from gradindex.store.manifest import COPY, HEADER, SUMMARY, seal, seal_header, unseal
 from gradindex.store.store import Store
 
-BUDGET = hypothesis.settings(
-    max_examples=80,
-    derandomize=True,
-    deadline=None,
-    database=None,
-    suppress_health_check=list(hypothesis.HealthCheck),
-)
 ENTRY = "manifest/c000-s000000.json"
 IDS_FILE = "sample_ids/c/0"
 
@@ -44,7 +38,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.slow
-@BUDGET
+@budget(80)
 @hypothesis.given(seed=strategies.integers(0, 2**32 - 1))
 def test_a_hostile_index_answers_truly_or_says_what_is_wrong(case: Case, seed: int) -> None:
     assert case(Random(seed)) in (True, False)  # it raises where anything else comes of it
@@ -58,12 +52,9 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> HostileIndex:
     return HostileIndex(tmp_path_factory.mktemp("index"))
 
 
-def refusal(act: Callable[[], Any]) -> str:
+def store_refusal(act: Callable[[], Any]) -> str:
     """The text of the StoreError that something raises, with little memory."""
-    with pytest.raises(StoreError) as caught, bounded(seconds=10, megabytes=64):
-        act()
-    (line,) = str(caught.value).splitlines()
-    return line
+    return refusal(act, StoreError, seconds=10)
 
 
 @pytest.mark.parametrize(
@@ -89,9 +80,9 @@ def test_a_header_that_cannot_be_right_is_refused(
 ) -> None:
     folder = index.place(index.sealed_header(**fields))
     message = f"{folder}: zarr.json cannot be right ({field}); build it again with overwrite"
-    assert refusal(lambda: gradindex.open(folder)) == message
-    assert refusal(lambda: Store.mended(folder)) == message
-    assert refusal(lambda: list(damages(folder))) == message
+    assert store_refusal(lambda: gradindex.open(folder)) == message
+    assert store_refusal(lambda: Store.mended(folder)) == message
+    assert store_refusal(lambda: list(damages(folder))) == message
     assert not (folder.parent.parent / "outside").exists()
 
 
@@ -115,7 +106,7 @@ def test_a_recipe_that_cannot_be_right_is_refused(
     index: HostileIndex, fields: dict[str, Any], reason: str
 ) -> None:
     folder = index.place(index.sealed_recipe({**index.fields["recipe"], **fields}))
-    assert refusal(lambda: gradindex.open(folder)) == (
+    assert store_refusal(lambda: gradindex.open(folder)) == (
         f"{folder}: zarr.json cannot be right ({reason}); build it again with overwrite"
     )
 
@@ -124,7 +115,7 @@ def test_rows_that_are_large_by_the_recipe_alone_are_missed_at_once(index: Hosti
     """A query would first take as much memory for its own gradients."""
     recipe = {**index.fields["recipe"], "dim": 2**40}
     folder = index.place(index.sealed_recipe(recipe))
-    assert refusal(lambda: gradindex.open(folder)) == (
+    assert store_refusal(lambda: gradindex.open(folder)) == (
         f"{folder}: unnormalized/c/0/0/0/0 has no row of {2 * 4 * 2**40:,} bytes;"
         " run the same build again, it mends that"
     )
@@ -132,7 +123,7 @@ def test_rows_that_are_large_by_the_recipe_alone_are_missed_at_once(index: Hosti
 
 def test_names_of_another_version_are_shown_in_one_line(index: HostileIndex) -> None:
     folder = index.place(index.sealed_recipe({**index.fields["recipe"], "a\nb\u2028": 1}))
-    assert refusal(lambda: gradindex.open(folder)) == (
+    assert store_refusal(lambda: gradindex.open(folder)) == (
         "another version of gradindex made this index (it differs in a\\nb\\u2028): build it again"
     )
 
@@ -140,7 +131,7 @@ def test_names_of_another_version_are_shown_in_one_line(index: HostileIndex) -> 
 def test_a_version_of_any_kind_is_shown_in_short(index: HostileIndex) -> None:
     content = seal_header({**index.fields, "format": ["a" * 1000]})
     folder = index.place({HEADER: content, COPY: content})
-    assert refusal(lambda: gradindex.open(folder)) == (
+    assert store_refusal(lambda: gradindex.open(folder)) == (
         f'{folder}: format version ["aaaaaaaaaaaaaaaaaa, this gradindex reads 1: update gradindex'
     )
 
@@ -162,7 +153,7 @@ def test_metadata_of_an_array_that_cannot_be_right_are_refused(
     name = "unnormalized/zarr.json"
     metadata = {**json.loads(index.files[name]), **changes}
     folder = index.place(index.sealed_copied(name, json.dumps(metadata).encode()))
-    line = refusal(lambda: Store(folder).unnormalized)
+    line = store_refusal(lambda: Store(folder).unnormalized)
     assert line.startswith(f"{folder}: metadata of arrays are damaged ({problem}")
 
 
@@ -178,7 +169,7 @@ def test_metadata_of_an_array_that_cannot_be_right_are_refused(
 )
 def test_ids_that_are_none_are_refused(index: HostileIndex, content: bytes, problem: str) -> None:
     folder = index.place(index.sealed_copied(IDS_FILE, with_checksum(content + bytes(4))))
-    line = refusal(lambda: list(Store(folder).sample_ids))
+    line = store_refusal(lambda: list(Store(folder).sample_ids))
     assert line.startswith(f"{folder}: {IDS_FILE} {problem}")
 
 
@@ -217,7 +208,7 @@ def test_a_removal_of_a_row_that_is_none_is_refused(index: HostileIndex, row: in
     content = seal({"removed": {"a" * 32: row}})
     name = sha256(content)[:32]
     folder = index.place({f"removed/{name}.json": content, f"removed/{name}.copy.json": content})
-    assert refusal(lambda: gradindex.open(folder)) == (
+    assert store_refusal(lambda: gradindex.open(folder)) == (
         f"{folder}: a removal names row {row}, and there are 9 pictures;"
         " build it again with overwrite"
     )
