@@ -144,33 +144,18 @@ class BuildJob:
         """
         image = self.recipe.pixels
         readable = []
-        pictures = []
-        contents = []
-        geometries = []
-        masks = []
+        read = []
         for row in rows:
             try:
-                read = self.dataset.read(row, image, self.recipe.buckets)
+                read.append(self.dataset.read(row, image, self.recipe.buckets))
             except DataError as error:
                 if not self.skip_bad:
                     raise DataError(f"{error}; skip_bad leaves such pictures out") from error
             else:
                 readable.append(row)
-                pictures.append(read.array)
-                contents.append(read.content)
-                geometries.append(read.geometry)
-                if read.mask is not None:  # of none of them, or of all
-                    masks.append(read.mask)
-        self._warn_of_blank(readable, masks)
-        found = Pictures(
-            pictures,
-            self.ids(readable),
-            self.labels(readable),
-            self.dataset.captions_of(readable),
-            geometries,
-            masks or None,
-            self.dataset.latents_of(readable),
-        )
+        found = Pictures.of_rows(self.dataset, readable, read, self.recipe.classes)
+        self._warn_of_blank(readable, found.masks or ())
+        contents = [picture.content for picture in read]
         return readable, make_examples(encoder, found), contents
 
     def _warn_of_blank(self, rows: Sequence[int], masks: Sequence[np.ndarray]) -> None:
@@ -198,10 +183,6 @@ class BuildJob:
     def ids(self, rows: Sequence[int]) -> list[str]:
         """Return the ids of some pictures."""
         return [self.dataset.sample_ids[row] for row in rows]
-
-    def labels(self, rows: Sequence[int]) -> list[int] | None:
-        """Return the class labels of some pictures; None for an unconditional model."""
-        return self.dataset.labels_of(rows, self.recipe.classes)
 
     def events(self, checkpoint: int, rows: Sequence[int]) -> Events:
         """Return where the gradients of some pictures are taken at a checkpoint."""

@@ -15,11 +15,11 @@ from gradindex.errors import CallError
 from gradindex.gradients.projection import PROJECTIONS
 from gradindex.models.devices import DTYPES
 from gradindex.recipe import LATENTS, LOSSES, MEAN, NOISES, OUTPUTS, ROWS, require, require_positive
+from gradindex.store.soundness import LARGEST_SIDE
 
 MOST_TIMESTEPS = 100  # of a plain number: a larger one may be a timestep
 EVEN = "even:"  # before a number of timesteps that is meant, however large
 RECORDED = "recorded"
-LARGEST_SIDE = 2**16  # of a bucket, in pixels
 
 
 def to_resolution(resolution: int | tuple[int, int] | None) -> tuple[int, int] | None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gradindex.data.dataset import LOOKED_AT, Dataset
+from gradindex.data.dataset import Dataset
 from gradindex.data.images import Size
 from gradindex.errors import CallError
 
@@ -89,17 +89,14 @@ def describe_buckets(dataset: Dataset, sizes: Sequence[Size] | None, rows: np.nd
     Args:
         rows: numbers of the pictures.
     """
-    present = rows[dataset.sizes[rows] >= 0]
-    if not sizes or not len(present):
+    looked_at, sample = dataset.looked_at(rows)
+    if not sizes or not looked_at:
         return ""
-    spaced = np.linspace(0, len(present) - 1, min(len(present), LOOKED_AT)).astype(int)
     counts: Counter[Size] = Counter()
-    for row in present[spaced].tolist():
+    for row in looked_at:
         try:
             counts[dataset.bucket_of(row, sizes)] += 1
         except Exception:  # Pillow raises anything; who reads the pictures says which are bad
             continue
-    looked_at = len(spaced) < len(present)
-    sample = f" ({len(spaced):,} of {len(present):,} looked at)" if looked_at else ""
     held = ", ".join(f"{sizes_text([size])} ({counts[size]})" for size in sizes if counts[size])
     return f"{held}; {len(sizes)} sizes{sample}"

@@ -37,7 +37,7 @@ FINGERPRINT_DIGITS = 8  # hex digits of a picture's fingerprint
 GONE = FINGERPRINT_DIGITS * "-"  # in place of the fingerprint of a picture that is not there
 NAMED_CLASSES = 20  # classes that `describe` names
 NAMED = 3  # pictures that a message names
-LOOKED_AT = 2000  # pictures whose mode and size `describe_changes` looks at
+LOOKED_AT = 2000  # pictures that `Dataset.looked_at` gives at most
 
 
 @dataclass(frozen=True)
@@ -236,10 +236,9 @@ class Dataset:
         >>> dataset.describe_changes((3, 8, 8), np.array([0]))
         ['pictures: 1 grey, made colour; 1 resized']
         """
-        present = rows[self.sizes[rows] >= 0]
-        spaced = np.linspace(0, len(present) - 1, min(len(present), LOOKED_AT)).astype(int)
         counts: Counter[str] = Counter()
-        for row in present[spaced].tolist():
+        looked_at, sample = self.looked_at(rows)
+        for row in looked_at:
             try:
                 with self._open(row) as picture:
                     counts.update(changes(picture, nearest_image(picture, image, buckets)))
@@ -249,9 +248,17 @@ class Dataset:
             del counts[TRANSPARENT]  # it is what masks them
         if not counts:
             return []
-        of_all = f" ({len(spaced):,} of {len(present):,} looked at)"
-        sample = of_all if len(spaced) < len(present) else ""
         return [f"pictures{sample}: " + "; ".join(f"{counts[key]} {key}" for key in counts)]
+
+    def looked_at(self, rows: np.ndarray) -> tuple[list[int], str]:
+        """Return some of these rows that have a picture, and a text of how many of them they are.
+
+        They are at most 2,000, evenly spaced; the text is empty where they are all.
+        """
+        present = rows[self.sizes[rows] >= 0]
+        spaced = np.linspace(0, len(present) - 1, min(len(present), LOOKED_AT)).astype(int)
+        of_all = f" ({len(spaced):,} of {len(present):,} looked at)"
+        return present[spaced].tolist(), of_all if len(spaced) < len(present) else ""
 
     def _content(self, row: int, picture: Image.Image) -> str:
         """The digest of what a row is made of, see `content_digest`."""

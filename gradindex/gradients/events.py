@@ -74,14 +74,7 @@ def grid_events(
         return draw_noise(recipe, sample_ids[i], chosen[j], m, shape)
 
     grid = timestep_array(np.tile(chosen, (len(sample_ids), 1)))
-    perturbed = recipe.input_perturbation is not None
-    return Events(
-        sample_ids,
-        grid,
-        draws or recipe.draws,
-        partial(draw, _offset_noise),
-        partial(draw, _input_noise) if perturbed else None,
-    )
+    return _drawn_events(recipe, sample_ids, grid, draws or recipe.draws, draw)
 
 
 def recorded_events(recipe: Recipe, sample_ids: Sequence[str], events: np.ndarray) -> Events:
@@ -109,11 +102,22 @@ def recorded_events(recipe: Recipe, sample_ids: Sequence[str], events: np.ndarra
 
     if recipe.noise == "recorded":
         return Events(sample_ids, timesteps, recipe.draws, recorded)
+    return _drawn_events(recipe, sample_ids, timesteps, recipe.draws, draw)
+
+
+def _drawn_events(
+    recipe: Recipe,
+    sample_ids: Sequence[str],
+    timesteps: np.ndarray,
+    draws: int,
+    draw: Callable[[DrawNoise, int, int, int, Shape], np.ndarray],
+) -> Events:
+    """Events whose noise is drawn anew, with what the recipe's loss adds to it."""
     perturbed = recipe.input_perturbation is not None
     return Events(
         sample_ids,
         timesteps,
-        recipe.draws,
+        draws,
         partial(draw, _offset_noise),
         partial(draw, _input_noise) if perturbed else None,
     )

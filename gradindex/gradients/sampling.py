@@ -14,7 +14,7 @@ from gradindex.gradients.events import Events
 from gradindex.gradients.weighting import timestep_weights
 from gradindex.models.denoiser import Denoiser
 from gradindex.models.devices import plain_torch
-from gradindex.models.examples import INPUT_NOISE, Examples
+from gradindex.models.examples import INPUT_NOISE, Examples, positions_by
 from gradindex.random_numbers import noise
 from gradindex.recipe import Recipe
 
@@ -58,18 +58,15 @@ def sample_gradients(
     """
     device = denoiser.device
     picture_count, timestep_count = len(examples), events.timesteps.shape[1]
+    shape_of = [examples.shapes(i) for i in range(picture_count)]
+    # Examples of one shape follow each other, so that they fit into one batch.
     queue = [
         Event(i, j, m)
-        for i in range(picture_count)
+        for positions in positions_by(shape_of).values()
+        for i in positions
         for j in range(timestep_count)
         for m in range(events.draws)
     ]
-    # Examples of one shape follow each other, so that they fit into one batch.
-    shape_of = [examples.shapes(i) for i in range(picture_count)]
-    first_of: dict[Any, int] = {}
-    for i, shape in enumerate(shape_of):
-        first_of.setdefault(shape, i)
-    queue.sort(key=lambda event: first_of[shape_of[event.i]])
     # Backward passes in float16 run on a loss summed over the picture's numbers: the gradient of
     # its mean would underflow.
     scale = float(np.prod(recipe.image)) if recipe.dtype == "float16" else 1.0
@@ -119,10 +116,8 @@ def mean_losses(
         loss: "mse", "l1" or "mean-square".
     """
     total = torch.zeros(len(examples), dtype=torch.float64, device=denoiser.device)
-    positions_of: dict[Any, list[int]] = {}
-    for position in range(len(examples)):
-        positions_of.setdefault(examples.shapes(position), []).append(position)
-    for positions in positions_of.values():
+    shapes = map(examples.shapes, range(len(examples)))
+    for positions in positions_by(shapes).values():
         x, conditions = examples.batch(positions, denoiser.device)
         for timestep in timesteps:
             t = torch.full((len(x),), timestep, device=x.device)

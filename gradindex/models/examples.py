@@ -1,16 +1,17 @@
 """What a model is called with for each picture: the picture or its latent, and its conditions."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from gradindex.data.images import Geometry
+from gradindex.data.dataset import Dataset
+from gradindex.data.images import DecodedPicture, Geometry
 
 CLASS_LABELS = "class_labels"  # the condition of a class-conditional model, a whole number
 
@@ -42,6 +43,30 @@ class Pictures:
     geometries: Sequence[Geometry] = ()
     masks: Sequence[np.ndarray] | None = None
     latents: Sequence[np.ndarray] | None = None
+
+    @classmethod
+    def of_rows(
+        cls,
+        dataset: Dataset,
+        rows: Sequence[int],
+        read: Sequence[DecodedPicture],
+        classes: int | None,
+    ) -> Self:
+        """Return training pictures that were read, with all that the data set says of them.
+
+        Args:
+            rows: their numbers. classes: see `Dataset.labels_of`.
+        """
+        return cls(
+            arrays=[picture.array for picture in read],
+            ids=[dataset.sample_ids[row] for row in rows],
+            labels=dataset.labels_of(rows, classes),
+            captions=dataset.captions_of(rows),
+            geometries=[picture.geometry for picture in read],
+            # Of none of them, or of all.
+            masks=[picture.mask for picture in read if picture.mask is not None] or None,
+            latents=dataset.latents_of(rows),
+        )
 
     def at(self, positions: Sequence[int] | np.ndarray) -> Self:
         """Return the pictures at some positions."""
@@ -127,6 +152,18 @@ class Examples:
             name: _stacked(arrays, positions, device) for name, arrays in self.conditions.items()
         }
         return _stacked(self.x, positions, device), conditions
+
+
+def positions_by(keys: Iterable[Hashable]) -> dict[Any, list[int]]:
+    """Return {key: positions at which it is}, in the order in which the keys come first.
+
+    >>> positions_by("abca")
+    {'a': [0, 3], 'b': [1], 'c': [2]}
+    """
+    positions: dict[Any, list[int]] = {}
+    for position, key in enumerate(keys):
+        positions.setdefault(key, []).append(position)
+    return positions
 
 
 def to_bytes(examples: Examples, notes: Mapping[str, str]) -> bytes:

@@ -41,11 +41,13 @@ class OriginalParts:
 
     Attributes:
         file: where they are.
+        files: none beside it.
         digest: SHA-256 of their weights in the file.
     """
 
     def __init__(self, file: Path, prefixes: Mapping[str, str], digest: str) -> None:
         self.file, self.digest = file, digest
+        self.files: list[Path] = []
         self._prefixes = prefixes  # {part of the pipeline: how its names begin in the file}
 
     @classmethod

@@ -82,8 +82,3 @@ def own_parts(
     if checkpoint.is_file():
         return OriginalParts.read(checkpoint, vae, text_encoders)
     return FolderParts.read(checkpoint, text_encoders)
-
-
-def own_files(parts: OriginalParts | FolderParts | None) -> list[Path]:
-    """Return the files of parts that lie in files of their own."""
-    return parts.files if isinstance(parts, FolderParts) else []

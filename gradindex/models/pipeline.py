@@ -22,7 +22,7 @@ from gradindex.models.adapter_files import Adapter
 from gradindex.models.adapters import inject_adapter
 from gradindex.models.caption_encoder import CaptionEncoder
 from gradindex.models.devices import DTYPES, plain_torch
-from gradindex.models.examples import Examples, Pictures
+from gradindex.models.examples import Examples, Pictures, positions_by
 from gradindex.models.families.family import Family
 from gradindex.models.folder import (
     common_variant,
@@ -34,7 +34,7 @@ from gradindex.models.folder import (
     read_pipeline,
 )
 from gradindex.models.latents import encode_with, scale_latents, scaled_arrays
-from gradindex.models.own_parts import own_files, own_parts
+from gradindex.models.own_parts import own_parts
 from gradindex.models.quiet import quiet_libraries
 from gradindex.random_numbers import noise
 from gradindex.recipe import MEAN, SAMPLE
@@ -97,7 +97,7 @@ class Encoder:
             self._require_text_encoders()
         names = [name for name in self._needed_parts() if name.startswith("text_encoder")]
         self._own = own_parts(checkpoint, self._vae_name, names)
-        self.own_files = own_files(self._own)
+        self.own_files = [] if self._own is None else self._own.files
         self._adapter = adapter
         if adapter is not None:
             self._require_parts_of(adapter)
@@ -278,10 +278,7 @@ class Encoder:
     ) -> list[np.ndarray]:
         """The scaled latents of pictures; those of one shape go through the VAE together."""
         latents: list[Any] = [None] * len(pictures)
-        positions_of: dict[tuple[int, ...], list[int]] = {}
-        for position, picture in enumerate(pictures):
-            positions_of.setdefault(picture.shape, []).append(position)
-        for positions in positions_of.values():
+        for positions in positions_by(picture.shape for picture in pictures).values():
             for start in range(0, len(positions), ENCODED_AT_ONCE):
                 batch = positions[start : start + ENCODED_AT_ONCE]
                 encoded = self._encode_batch([pictures[p] for p in batch], [ids[p] for p in batch])

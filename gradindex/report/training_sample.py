@@ -43,15 +43,7 @@ def read_training_pictures(index: Index, rows: np.ndarray) -> Pictures:
     dataset = index.training_pictures.require(ADVICE)
     recipe = index.store.recipe
     read = [dataset.read(int(row), recipe.pixels, recipe.buckets) for row in rows]
-    return Pictures(
-        arrays=[picture.array for picture in read],
-        ids=[dataset.sample_ids[row] for row in rows],
-        labels=dataset.labels_of(rows.tolist(), recipe.classes),
-        captions=dataset.captions_of(rows.tolist()),
-        geometries=[picture.geometry for picture in read],
-        masks=[picture.mask for picture in read if picture.mask is not None] or None,
-        latents=dataset.latents_of(rows.tolist()),
-    )
+    return Pictures.of_rows(dataset, rows.tolist(), read, recipe.classes)
 
 
 def training_gradients(
