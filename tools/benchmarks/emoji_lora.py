@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, StableDiffusionPipeline
+from emoji_model import to_pixels, to_tokens
 from gpu_models import LORA_TARGETS
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
@@ -55,9 +56,7 @@ def trained_lora(base: Path, data: Path, folder: Path) -> Path:
 @torch.no_grad()
 def encoded(pipeline: Any, files: list[Path]) -> tuple[Tensor, Tensor]:
     """Return latents [N, 4, height, width] and text states [N, 77, width] of captioned pictures."""
-    pixels = [np.asarray(Image.open(file), np.float32) / 127.5 - 1 for file in files]
-    x = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
-    latents = pipeline.vae.encode(x).latent_dist.mean * pipeline.vae.config.scaling_factor
+    latents = _latents(pipeline, files)
     captions = [file.with_suffix(".txt").read_text(encoding="utf-8") for file in files]
     return latents, text_states(pipeline, captions)
 
@@ -65,10 +64,13 @@ def encoded(pipeline: Any, files: list[Path]) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def text_states(pipeline: Any, captions: list[str]) -> Tensor:
     """Return what the UNet is told of captions, [N, 77, width]."""
-    tokens = pipeline.tokenizer(
-        captions, padding="max_length", truncation=True, max_length=77, return_tensors="pt"
-    )
-    return pipeline.text_encoder(tokens.input_ids)[0]
+    return pipeline.text_encoder(to_tokens(pipeline.tokenizer, captions))[0]
+
+
+def _latents(pipeline: Any, files: list[Path]) -> Tensor:
+    """The scaled mean latents of pictures, [N, 4, height, width]."""
+    x = to_pixels([Image.open(file).convert("RGB") for file in files])
+    return pipeline.vae.encode(x).latent_dist.mean * pipeline.vae.config.scaling_factor
 
 
 def generate(base: Path, lora: Path | None, prompts: list[str], folder: Path) -> list[Path]:
@@ -109,8 +111,5 @@ def mid_block_features(base: Path, files: list[Path], t: int = 100) -> np.ndarra
     empty = text_states(pipeline, [""])
     for start in range(0, len(files), 64):
         part = files[start : start + 64]
-        pixels = [np.asarray(Image.open(file).convert("RGB"), np.float32) for file in part]
-        x = torch.from_numpy(np.stack(pixels) / 127.5 - 1).permute(0, 3, 1, 2)
-        latents = pipeline.vae.encode(x).latent_dist.mean * pipeline.vae.config.scaling_factor
-        pipeline.unet(latents, t, empty.expand(len(part), -1, -1))
+        pipeline.unet(_latents(pipeline, part), t, empty.expand(len(part), -1, -1))
     return np.concatenate(features)

@@ -18,6 +18,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from emoji_pictures import Emoji, clip_tokenizer
+from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -77,15 +78,24 @@ def trained_pipeline(work: Path, emoji: Sequence[Emoji]) -> Path:
         return folder
     work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    pixels = [np.asarray(item.picture, np.float32) / 127.5 - 1 for item in emoji]
-    pictures = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
+    pictures = to_pixels([item.picture for item in emoji]).contiguous()
     tokenizer = clip_tokenizer(work)
     vae = _train_vae(work / "vae.pt", pictures)
     latents, scale = _latents(vae, pictures)
     vae.register_to_config(scaling_factor=scale)
     captions = [item.caption for item in emoji]
     unet, text_encoder = _train_unet(work / "unet.pt", latents * scale, captions, tokenizer)
-    pipeline = StableDiffusionPipeline(
+    pipeline = make_pipeline(vae, text_encoder, tokenizer, unet)
+    pipeline.save_pretrained(work / "unfinished")
+    shutil.move(work / "unfinished", folder)
+    return folder
+
+
+def make_pipeline(
+    vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: Any, unet: UNet2DConditionModel
+) -> StableDiffusionPipeline:
+    """Return the pipeline of these parts."""
+    return StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
@@ -95,9 +105,12 @@ def trained_pipeline(work: Path, emoji: Sequence[Emoji]) -> Path:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipeline.save_pretrained(work / "unfinished")
-    shutil.move(work / "unfinished", folder)
-    return folder
+
+
+def to_pixels(pictures: Sequence[Image.Image]) -> Tensor:
+    """Return RGB pictures of one size in [−1, 1], [N, 3, height, width] float32."""
+    pixels = [np.asarray(picture, np.float32) / 127.5 - 1 for picture in pictures]
+    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
 
 
 def _train_vae(file: Path, pictures: Tensor) -> AutoencoderKL:
@@ -126,8 +139,8 @@ def _train_unet(
     unet, text_encoder = untrained_unet(), untrained_text_encoder(len(tokenizer))
     both = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
     scheduler = _scheduler()
-    tokens = _tokens(tokenizer, captions)
-    (empty,) = _tokens(tokenizer, [""])
+    tokens = to_tokens(tokenizer, captions)
+    (empty,) = to_tokens(tokenizer, [""])
     for batch in _steps(file, both, len(latents), BATCH, STEPS, 5e-4):
         x, ids = latents[batch.rows], tokens[batch.rows].clone()
         ids[torch.rand(len(ids)) < DROPPED_CAPTIONS] = empty
@@ -145,7 +158,8 @@ def _scheduler() -> DDPMScheduler:
     )
 
 
-def _tokens(tokenizer: Any, captions: Sequence[str]) -> Tensor:
+def to_tokens(tokenizer: Any, captions: Sequence[str]) -> Tensor:
+    """Return the tokens of captions, [N, 77]."""
     return tokenizer(
         list(captions), padding="max_length", truncation=True, max_length=77, return_tensors="pt"
     ).input_ids

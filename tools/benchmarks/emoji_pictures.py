@@ -1,16 +1,15 @@
 """Emoji as a captioned data set: PNGs of 64×64, their names as captions, their categories."""
 
-import io
+import gzip
 import json
 import subprocess
 import sys
-import tarfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from picture_sets import EMOJI, EMOJI_FOLDER
+from picture_sets import EMOJI_LIST, emoji_files, on_white
 from PIL import Image
 from transformers import CLIPTokenizer
 
@@ -46,23 +45,9 @@ class Emoji:
 
 def read_emoji(work: Path) -> list[Emoji]:
     """Return all emoji that have a picture, in the order of their files' names."""
-    archive = work / f"{EMOJI.replace('@', '-')}.tgz"
-    if not archive.exists():
-        work.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["npm", "pack", "--silent", EMOJI], cwd=work, check=True)
-    contents: dict[str, bytes] = {}
-    entries: list[dict[str, Any]] = []
-    with tarfile.open(archive) as tar:
-        for member in tar:
-            is_picture = EMOJI_FOLDER in member.name and member.name.endswith(".png")
-            is_list = member.name == "package/emoji.json"
-            if is_picture or is_list:
-                data = tar.extractfile(member)
-                assert data is not None
-                if is_list:
-                    entries = json.load(data)
-                else:
-                    contents[Path(member.name).stem] = data.read()
+    files = emoji_files(work)
+    entries: list[dict[str, Any]] = json.loads(files.pop(EMOJI_LIST))
+    contents = {Path(name).stem: content for name, content in files.items()}
     emoji = []
     for entry in entries:
         variants = [(entry["image"], "")]
@@ -73,15 +58,9 @@ def read_emoji(work: Path) -> list[Emoji]:
             name = Path(image).stem
             if name in contents:
                 caption = entry["name"].lower() + tone
-                picture = _on_white(contents[name])
+                picture = on_white(contents[name])
                 emoji.append(Emoji(name, caption, entry["category"], entry["subcategory"], picture))
     return sorted(emoji, key=lambda item: item.name)
-
-
-def _on_white(content: bytes) -> Image.Image:
-    picture = Image.open(io.BytesIO(content)).convert("RGBA")
-    white = Image.new("RGBA", picture.size, "white")
-    return Image.alpha_composite(white, picture).convert("RGB")
 
 
 def write_captioned(folder: Path, emoji: list[Emoji]) -> None:
@@ -100,8 +79,6 @@ def clip_tokenizer(work: Path) -> CLIPTokenizer:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", OPEN_CLIP]
         subprocess.run([*command, "--dest", str(folder)], check=True)
         wheel = zipfile.ZipFile(next(folder.glob("open_clip_torch-*.whl")))
-        import gzip
-
         lines = gzip.decompress(wheel.read(VOCABULARY)).decode().split("\n")
         merges = lines[1 : MERGES + 1]
         (folder / "vocab.json").write_text(json.dumps(_vocabulary(merges)), encoding="utf-8")

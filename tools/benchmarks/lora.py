@@ -13,8 +13,8 @@ from typing import Any
 
 import record
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline
-from emoji_model import untrained_text_encoder, untrained_vae
+from diffusers import StableDiffusionPipeline
+from emoji_model import make_pipeline, untrained_text_encoder, untrained_vae
 from emoji_pictures import clip_tokenizer, read_emoji, write_captioned
 from gpu_models import Case, lora_case
 from gradient_methods import median_ratio, peak_memory, time_in_turns
@@ -107,20 +107,11 @@ def _save_pipeline(work: Path, base: Path, adapter: Path) -> None:
     """Write a pipeline with random weights around the UNet, and the LoRA beside it."""
     case = make_case("float32", "cpu")
     tokenizer = clip_tokenizer(work)
-    vae: AutoencoderKL = untrained_vae()
     weights = get_peft_model_state_dict(case.model)
     StableDiffusionPipeline.save_lora_weights(adapter, unet_lora_layers=weights)
     case.model.unload_lora()
-    StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=untrained_text_encoder(len(tokenizer), WIDTH),
-        tokenizer=tokenizer,
-        unet=case.model,
-        scheduler=DDPMScheduler(beta_schedule="scaled_linear", clip_sample=False),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(base)
+    text_encoder = untrained_text_encoder(len(tokenizer), WIDTH)
+    make_pipeline(untrained_vae(), text_encoder, tokenizer, case.model).save_pretrained(base)
 
 
 def page(results: dict[str, Any]) -> str:

@@ -7,10 +7,10 @@ import atexit
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import StableDiffusionPipeline
+from emoji_model import to_pixels, to_tokens
 from gpu_models import LORA_TARGETS
 from memory_child import print_peak_memory
 from peft import LoraConfig
@@ -42,15 +42,10 @@ def main() -> None:
 def _loss(pipeline: StableDiffusionPipeline, files: list[Path]) -> Tensor:
     """The mean loss of some pictures."""
     side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
-    pictures = [Image.open(file).resize((side, side)) for file in files]
-    pixels = [np.asarray(picture, np.float32) / 127.5 - 1 for picture in pictures]
-    x = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
+    x = to_pixels([Image.open(file).resize((side, side)) for file in files])
     latents = pipeline.vae.encode(x).latent_dist.sample() * pipeline.vae.config.scaling_factor
     captions = [file.with_suffix(".txt").read_text() for file in files]
-    tokens = pipeline.tokenizer(
-        captions, padding="max_length", truncation=True, max_length=77, return_tensors="pt"
-    )
-    states = pipeline.text_encoder(tokens.input_ids)[0]
+    states = pipeline.text_encoder(to_tokens(pipeline.tokenizer, captions))[0]
     noise, t = torch.randn_like(latents), torch.randint(1000, (len(files),))
     noisy = pipeline.scheduler.add_noise(latents, noise, t)
     return F.mse_loss(pipeline.unet(noisy, t, states).sample, noise)

@@ -13,6 +13,7 @@ from PIL import Image
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # where its Debian package has it
 EMOJI = "emoji-datasource-google@16.0.0"  # of npm
 EMOJI_FOLDER = "/img/google/64/"  # those of 64×64
+EMOJI_LIST = "package/emoji.json"  # their names and categories
 
 
 def fashion_mnist(work: Path) -> np.ndarray:
@@ -53,28 +54,40 @@ def emoji(work: Path) -> np.ndarray:
 
     They are in a random order, which is always the same.
     """
-    archive = work / f"{EMOJI.replace('@', '-')}.tgz"
-    if not archive.exists():
-        work.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["npm", "pack", "--silent", EMOJI], cwd=work, check=True)
-    pictures = {}
-    with tarfile.open(archive) as tar:
-        for member in tar:
-            if EMOJI_FOLDER in member.name and member.name.endswith(".png"):
-                data = tar.extractfile(member)
-                assert data is not None
-                pictures[member.name] = _on_white(data.read())
-    stack = np.stack([pictures[name] for name in sorted(pictures)])
+    contents = emoji_files(work)
+    names = sorted(name for name in contents if name.endswith(".png"))
+    stack = np.stack([_small(on_white(contents[name])) for name in names])
     order = np.random.default_rng(0).permutation(len(stack))
     return stack[order].astype(np.float32) / 127.5 - 1
 
 
-def _on_white(content: bytes) -> np.ndarray:
-    """A PNG file's picture on a white ground, [3, 32, 32] uint8."""
+def emoji_files(work: Path) -> dict[str, bytes]:
+    """Return the contents of all emoji of 64×64, and of `emoji.json`, by their places in npm's."""
+    archive = work / f"{EMOJI.replace('@', '-')}.tgz"
+    if not archive.exists():
+        work.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["npm", "pack", "--silent", EMOJI], cwd=work, check=True)
+    contents = {}
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            is_picture = EMOJI_FOLDER in member.name and member.name.endswith(".png")
+            if is_picture or member.name == EMOJI_LIST:
+                data = tar.extractfile(member)
+                assert data is not None
+                contents[member.name] = data.read()
+    return contents
+
+
+def on_white(content: bytes) -> Image.Image:
+    """Return a PNG file's picture on a white ground, RGB."""
     picture = Image.open(io.BytesIO(content)).convert("RGBA")
     white = Image.new("RGBA", picture.size, "white")
-    flat = Image.alpha_composite(white, picture).convert("RGB")
-    return np.array(flat.resize((32, 32), Image.Resampling.BOX)).transpose(2, 0, 1)
+    return Image.alpha_composite(white, picture).convert("RGB")
+
+
+def _small(picture: Image.Image) -> np.ndarray:
+    """A picture of half the size, [3, 32, 32] uint8."""
+    return np.array(picture.resize((32, 32), Image.Resampling.BOX)).transpose(2, 0, 1)
 
 
 def halved(pictures: np.ndarray) -> np.ndarray:
