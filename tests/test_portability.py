@@ -16,7 +16,7 @@ from bare_system import MODULES, NAMES
 
 import gradindex
 from gradindex import machine_memory as memory_module
-from gradindex.builder.plan import Estimate
+from gradindex.builder.estimate import Estimate
 from gradindex.report.info import describe_plan
 from gradindex.store import drafts
 from gradindex.store import memory as store_memory
@@ -173,6 +173,7 @@ def test_a_plan_says_nothing_of_memory_that_the_system_does_not_tell() -> None:
         "batch_size": 4,
         "seconds": 3.0,
         "buckets": "",
+        "prepared": 0,
     }
     known, unknown = (describe_plan(Estimate(**facts, memory=size)) for size in (3 << 20, None))
     assert known.splitlines()[-1].endswith(" 3 MiB of this process so far")

@@ -129,18 +129,27 @@ class BuildJob:
     def examples(
         self, rows: Iterable[int], encoder: Encoder | None
     ) -> tuple[list[int], Examples, list[str]]:
-        """Return the B row numbers whose pictures can be read, and these as the model takes them.
+        """Return what `pictures` does, with the pictures as the model takes them.
 
         Args:
             encoder: of the model; None for one of pixels.
 
+        Raises:
+            DataError: see `pictures`.
+            ModelError: the VAE or a text encoder cannot be run.
+        """
+        readable, pictures, contents = self.pictures(rows)
+        return readable, make_examples(encoder, pictures), contents
+
+    def pictures(self, rows: Iterable[int]) -> tuple[list[int], Pictures, list[str]]:
+        """Return the B row numbers whose pictures can be read, and these pictures.
+
         Returns:
-            The row numbers, B examples, and B digests of the bytes that were read, see
+            The row numbers, B pictures, and B digests of the bytes that were read, see
             `content_digest`.
 
         Raises:
             DataError: a picture cannot be read, and the build does not skip such pictures.
-            ModelError: the VAE or a text encoder cannot be run.
         """
         image = self.recipe.pixels
         readable = []
@@ -156,7 +165,7 @@ class BuildJob:
         found = Pictures.of_rows(self.dataset, readable, read, self.recipe.classes)
         self._warn_of_blank(readable, found.masks or ())
         contents = [picture.content for picture in read]
-        return readable, make_examples(encoder, found), contents
+        return readable, found, contents
 
     def _warn_of_blank(self, rows: Sequence[int], masks: Sequence[np.ndarray]) -> None:
         """Warn of pictures whose mask is zero all over, by name."""

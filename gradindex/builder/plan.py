@@ -1,10 +1,7 @@
 """The plan of a build: which pictures, checkpoints and timesteps, and the recipe of the rows."""
 
-import math
-import time
 import warnings
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
@@ -14,7 +11,6 @@ from msgspec import UNSET
 from gradindex.builder.checkpoint_weights import WeightedCheckpoint, choose_checkpoints
 from gradindex.builder.job import BuildJob, EventChoice
 from gradindex.builder.options import BuildOptions
-from gradindex.data.buckets import describe_buckets
 from gradindex.data.captions import with_captions
 from gradindex.data.dataset import Dataset
 from gradindex.data.latent_files import check_latent_files, with_latent_files
@@ -24,12 +20,10 @@ from gradindex.data.training_log import open_log
 from gradindex.errors import CallError
 from gradindex.gradients.batch_size import fitting_batch
 from gradindex.gradients.high_rank import choose_high_rank
-from gradindex.gradients.parameters import capture_for, choose_parameters
+from gradindex.gradients.parameters import choose_parameters
 from gradindex.gradients.projection import TWO_SIDED
-from gradindex.gradients.sampling import sample_gradients
 from gradindex.gradients.self_check import check_buckets, check_capture
 from gradindex.gradients.weighting import timestep_weights
-from gradindex.machine_memory import peak_memory
 from gradindex.models.adapter_checkpoints import AdapterCheckpoints
 from gradindex.models.checkpoints import Checkpoints
 from gradindex.models.custom import OneDenoiser
@@ -39,7 +33,6 @@ from gradindex.models.trainer_notes import TrainerNotes
 from gradindex.recipe import FOLDED, LOSS, NPZ, Recipe
 from gradindex.store.memory import give_back_freed_memory
 from gradindex.store.records import CheckpointPath, DataSource
-from gradindex.store.store import SHARD_ROWS
 
 DIM = 4096
 RANK = 16  # of the two-sided projection
@@ -269,80 +262,3 @@ def find_high_rank(denoiser: Denoiser, job: BuildJob, batch_size: int) -> tuple[
     if not rows:
         raise job.none_readable(tried)
     return choose_high_rank(denoiser, job.recipe, examples, job.ids(rows), batch_size)
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a build would make, and what it would take.
-
-    Attributes:
-        pictures: N.
-        rows: [C, N, T, D] of the arrays.
-        shards: units of work.
-        bytes: of each array on disk, {name: bytes}.
-        gradients: how many (checkpoint, picture, timestep, draw) go through the model.
-        batch_size: how many of them at once.
-        seconds: for all gradients, at the pace of one batch on this device.
-        memory: the most bytes that this process has had so far; None where it is not known.
-        buckets: which hold how many pictures; empty: there are none.
-    """
-
-    pictures: int
-    rows: tuple[int, int, int, int]
-    shards: int
-    bytes: dict[str, int]
-    gradients: int
-    batch_size: int
-    seconds: float
-    memory: int | None
-    buckets: str
-
-
-def estimate(plan: Plan) -> Estimate:
-    """Return what a build would make and take, by its plan and a batch of gradients that is timed.
-
-    Raises:
-        DataError: none of the pictures that the batch would be made of can be read.
-    """
-    job = plan.job_on(plan.dataset)
-    shape = job.recipe.shape(len(job.dataset))
-    checkpoints, pictures, _, dim = shape
-    numbers = math.prod(shape)
-    wide = {"normalized": 2 * numbers, "unnormalized": 4 * numbers}
-    narrow = dict.fromkeys(("norm", "timestep"), 4 * numbers // dim)
-    gradients = pictures * job.gradients_per_picture * len(job.recipe.checkpoints)
-    return Estimate(
-        pictures=pictures,
-        rows=shape,
-        shards=checkpoints * -(-pictures // SHARD_ROWS),
-        bytes=wide | narrow,
-        gradients=gradients,
-        batch_size=plan.batch_size,
-        seconds=_seconds_per_gradient(plan, job) * gradients,
-        memory=peak_memory(),
-        buckets=describe_buckets(job.dataset, job.recipe.buckets, np.arange(pictures)),
-    )
-
-
-def _seconds_per_gradient(plan: Plan, job: BuildJob) -> float:
-    """Time the gradients of the first pictures at the first checkpoint, a batch of them or more."""
-    denoiser = plan.denoisers[0]
-    rows = (row for row in range(len(job.dataset)) if not job.is_excluded(0, row))
-    tried = list(islice(rows, -(-plan.batch_size // job.gradients_per_picture)))
-    skipping = replace(job, skip_bad=True)
-    readable, examples, _ = skipping.examples(tried, denoiser.encoder)
-    if not readable:
-        raise job.none_readable(tried)
-    with capture_for(denoiser, job.recipe) as capture:
-        for _ in range(2):  # the first time pays for what is made once
-            began = time.perf_counter()
-            sample_gradients(
-                denoiser,
-                capture,
-                job.recipe,
-                examples,
-                job.events(0, readable),
-                batch_size=plan.batch_size,
-            )
-            seconds = time.perf_counter() - began
-    return seconds / (len(readable) * job.gradients_per_picture)

@@ -1,25 +1,44 @@
 """Pictures as the model takes them: encoded once, and kept in the index until it is finished.
 
 A model of pixels takes pictures as they are, and nothing is kept. For one of latents, VAE and text
-encoders run before the model is in memory, and each shard's latents and encoded captions wait in a
-file `prepared/…`, which all checkpoints use.
+encoders run before the model is in memory, and what they make waits in files `prepared/…`: the
+latents of a few pictures in each, and one encoded caption in each. All checkpoints use them, but
+for captions that a checkpoint's own text encoders encode.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from torch import Tensor
 
 from gradindex.builder.job import BuildJob
 from gradindex.models.checkpoints import Checkpoints
-from gradindex.models.examples import Examples, from_bytes, to_bytes
+from gradindex.models.examples import Column, Examples, from_bytes, to_bytes
+from gradindex.models.pipeline import make_examples
 from gradindex.store.location import Location
 from gradindex.store.memory import give_back_freed_memory
 from gradindex.store.progress import progress
 
 FOLDER = "prepared"
+PIECE = 16  # pictures, or captions, that are in memory at once: 200 MB of pixels at a side of 1024
 
-ReadExamples = tuple[list[int], Examples, list[str]]  # see `BuildJob.examples`
+Latents = tuple[list[int], dict[str, list[Any]], list[str]]  # see `BuildJob.pictures`
+
+
+@dataclass
+class Work:
+    """What an encoder has to encode: rows, piece by piece, and captions."""
+
+    encoder: Any
+    pieces: list[list[int]] = field(default_factory=list)
+    captions: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        """Return how many pictures and captions there are."""
+        return sum(map(len, self.pieces)) + len(self.captions)
 
 
 class Preparation:
@@ -34,8 +53,10 @@ class Preparation:
         self._location = location
         self._job = job
         self._denoisers = denoisers
-        # Adapters may change text encoders: then each checkpoint has conditions of its own.
-        self._encoders = [denoisers.encoder_of(number) for number in range(len(denoisers))]
+        # A checkpoint, or an adapter, may have text encoders of its own, and so an encoder.
+        self._encoders: list[Any] = [
+            denoisers.encoder_of(number) for number in range(len(denoisers))
+        ]
 
     def run(self, shards: Iterable[tuple[range, list[int]]]) -> None:
         """Encode the pictures of shards that are not encoded yet; then let the encoders go.
@@ -48,31 +69,22 @@ class Preparation:
         """
         if not any(self._encoders):
             return  # models of pixels: the shards need not be looked through
-        missing: dict[str, tuple[Any, list[int]]] = {}
-        for checkpoints, rows in shards:
-            for encoder in self._distinct(checkpoints).values():
-                if not rows:
-                    continue
-                name = self._file(encoder, rows)
-                if name not in missing and not self._location.sizes([name]):
-                    missing[name] = encoder, rows
+        missing = self._missing(shards)
         if not missing:
             return
         self._denoisers.release()  # there may be room for the encoders only
         give_back_freed_memory()
-        pictures = sum(len(rows) for _, rows in missing.values())
-        last = None
-        with progress(title="encoding", total=pictures, unit="picture") as bar:
-            for encoder, rows in missing.values():
-                if last not in (None, encoder):
-                    last.release()
-                last = encoder
-                self._read(encoder, rows)
-                bar.update(len(rows))
-        for encoder in {id(encoder): encoder for encoder, _ in missing.values()}.values():
-            encoder.say_what_was_cut()
-            encoder.release()
-        give_back_freed_memory()
+        with progress(title="encoding", total=sum(map(len, missing)), unit="item") as bar:
+            for work in missing:
+                for rows in work.pieces:
+                    self._latents(work.encoder, rows)
+                    bar.update(len(rows))
+                for captions in _pieces(work.captions):
+                    self._encoded(work.encoder, captions)
+                    bar.update(len(captions))
+                work.encoder.say_what_was_cut()
+                work.encoder.release()
+                give_back_freed_memory()
 
     def read(
         self, checkpoints: range, rows: list[int]
@@ -85,48 +97,143 @@ class Preparation:
         Raises:
             DataError, ModelError: see there.
         """
-        read_of = {
-            key: self._read(encoder, rows) for key, encoder in self._distinct(checkpoints).items()
-        }
-        read = [read_of[id(self._encoders[checkpoint])] for checkpoint in checkpoints]
-        readable, _, contents = read[0]
-        return readable, dict(zip(checkpoints, (one[1] for one in read), strict=True)), contents
+        if not any(self._encoders) or not rows:
+            readable, examples, contents = self._job.examples(rows, None)
+            return readable, dict.fromkeys(checkpoints, examples), contents
+        read_of: dict[str, Latents] = {}
+        examples_of: dict[int, Examples] = {}
+        for encoder in self._distinct(checkpoints):
+            if encoder.latents_key not in read_of:
+                read_of[encoder.latents_key] = self._all_latents(encoder, rows)
+            readable, columns, contents = read_of[encoder.latents_key]
+            columns = {**columns, **self._conditions(encoder, readable)}
+            examples_of[id(encoder)] = Examples(columns.pop("x", []), columns)
+        by_checkpoint = {number: examples_of[id(self._encoders[number])] for number in checkpoints}
+        return readable, by_checkpoint, contents
 
-    def _distinct(self, checkpoints: range) -> dict[int, Any]:
-        """The encoders of some checkpoints, {identity: encoder}."""
+    def _missing(self, shards: Iterable[tuple[range, list[int]]]) -> list[Work]:
+        """What is to be encoded for some shards, by the encoder."""
+        known = {f"{FOLDER}/{name}" for name in self._location.names(FOLDER)}
+        work_of: dict[int, Work] = {}
+        for checkpoints, rows in shards:
+            for encoder in self._distinct(checkpoints):
+                work = work_of.setdefault(id(encoder), Work(encoder))
+                for piece in _pieces(rows):
+                    file = self._latents_file(encoder, piece)
+                    if file not in known:
+                        work.pieces.append(piece)
+                        known.add(file)
+                for caption in self._captions(encoder, rows):
+                    file = _caption_file(encoder, caption)
+                    if file not in known:
+                        work.captions.append(caption)
+                        known.add(file)
+        return [work for work in work_of.values() if len(work)]
+
+    def _distinct(self, checkpoints: range) -> list[Any]:
+        """The encoders of some checkpoints, each once."""
         encoders = [self._encoders[checkpoint] for checkpoint in checkpoints]
-        return {id(encoder): encoder for encoder in encoders}
+        return list({id(encoder): encoder for encoder in encoders}.values())
 
-    def _read(self, encoder: Any, rows: list[int]) -> ReadExamples:
-        """What `BuildJob.examples` gives for these rows with an encoder."""
-        if encoder is None or not rows:
-            return self._job.examples(rows, encoder)
-        name = self._file(encoder, rows)
-        if self._location.sizes([name]):
-            try:
-                examples, notes = from_bytes(self._location.read(name))
-                return json.loads(notes["rows"]), examples, json.loads(notes["contents"])
-            except (ValueError, KeyError):
-                self._location.discard(name)  # damaged
-        readable, examples, contents = self._job.examples(rows, encoder)
+    def _captions(self, encoder: Any, rows: Sequence[int]) -> list[str]:
+        """The captions of some rows that are encoded apart from the pictures."""
+        if encoder.captions_key is None:
+            return []
+        return self._job.dataset.captions_of(rows) or []
+
+    def _all_latents(self, encoder: Any, rows: list[int]) -> Latents:
+        """What `_latents` gives for any number of rows."""
+        readable: list[int] = []
+        columns: dict[str, list[Any]] = {}
+        contents: list[str] = []
+        for piece in _pieces(rows):
+            read, of_piece, digests = self._latents(encoder, piece)
+            readable += read
+            contents += digests
+            for name, values in of_piece.items():
+                columns.setdefault(name, []).extend(values)
+        return readable, columns, contents
+
+    def _latents(self, encoder: Any, rows: list[int]) -> Latents:
+        """The rows whose pictures can be read; these without captions; digests of their bytes.
+
+        The pictures are columns: "x" and conditions, see `Examples`.
+        """
+        name = self._latents_file(encoder, rows)
+        (content,) = self._location.read_many([name])
+        try:
+            columns, notes = from_bytes(content or b"")
+            return json.loads(notes["rows"]), columns, json.loads(notes["contents"])
+        except (ValueError, KeyError):
+            pass  # there is none, or it is damaged
+        readable, pictures, contents = self._job.pictures(rows)
+        if encoder.captions_key is not None:
+            pictures = replace(pictures, captions=None)
+        examples = make_examples(encoder, pictures)
+        made: dict[str, Column] = {"x": examples.x, **examples.conditions} if readable else {}
         notes = {"rows": json.dumps(readable), "contents": json.dumps(contents)}
-        self._location.publish(name, to_bytes(examples, notes))
-        return readable, examples, contents
+        self._location.publish(name, to_bytes(made, notes))
+        return readable, {key: list(values) for key, values in made.items()}, contents
 
-    def _file(self, encoder: Any, rows: list[int]) -> str:
+    def _conditions(self, encoder: Any, rows: list[int]) -> dict[str, list[Tensor]]:
+        """The conditions that the captions of some rows make, {name: a tensor for each row}."""
+        captions = self._captions(encoder, rows)
+        encoded: dict[str, dict[str, Tensor]] = {}
+        for piece in _pieces(list(dict.fromkeys(captions))):
+            encoded |= self._encoded(encoder, piece)
+        names = encoded[captions[0]] if captions else {}
+        return {name: [encoded[caption][name] for caption in captions] for name in names}
+
+    def _encoded(self, encoder: Any, captions: list[str]) -> dict[str, dict[str, Tensor]]:
+        """The conditions that captions make, {caption: {name: tensor}}."""
+        files = {caption: _caption_file(encoder, caption) for caption in captions}
+        encoded: dict[str, dict[str, Tensor]] = {}
+        for caption, content in zip(files, self._location.read_many(files.values()), strict=True):
+            try:
+                columns, _ = from_bytes(content or b"")
+                encoded[caption] = {name: values[0] for name, values in columns.items()}
+            except ValueError:
+                pass  # there is none, or it is damaged
+        missing = [caption for caption in files if caption not in encoded]
+        made = encoder.encode_captions(missing) if missing else []
+        for caption, conditions in zip(missing, made, strict=True):
+            columns = {name: [value] for name, value in conditions.items()}
+            self._location.publish(files[caption], to_bytes(columns, {}))
+            encoded[caption] = conditions
+        return encoded
+
+    def _latents_file(self, encoder: Any, rows: list[int]) -> str:
         """The name of the file of some rows: it depends on all that decides its content."""
         recipe, dataset = self._job.recipe, self._job.dataset
         # A recipe's seed draws the latents where they are sampled.
-        key = (
-            *(encoder.key, recipe.latents, recipe.seed, recipe.buckets or recipe.picture),
+        return _file(
+            *(encoder.latents_key, recipe.latents, recipe.seed, recipe.buckets or recipe.picture),
             *(self._job.ids(rows), rows, self._job.skip_bad),
             [dataset.fingerprint(row) for row in rows],
             [str(dataset.stats[row]) for row in rows],
             *([] if recipe.masks is None else [recipe.masks]),
         )
-        return f"{FOLDER}/{hashlib.sha256(repr(key).encode()).hexdigest()[:24]}.safetensors"
 
 
 def drop_prepared(location: Location) -> None:
     """Delete what was encoded for a build that is finished."""
     location.discard_folder(FOLDER)
+
+
+def _pieces(items: list[Any]) -> list[list[Any]]:
+    """Lists of `PIECE` items, the last one of what is left.
+
+    >>> [len(piece) for piece in _pieces(list(range(40)))]
+    [16, 16, 8]
+    """
+    return [items[start : start + PIECE] for start in range(0, len(items), PIECE)]
+
+
+def _caption_file(encoder: Any, caption: str) -> str:
+    """The name of the file of an encoded caption."""
+    return _file(encoder.captions_key, caption)
+
+
+def _file(*key: Any) -> str:
+    """The name of the file of what a key decides on."""
+    return f"{FOLDER}/{hashlib.sha256(repr(key).encode()).hexdigest()[:24]}.safetensors"

@@ -245,8 +245,9 @@ def _say_what_is_missing(store: "Store", part: tuple[int, int]) -> None:
 
 def _estimate(device: str, part: object, ray: object, overwrite: bool, **options: Any) -> str:
     """What the whole build would make and take, whichever part of it, and where, is asked for."""
+    from gradindex.builder.estimate import estimate
     from gradindex.builder.options import BuildOptions
-    from gradindex.builder.plan import estimate, make_plan
+    from gradindex.builder.plan import make_plan
     from gradindex.models.devices import resolve_device
     from gradindex.report.info import describe_plan
 

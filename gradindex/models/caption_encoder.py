@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from gradindex.errors import ModelError
@@ -31,12 +30,14 @@ class CaptionEncoder:
         self._folder = folder
         self._family = family
         self._config = config
-        self._encoded: dict[str, dict[str, np.ndarray]] = {}
+        self._encoded: dict[str, dict[str, Tensor]] = {}
         self._cut: set[str] = set()  # captions of which the end was left out
         self._tokens = 0  # of a caption, at most
 
-    def encode(self, pipeline: Any, captions: Sequence[str]) -> list[dict[str, np.ndarray]]:
-        """Return what a model is given of each caption, {condition: array}.
+    def encode(self, pipeline: Any, captions: Sequence[str]) -> list[dict[str, Tensor]]:
+        """Return what a model is given of each caption, {condition: tensor in main memory}.
+
+        Their precision is the one in which the text encoders run.
 
         Args:
             pipeline: with its text encoders and tokenizers.
@@ -53,7 +54,9 @@ class CaptionEncoder:
             self._require_widths(encoded)
             for number, text in enumerate(texts):
                 self._encoded[text] = {
-                    name: _to_array(values[number]) for name, values in encoded.items()
+                    # A copy: a row would keep the whole batch in memory.
+                    name: values[number].to("cpu", copy=True)
+                    for name, values in encoded.items()
                 }
         found = [self._encoded[text] for text in captions]
         self._forget_first()
@@ -62,7 +65,7 @@ class CaptionEncoder:
     def _forget_first(self) -> None:
         """Let the captions go that were encoded first, until the others are few enough to keep."""
         sizes = [
-            sum(array.nbytes for array in arrays.values()) for arrays in self._encoded.values()
+            sum(tensor.nbytes for tensor in tensors.values()) for tensors in self._encoded.values()
         ]
         kept = sum(sizes)
         for text, size in zip(list(self._encoded), sizes, strict=True):
@@ -104,8 +107,3 @@ class CaptionEncoder:
                     f"{self._folder}: the text encoders give {width} numbers as {name}, the model"
                     f" takes {expected}: they are another model's"
                 )
-
-
-def _to_array(values: Tensor) -> np.ndarray:
-    values = values.detach().cpu()
-    return (values.float() if values.is_floating_point() else values).numpy()

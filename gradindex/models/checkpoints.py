@@ -82,7 +82,7 @@ class Checkpoints:
         if number not in self._encoders:
             self._encoders[number] = encoder
             for other in self._encoders.values():
-                if encoder is not None and other is not None and other.key == encoder.key:
+                if encoder is not None and other is not None and _are_alike(encoder, other):
                     self._encoders[number] = other
                     break
         return self._encoders[number]
@@ -169,3 +169,9 @@ class Checkpoints:
         parameters = {name: denoiser.model.get_parameter(name) for name in denoiser.trainable}
         shapes = {name: parameter.shape for name, parameter in parameters.items()}
         return (denoiser.description, shapes), denoiser.digest
+
+
+def _are_alike(encoder: Encoder, other: Encoder) -> bool:
+    """Whether two encoders make the same examples."""
+    keys, others = ((e.latents_key, e.captions_key) for e in (encoder, other))
+    return keys == others

@@ -148,7 +148,7 @@ class CustomEncoder:
         self._given = given
         self._device = device
         self.digest = hashlib.sha256(str(getattr(given, "version", "")).encode()).hexdigest()
-        self.key = self.digest
+        self.latents_key, self.captions_key = self.digest, None  # captions go with pictures
 
     def release(self) -> None:
         """Do nothing: what the object keeps in memory is its own affair."""

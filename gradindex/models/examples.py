@@ -19,6 +19,8 @@ CLASS_LABELS = "class_labels"  # the condition of a class-conditional model, a w
 INPUT_NOISE = "input_noise"  # what is added to the noise that x is mixed with, of the shape of x
 LOSS_MASK = "loss_mask"  # what the loss is multiplied with, [1, height, width] of x
 
+Column = Sequence[np.ndarray] | Sequence[Tensor] | np.ndarray  # an array for each example
+
 
 @dataclass(frozen=True)
 class Pictures:
@@ -92,12 +94,12 @@ class Examples:
     Attributes:
         x: B pictures, or scaled latents, [channels, height, width] float32 each. Their shapes may
             differ.
-        conditions: {name: B arrays} of what else the model is given of each; the names are those of
-            `Family.predict`, and `LOSS_MASK`.
+        conditions: {name: B arrays, or tensors} of what else the model is given of each; the names
+            are those of `Family.predict`, and `LOSS_MASK`.
     """
 
-    x: Sequence[np.ndarray] | np.ndarray
-    conditions: Mapping[str, Sequence[np.ndarray] | np.ndarray] = field(default_factory=dict)
+    x: Column
+    conditions: Mapping[str, Column] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Return B."""
@@ -166,53 +168,53 @@ def positions_by(keys: Iterable[Hashable]) -> dict[Any, list[int]]:
     return positions
 
 
-def to_bytes(examples: Examples, notes: Mapping[str, str]) -> bytes:
-    """Return examples as the content of a safetensors file; an array that several share once.
+def to_bytes(columns: Mapping[str, Column], notes: Mapping[str, str]) -> bytes:
+    """Return arrays as the content of a safetensors file; an array that several share once.
 
     Args:
+        columns: {name: arrays or tensors}.
         notes: texts to keep with them, see `from_bytes`.
     """
-    from safetensors.numpy import save
+    from safetensors.torch import save
 
-    arrays: dict[str, np.ndarray] = {}
+    tensors: dict[str, Tensor] = {}
     name_of: dict[int, str] = {}
     names: dict[str, list[str]] = {}
     # Lists, for a row of an array is made anew each time: an identity holds while its object lives.
-    columns = {"x": list(examples.x)} | {
-        key: list(values) for key, values in examples.conditions.items()
-    }
-    for key, values in columns.items():
+    lists: dict[str, list[Any]] = {key: list(values) for key, values in columns.items()}
+    for key, values in lists.items():
         names[key] = []
         for value in values:
             name = name_of.setdefault(id(value), str(len(name_of)))
-            arrays[name] = np.asarray(value, order="C")  # ascontiguousarray adds an axis to none
+            tensor = value if isinstance(value, Tensor) else torch.tensor(value)
+            tensors[name] = tensor.contiguous()
             names[key].append(name)
-    return save(arrays, {"names": json.dumps(names), **notes})
+    return save(tensors, {"names": json.dumps(names), **notes})
 
 
-def from_bytes(content: bytes) -> tuple[Examples, dict[str, str]]:
-    """Return the examples of which `content` is the `to_bytes`, and the texts kept with them.
+def from_bytes(content: bytes) -> tuple[dict[str, list[Tensor]], dict[str, str]]:
+    """Return the arrays of which `content` is the `to_bytes`, and the texts kept with them.
 
     Raises:
         ValueError: it is no such content.
     """
-    from safetensors.numpy import load
+    from safetensors.torch import load
 
     try:
         length = int.from_bytes(content[:8], "little")
         notes = json.loads(content[8 : 8 + length])["__metadata__"]
-        arrays = load(content)
+        tensors = load(content)
         names = json.loads(notes.pop("names"))
-        x, *conditions = [[arrays[name] for name in of_key] for of_key in names.values()]
+        columns = {key: [tensors[name] for name in of_key] for key, of_key in names.items()}
     except Exception as error:  # safetensors raises kinds of its own
-        raise ValueError(f"no examples: {error}") from error
-    return Examples(x, dict(zip(list(names)[1:], conditions, strict=True))), notes
+        raise ValueError(f"no arrays: {error}") from error
+    return columns, notes
 
 
 def _stacked(
-    arrays: Sequence[np.ndarray] | np.ndarray,
-    positions: Sequence[int] | np.ndarray,
-    device: torch.device | str,
+    arrays: Column, positions: Sequence[int] | np.ndarray, device: torch.device | str
 ) -> Tensor:
-    chosen = np.stack([arrays[position] for position in positions])
-    return torch.from_numpy(chosen).to(device)
+    chosen: list[Any] = [arrays[position] for position in positions]
+    if isinstance(chosen[0], Tensor):
+        return torch.stack(chosen).to(device)
+    return torch.from_numpy(np.stack(chosen)).to(device)

@@ -37,7 +37,7 @@ from gradindex.models.refusals import (
     unknown_class,
 )
 from gradindex.models.schedules import find_scheduler, read_schedule
-from gradindex.models.weights import read_header, read_weights
+from gradindex.models.weights import read_header, weight_names
 from gradindex.recipe import MEAN
 
 
@@ -87,7 +87,7 @@ def load_denoiser(
     if folder is None:
         files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
         for file in [] if is_lora_folder(path) else files:
-            if kind := foreign_weights(read_weights([file]), file):
+            if kind := foreign_weights(weight_names(file), file):
                 raise ModelError(f"{file}: {kind}")
         raise no_model(root, None if path.is_dir() else path)
     config_file = folder / "config.json"
@@ -107,7 +107,7 @@ def load_denoiser(
             raise CallError(f"latents = {latents!r}: the model takes pictures, not latents")
     schedule = read_schedule(find_scheduler(folder, scheduler, model))
     if path.is_file():
-        check_prediction(read_weights([path]), read_header(path), schedule, path)
+        check_prediction(weight_names(path), read_header(path), schedule, path)
     change = None if adapter is None else read_adapter(adapter)
     files = weight_files(folder) if path.is_dir() else [path]
     network = make_network(model_class, arguments, config_file, files, DTYPES[dtype], path)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gradindex.errors import ModelError, first_line
 from gradindex.models.original_layout import PARTS, is_original
-from gradindex.models.weights import listed, read_weights
+from gradindex.models.weights import listed, read_weights, weight_names
 
 VAE = ("first_stage_model.", "vae.")
 CLIP_L, OPEN_CLIP, T5 = "CLIP", "OpenCLIP", "T5"
@@ -42,11 +42,14 @@ class OriginalParts:
     Attributes:
         file: where they are.
         files: none beside it.
-        digest: SHA-256 of their weights in the file.
+        vae_digest, text_digest: SHA-256 of the weights in the file that encode pictures, and of
+            those that encode captions; empty: there are none.
     """
 
-    def __init__(self, file: Path, prefixes: Mapping[str, str], digest: str) -> None:
-        self.file, self.digest = file, digest
+    def __init__(
+        self, file: Path, prefixes: Mapping[str, str], vae_digest: str, text_digest: str
+    ) -> None:
+        self.file, self.vae_digest, self.text_digest = file, vae_digest, text_digest
         self.files: list[Path] = []
         self._prefixes = prefixes  # {part of the pipeline: how its names begin in the file}
 
@@ -60,9 +63,9 @@ class OriginalParts:
         Raises:
             ModelError: it holds a text encoder that the pipeline has not.
         """
-        weights = read_weights([file])
-        names = [name for name in weights if name.startswith(PARTS) and not _is_unused(name)]
-        if not names or not is_original(weights):
+        all_names = weight_names(file)
+        names = [name for name in all_names if name.startswith(PARTS) and not _is_unused(name)]
+        if not names or not is_original(all_names):
             return None
         prefixes: dict[str, str] = {}
         for prefix in (*VAE, *TEXT):
@@ -74,12 +77,10 @@ class OriginalParts:
                 f"{file}: holds text encoders that the pipeline has not ({listed(left)}); give as"
                 " model the pipeline that this checkpoint was made from"
             )
-        digest = hashlib.sha256()
-        for name in sorted(names):
-            digest.update(f"{name} {weights[name].dtype} {tuple(weights[name].shape)}".encode())
-            content = weights[name].contiguous().flatten().view(torch.uint8)
-            digest.update(content.numpy().tobytes())
-        return cls(file, prefixes, digest.hexdigest())
+        weights = read_weights([file], PARTS)
+        encoding = {name: weights[name] for name in names if not _is_decoder(name)}
+        text = {name: encoding.pop(name) for name in names if not name.startswith(VAE)}
+        return cls(file, prefixes, _digest(encoding), _digest(text))
 
     def put_in(self, part: str, module: nn.Module) -> None:
         """Give a part of the pipeline the weights of the file, where they are others.
@@ -127,11 +128,7 @@ class OriginalParts:
         )
 
         config: Any = module.config
-        found = {
-            name: weight
-            for name, weight in read_weights([self.file]).items()
-            if name.startswith(prefix)
-        }
+        found = read_weights([self.file], prefix)
         try:
             if prefix in VAE:
                 converted = convert_ldm_vae_checkpoint(found, config)
@@ -168,6 +165,22 @@ def _part_of(prefix: str, vae: str, text_encoders: Collection[str]) -> str:
 
 def _is_unused(name: str) -> bool:
     return name.endswith(UNUSED)
+
+
+def _is_decoder(name: str) -> bool:
+    """Whether a weight of a file is of the half of a VAE that makes pictures of latents."""
+    return any(name.startswith(f"{prefix}{half}") for prefix in VAE for half in DECODER)
+
+
+def _digest(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 of weights, by their names; empty where there are none."""
+    if not weights:
+        return ""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(f"{name} {weights[name].dtype} {tuple(weights[name].shape)}".encode())
+        digest.update(weights[name].contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _places(module: nn.Module) -> dict[str, Tensor]:

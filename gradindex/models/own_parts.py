@@ -5,7 +5,8 @@ the text encoder too (`--train_text_encoder`) leaves `checkpoint-500/text_encode
 `checkpoint-500/unet`.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from filecmp import cmp
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,28 +23,38 @@ WEIGHTS = ("*.safetensors", "*.bin")
 class FolderParts:
     """The text encoders in a checkpoint's folder.
 
+    Those whose weight files are the pipeline's own, byte by byte, are not put in its place.
+
     Attributes:
-        files: of their weights, sorted.
-        digest: SHA-256 of these.
+        files: of the weights of all, sorted.
+        text_digest: names and SHA-256 of those that are others than the pipeline's; empty: none is.
+        vae_digest: empty, for there is none.
     """
 
-    def __init__(self, folders: Collection[Path]) -> None:
-        self._folders = {folder.name: folder for folder in folders}
-        self.files = sorted(
-            file for folder in folders for kind in WEIGHTS for file in folder.glob(kind)
+    vae_digest = ""
+
+    def __init__(self, folders: Collection[Path], pipeline: Path) -> None:
+        files = {folder: _weight_files(folder) for folder in folders}
+        self.files = sorted(file for of_one in files.values() for file in of_one)
+        self._folders = {
+            folder.name: folder
+            for folder in folders
+            if not _are_equal(files[folder], _weight_files(pipeline / folder.name))
+        }
+        self.text_digest = " ".join(
+            f"{name} {files_digest(files[folder])}" for name, folder in self._folders.items()
         )
-        self.digest = files_digest(self.files)
 
     @classmethod
-    def read(cls, folder: Path, text_encoders: Collection[str]) -> Self | None:
+    def read(cls, folder: Path, pipeline: Path, text_encoders: Collection[str]) -> Self | None:
         """Return the text encoders in a folder; None where there are none.
 
         Args:
-            text_encoders: names of the pipeline's.
+            pipeline: its folder. text_encoders: names of the pipeline's.
         """
         folders = [folder / name for name in text_encoders]
         found = [place for place in folders if (place / "config.json").is_file()]
-        return cls(found) if found else None
+        return cls(found, pipeline) if found else None
 
     def put_in(self, part: str, module: Any) -> None:
         """Give a text encoder of the pipeline the weights in the folder.
@@ -66,13 +77,25 @@ class FolderParts:
             ) from error
 
 
+def _weight_files(folder: Path) -> list[Path]:
+    return sorted(file for kind in WEIGHTS for file in folder.glob(kind))
+
+
+def _are_equal(files: Sequence[Path], others: Sequence[Path]) -> bool:
+    """Whether files have the names and bytes of others; they are read up to where they differ."""
+    names = [file.name for file in files]
+    return names == [other.name for other in others] and all(
+        cmp(file, other, shallow=False) for file, other in zip(files, others, strict=True)
+    )
+
+
 def own_parts(
-    checkpoint: Path | None, vae: str, text_encoders: Collection[str]
+    checkpoint: Path | None, pipeline: Path, vae: str, text_encoders: Collection[str]
 ) -> OriginalParts | FolderParts | None:
     """Return the parts of a checkpoint's file or folder; None where it has none.
 
     Args:
-        vae: name of the pipeline's VAE. text_encoders: names of its text encoders.
+        pipeline: its folder. vae: name of its VAE. text_encoders: names of its text encoders.
 
     Raises:
         ModelError: see `OriginalParts.read`.
@@ -81,4 +104,4 @@ def own_parts(
         return None
     if checkpoint.is_file():
         return OriginalParts.read(checkpoint, vae, text_encoders)
-    return FolderParts.read(checkpoint, text_encoders)
+    return FolderParts.read(checkpoint, pipeline, text_encoders)

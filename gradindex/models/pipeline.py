@@ -5,7 +5,6 @@ beside it.
 """
 
 import gc
-import hashlib
 from collections.abc import Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -96,7 +95,7 @@ class Encoder:
         if family.captioned:
             self._require_text_encoders()
         names = [name for name in self._needed_parts() if name.startswith("text_encoder")]
-        self._own = own_parts(checkpoint, self._vae_name, names)
+        self._own = own_parts(checkpoint, folder, self._vae_name, names)
         self.own_files = [] if self._own is None else self._own.files
         self._adapter = adapter
         if adapter is not None:
@@ -155,19 +154,19 @@ class Encoder:
         return parts_digest(self.folder, self._needed_parts())
 
     @property
-    def key(self) -> str:
-        """What decides on examples: `digest`, and what a checkpoint has in place of these parts.
+    def latents_key(self) -> str:
+        """What decides on latents: `digest`, and the VAE that a checkpoint has in its place."""
+        return f"{self.digest} {self._own.vae_digest if self._own else ''}".strip()
 
-        That is no part of `digest`, which is that of all checkpoints of a run.
-        """
-        digests = [self.digest]
-        if self._own is not None:
-            digests.append(self._own.digest)
+    @property
+    def captions_key(self) -> str | None:
+        """What decides on encoded captions; None: the model is given none."""
+        if not self._family.captioned:
+            return None
+        digests = [self.digest, self._own.text_digest if self._own else ""]
         if self._adapter is not None and self._adapter.text_encoders:
             digests.append(self._adapter.digest)
-        if len(digests) == 1:
-            return self.digest
-        return hashlib.sha256(" ".join(digests).encode()).hexdigest()
+        return " ".join(digests).strip()
 
     def with_adapter(self, adapter: Adapter) -> "Encoder":
         """Return the encoder of another adapter; this one where neither changes text encoders."""
@@ -256,16 +255,26 @@ class Encoder:
         conditions = dict(Examples.of_pictures(x, pictures.labels).conditions)
         if self._blank_name is not None:
             conditions[self._blank_name] = [self._blank(array.shape) for array in arrays]
-        if pictures.captions is not None and self._family.captioned:
-            with self._model_errors("text encoder"):
-                encoded = self._captions.encode(self._loaded, pictures.captions)
-            for name in encoded[0] if encoded else ():
+        if pictures.captions and self._family.captioned:
+            encoded = self.encode_captions(pictures.captions)
+            for name in encoded[0]:
                 conditions[name] = [values[name] for values in encoded]
         sizes = [self._sizes(pictures, position) for position in range(len(arrays))]
         for name in sizes[0] if sizes else ():
             if name in self._shapes:
                 conditions[name] = [np.array(of_one[name], np.float32) for of_one in sizes]
         return Examples(x, conditions)
+
+    @torch.no_grad()
+    @plain_torch()
+    def encode_captions(self, captions: Sequence[str]) -> list[dict[str, Tensor]]:
+        """Return what the model is given of each caption, {condition: tensor}.
+
+        Raises:
+            ModelError: see `encode`.
+        """
+        with self._model_errors("text encoder"):
+            return self._captions.encode(self._loaded, captions)
 
     def _sizes(self, pictures: Pictures, position: int) -> dict[str, list[float]]:
         """What a model can be told of the geometry of one picture; see `Family.sizes`."""

@@ -1,10 +1,12 @@
 """The weights in files, compared with those of a configuration."""
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from torch import Tensor
@@ -19,16 +21,38 @@ OLD_NAME = re.compile(rf"\.({'|'.join(RENAMED)})\.(weight|bias)$")
 NAMES_SHOWN = 5
 
 
-def read_weights(files: Sequence[Path]) -> dict[str, Tensor]:
+def read_weights(files: Sequence[Path], prefixes: str | tuple[str, ...] = "") -> dict[str, Tensor]:
     """Return the weights in all of the files, {name: tensor}; nothing in them is run.
+
+    The system reads the numbers of a weight when they are used: a tensor is a place in its file.
+    Pickles that torch wrote before 1.6 are the exception.
+
+    Args:
+        prefixes: how the names of those begin that are wanted.
 
     Raises:
         ModelError: a file cannot be read, or holds something else.
     """
     weights: dict[str, Tensor] = {}
     for file in files:
-        weights |= _read_file(file)
+        weights |= _read_file(file, prefixes)
     return weights
+
+
+def weight_names(file: Path) -> list[str]:
+    """Return the names of the weights in a file; of safetensors only the header is read.
+
+    Raises:
+        ModelError: see `read_weights`.
+    """
+    if file.suffix != ".safetensors":
+        return list(read_weights([file]))
+    from safetensors import safe_open
+
+    with _file_errors(file):
+        _require_content(file)
+        with safe_open(file, framework="pt") as opened:
+            return list(opened.keys())
 
 
 def read_header(file: Path) -> dict[str, str]:
@@ -96,21 +120,37 @@ def check_weights(
             )
 
 
-def _read_file(file: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
+def _read_file(file: Path, prefixes: str | tuple[str, ...]) -> dict[str, Tensor]:
+    from safetensors import safe_open
 
+    with _file_errors(file):
+        _require_content(file)
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as opened:
+                names = opened.keys()
+                return {n: opened.get_tensor(n) for n in names if n.startswith(prefixes)}
+        weights = torch.load(file, "cpu", weights_only=True, mmap=is_zipfile(file))
+    weights = _require_weights(weights, file)
+    return {name: value for name, value in weights.items() if name.startswith(prefixes)}
+
+
+def _require_content(file: Path) -> None:
+    """Raise ModelError where a file holds no weights, by its name or how it begins."""
     if file.suffix == ".json":
         raise ModelError(f"{file}: not a weights file; give the folder that it lies in")
+    with file.open("rb") as stream:
+        is_pointer = stream.read(len(GIT_LFS)) == GIT_LFS
+    if is_pointer:
+        raise ModelError(
+            f"{file}: a pointer of Git LFS in place of the weights; run `git lfs pull` there"
+        )
+
+
+@contextmanager
+def _file_errors(file: Path) -> Iterator[None]:
+    """Turn what readers of weights raise into one line."""
     try:
-        with file.open("rb") as stream:
-            is_pointer = stream.read(len(GIT_LFS)) == GIT_LFS
-        if is_pointer:
-            raise ModelError(
-                f"{file}: a pointer of Git LFS in place of the weights; run `git lfs pull` there"
-            )
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        weights = torch.load(file, "cpu", weights_only=True)
+        yield
     except ModelError:
         raise
     except UnpicklingError as error:  # whose text advises to run what is in the file
@@ -123,7 +163,6 @@ def _read_file(file: Path) -> dict[str, Tensor]:
             f"{file}: cannot be loaded ({first_line(error)}); if it was cut short, copy or download"
             " it again"
         ) from error
-    return _require_weights(weights, file)
 
 
 def _require_weights(weights: Any, file: Path) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from gradindex.store.manifest import Shard
 from gradindex.store.store import Store
 
 if TYPE_CHECKING:  # it imports torch, which takes seconds
-    from gradindex.builder.plan import Estimate
+    from gradindex.builder.estimate import Estimate
 
 NAME_WIDTH = 11  # columns of text, at the least
 RUNS_SHOWN = 8  # of missing shards
@@ -60,13 +60,15 @@ def describe_plan(estimate: "Estimate") -> str:
     """Return what a build would make and take, as text of a line each."""
     sizes = [f"{name} {_size(count)}" for name, count in estimate.bytes.items()]
     total = _size(sum(estimate.bytes.values()))
+    prepared = f"; {_size(estimate.prepared)} more until it is finished, for encoded pictures"
     duration = _duration(estimate.seconds)
     memory = estimate.memory
     lines = {
         "pictures": str(estimate.pictures),
         "buckets": estimate.buckets,
         "rows": _rows(estimate.rows),
-        "disk": f"{total} ({', '.join(sizes)}), and search files",
+        "disk": f"{total} ({', '.join(sizes)}), and search files"
+        + (prepared if estimate.prepared else ""),
         "shards": str(estimate.shards),
         "gradients": f"{estimate.gradients:,}, {estimate.batch_size} at once",
         "time": f"{duration} at the pace of a batch just timed, on one such device",

@@ -166,6 +166,7 @@ def test_latents_are_scaled_as_the_pipeline_undoes_it(config: dict[str, Any]) ->
 def test_kept_examples_have_class_labels_without_an_axis() -> None:
     """As class-conditional models take them: [B], not [B, 1]."""
     examples = Examples.of_pictures(np.zeros((2, 4, 2, 2), np.float32), [3, 5])
-    kept, _ = from_bytes(to_bytes(examples, {}))
+    columns, _ = from_bytes(to_bytes({"x": examples.x, **examples.conditions}, {}))
+    kept = Examples(columns.pop("x"), columns)
     _, conditions = kept.batch([0, 1], "cpu")
     assert conditions["class_labels"].tolist() == [3, 5]

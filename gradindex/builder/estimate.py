@@ -1,0 +1,129 @@
+"""What a build would make and take, before it is begun."""
+
+import math
+import time
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from gradindex.builder.job import BuildJob
+from gradindex.builder.plan import Plan
+from gradindex.data.buckets import describe_buckets
+from gradindex.gradients.parameters import capture_for
+from gradindex.gradients.sampling import sample_gradients
+from gradindex.machine_memory import peak_memory
+from gradindex.models.checkpoints import Checkpoints
+from gradindex.models.examples import Examples
+from gradindex.store.store import SHARD_ROWS
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a build would make, and what it would take.
+
+    Attributes:
+        pictures: N.
+        rows: [C, N, T, D] of the arrays.
+        shards: units of work.
+        bytes: of each array on disk, {name: bytes}.
+        gradients: how many (checkpoint, picture, timestep, draw) go through the model.
+        batch_size: how many of them at once.
+        seconds: for all gradients, at the pace of one batch on this device.
+        memory: the most bytes that this process has had so far; None where it is not known.
+        buckets: which hold how many pictures; empty: there are none.
+        prepared: bytes on disk of encoded pictures and captions, until the build is finished.
+    """
+
+    pictures: int
+    rows: tuple[int, int, int, int]
+    shards: int
+    bytes: dict[str, int]
+    gradients: int
+    batch_size: int
+    seconds: float
+    memory: int | None
+    buckets: str
+    prepared: int
+
+
+def estimate(plan: Plan) -> Estimate:
+    """Return what a build would make and take, by its plan and a batch of gradients that is timed.
+
+    Raises:
+        DataError: none of the pictures that the batch would be made of can be read.
+    """
+    job = plan.job_on(plan.dataset)
+    shape = job.recipe.shape(len(job.dataset))
+    checkpoints, pictures, _, dim = shape
+    numbers = math.prod(shape)
+    wide = {"normalized": 2 * numbers, "unnormalized": 4 * numbers}
+    narrow = dict.fromkeys(("norm", "timestep"), 4 * numbers // dim)
+    gradients = pictures * job.gradients_per_picture * len(job.recipe.checkpoints)
+    readable, examples = _first_batch(plan, job)
+    return Estimate(
+        pictures=pictures,
+        rows=shape,
+        shards=checkpoints * -(-pictures // SHARD_ROWS),
+        bytes=wide | narrow,
+        gradients=gradients,
+        batch_size=plan.batch_size,
+        seconds=_seconds_per_gradient(plan, job, readable, examples) * gradients,
+        memory=peak_memory(),
+        buckets=describe_buckets(job.dataset, job.recipe.buckets, np.arange(pictures)),
+        prepared=_prepared_bytes(job, plan.denoisers, examples),
+    )
+
+
+def _first_batch(plan: Plan, job: BuildJob) -> tuple[list[int], Examples]:
+    """The first pictures that make a batch or more, as the first checkpoint takes them."""
+    rows = (row for row in range(len(job.dataset)) if not job.is_excluded(0, row))
+    tried = list(islice(rows, -(-plan.batch_size // job.gradients_per_picture)))
+    skipping = replace(job, skip_bad=True)
+    readable, examples, _ = skipping.examples(tried, plan.denoisers.encoder)
+    if not readable:
+        raise job.none_readable(tried)
+    return readable, examples
+
+
+def _seconds_per_gradient(
+    plan: Plan, job: BuildJob, readable: list[int], examples: Examples
+) -> float:
+    """Time the gradients of some pictures at the first checkpoint."""
+    denoiser = plan.denoisers[0]
+    with capture_for(denoiser, job.recipe) as capture:
+        for _ in range(2):  # the first time pays for what is made once
+            began = time.perf_counter()
+            sample_gradients(
+                denoiser,
+                capture,
+                job.recipe,
+                examples,
+                job.events(0, readable),
+                batch_size=plan.batch_size,
+            )
+            seconds = time.perf_counter() - began
+    return seconds / (len(readable) * job.gradients_per_picture)
+
+
+def _prepared_bytes(job: BuildJob, denoisers: Checkpoints, examples: Examples) -> int:
+    """About how many bytes encoded pictures and captions take until the build is finished.
+
+    Args:
+        examples: B of the pictures, B ≥ 1, at the first checkpoint.
+    """
+    encoders: list[Any] = [denoisers.encoder_of(number) for number in range(len(denoisers))]
+    if None in encoders:
+        return 0  # a model of pixels
+    latents_keys = {encoder.latents_key for encoder in encoders}
+    captions_keys = {encoder.captions_key for encoder in encoders} - {None}
+    given = (job.dataset.captions or ()) if captions_keys else ()
+    captions = {caption for caption in given if caption is not None}
+    of_caption = encoders[0].encode_captions([min(captions)])[0] if captions else {}
+    columns: list[Any] = [examples.x]
+    columns += [values for name, values in examples.conditions.items() if name not in of_caption]
+    of_pictures = sum(array.nbytes for column in columns for array in column) / len(examples)
+    of_captions = sum(tensor.nbytes for tensor in of_caption.values()) * len(captions)
+    pictures = len(job.dataset)
+    return round(of_pictures * pictures) * len(latents_keys) + of_captions * len(captions_keys)
