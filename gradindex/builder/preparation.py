@@ -12,8 +12,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import Tensor
-
 from gradindex.builder.job import BuildJob
 from gradindex.models.checkpoints import Checkpoints
 from gradindex.models.examples import Column, Examples, from_bytes, to_bytes
@@ -175,19 +173,19 @@ class Preparation:
         self._location.publish(name, to_bytes(made, notes))
         return readable, {key: list(values) for key, values in made.items()}, contents
 
-    def _conditions(self, encoder: Any, rows: list[int]) -> dict[str, list[Tensor]]:
+    def _conditions(self, encoder: Any, rows: list[int]) -> dict[str, list[Any]]:
         """The conditions that the captions of some rows make, {name: a tensor for each row}."""
         captions = self._captions(encoder, rows)
-        encoded: dict[str, dict[str, Tensor]] = {}
+        encoded: dict[str, dict[str, Any]] = {}
         for piece in _pieces(list(dict.fromkeys(captions))):
             encoded |= self._encoded(encoder, piece)
         names = encoded[captions[0]] if captions else {}
         return {name: [encoded[caption][name] for caption in captions] for name in names}
 
-    def _encoded(self, encoder: Any, captions: list[str]) -> dict[str, dict[str, Tensor]]:
+    def _encoded(self, encoder: Any, captions: list[str]) -> dict[str, dict[str, Any]]:
         """The conditions that captions make, {caption: {name: tensor}}."""
         files = {caption: _caption_file(encoder, caption) for caption in captions}
-        encoded: dict[str, dict[str, Tensor]] = {}
+        encoded: dict[str, dict[str, Any]] = {}
         for caption, content in zip(files, self._location.read_many(files.values()), strict=True):
             try:
                 columns, _ = from_bytes(content or b"")

@@ -23,10 +23,10 @@ from gradindex.builder.job import BuildJob
 from gradindex.builder.options import BuildOptions
 from gradindex.builder.plan import Plan, make_plan
 from gradindex.builder.preparation import PIECE, Preparation
+from gradindex.models import weights
 from gradindex.models.examples import Examples
 from gradindex.models.families.stable_diffusion import StableDiffusion
 from gradindex.models.loading import load_denoiser
-from gradindex.models.weights import read_weights
 from gradindex.report.info import describe_plan
 from gradindex.store.disk import Disk
 
@@ -156,59 +156,40 @@ def test_a_dry_run_counts_what_is_kept(
     kept = sum(tensor.nbytes for file in files for tensor in load_file(file).values())
     latents = PICTURES * 4 * (SIDE // 2) ** 2 * 4
     assert expected.prepared == kept == latents + 2 * 17 * 77 * CLIP_WIDTH * size
-    said = f"; {kept // 1024} KiB more until it is finished, for encoded pictures and captions"
+    said = f"; {kept / 1024:.0f} KiB more until it is finished, for encoded pictures\n"
     assert said in describe_plan(expected)
 
 
 def test_a_file_is_read_where_its_weights_are_needed(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A tensor of the denoiser is made once; one of VAE or text encoder for its digest, too, and
-    when the part is loaded.
-    """
-    import safetensors
-
+    """One of the denoiser once; one of VAE or text encoder for its digest, too, and to load it."""
     file = save(ORIGINALS["sd"](trained), tmp_path / "step.safetensors")
     taken: Counter[str] = Counter()
-    opened = safetensors.safe_open
+    read_file = weights._read_file
 
-    class CountedFile:
-        def __init__(self, name: Any, *given: Any, **options: Any) -> None:
-            self._name = Path(name)
-            self._file = opened(name, *given, **options)
+    def counted(read: Path, *given: Any) -> Any:
+        found = read_file(read, *given)
+        taken.update(found if read == file else ())
+        return found
 
-        def __enter__(self) -> Any:
-            self._file.__enter__()
-            return self
-
-        def __exit__(self, *error: Any) -> None:
-            self._file.__exit__(*error)
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._file, name)
-
-        def get_tensor(self, name: str) -> Any:
-            taken[name] += self._name == file
-            return self._file.get_tensor(name)
-
-    monkeypatch.setattr(safetensors, "safe_open", CountedFile)
-    monkeypatch.setattr("safetensors.torch.safe_open", CountedFile)
+    monkeypatch.setattr(weights, "_read_file", counted)
     encoder = load_denoiser(file, model=trained, resolution=(SIDE, SIDE)).encoder
     assert encoder._loaded is not None
-    denoisers = [count for name, count in taken.items() if name.startswith("model.diffusion")]
-    assert set(denoisers) == {1}
+    of_denoiser = {count for name, count in taken.items() if name.startswith("model.diffusion")}
+    assert of_denoiser == {1}
     assert max(taken.values()) == 3
 
 
 def test_numbers_of_a_pickle_are_read_when_they_are_used(tmp_path: Path) -> None:
-    weights = {"a.weight": torch.arange(6.0).view(2, 3), "b.bias": torch.ones(2)}
-    torch.save({"state_dict": weights}, tmp_path / "a.ckpt")
-    torch.save(weights, tmp_path / "old.bin", _use_new_zipfile_serialization=False)
+    saved = {"a.weight": torch.arange(6.0).view(2, 3), "b.bias": torch.ones(2)}
+    torch.save({"state_dict": saved}, tmp_path / "a.ckpt")
+    torch.save(saved, tmp_path / "old.bin", _use_new_zipfile_serialization=False)
     for name in ("a.ckpt", "old.bin"):
-        read = read_weights([tmp_path / name])
-        assert all(torch.equal(read[key], weights[key]) for key in weights)
-        assert list(read_weights([tmp_path / name], "b.")) == ["b.bias"]
+        read = weights.read_weights([tmp_path / name])
+        assert all(torch.equal(read[key], saved[key]) for key in saved)
+        assert list(weights.read_weights([tmp_path / name], "b.")) == ["b.bias"]
     maps = Path("/proc/self/maps")
     if maps.is_file():
-        read = read_weights([tmp_path / "a.ckpt"])
+        read = weights.read_weights([tmp_path / "a.ckpt"])
         assert str(tmp_path / "a.ckpt") in maps.read_text()
