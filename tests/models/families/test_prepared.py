@@ -170,7 +170,7 @@ def test_a_file_is_read_where_its_weights_are_needed(
 
     def counted(read: Path, *given: Any) -> Any:
         found = read_file(read, *given)
-        taken.update(found if read == file else ())
+        taken.update(list(found) if read == file else ())
         return found
 
     monkeypatch.setattr(weights, "_read_file", counted)
