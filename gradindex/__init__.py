@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     from gradindex.errors import GradindexError
     from gradindex.random_numbers import noise
     from gradindex.search.index import Index, open
-    from gradindex.search.results import Hit, Result
+    from gradindex.search.results import Group, Hit, Result
 
 __version__ = "0.1.0"
 __all__ = [
     "Columns",
     "GradindexError",
+    "Group",
     "Hit",
     "Index",
     "Result",
@@ -39,6 +40,7 @@ __all__ = [
 _MODULES = {
     "Columns": "data.dataset",
     "GradindexError": "errors",
+    "Group": "search.results",
     "Hit": "search.results",
     "Index": "search.index",
     "Result": "search.results",

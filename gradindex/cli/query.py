@@ -67,6 +67,12 @@ def _to_output(
     help="Only rows at timesteps from A to below B.",
 )
 @click.option("--by-timestep", is_flag=True, help="Also what each timestep adds to a score.")
+@click.option(
+    "--group-by",
+    metavar="folder|COLUMN|FILE.csv",
+    help="Also the shares of groups of training pictures: of each folder, by a column of the data's"
+    " table, or by a file of the columns id and group.",
+)
 @WHITEN
 @click.option(
     "--damping",

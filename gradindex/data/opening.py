@@ -3,10 +3,11 @@
 import warnings
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from gradindex.data.dataset import Columns, Dataset
 from gradindex.data.folder import open_folder
-from gradindex.data.table import is_table, open_table
+from gradindex.data.table import column_by_id, is_table, open_table
 from gradindex.errors import CallError, DataError, quoted
 
 
@@ -34,7 +35,7 @@ def open_dataset(
     """
     columns = columns or Columns()
     path = Path(source)
-    if path.is_dir() and not is_table(path, columns):
+    if _is_plain_folder(path, columns):
         dataset = open_folder(path, columns)
     else:
         dataset = open_table(str(source), path, columns)
@@ -48,6 +49,25 @@ def open_dataset(
         for text in dataset.warnings:
             warnings.warn(f"data {source}: {text}", stacklevel=2)
     return dataset
+
+
+def read_column(source: str, columns: Columns, name: str) -> dict[str, Any]:
+    """Return {id: cell} of a column of the data set's table, None for an empty cell.
+
+    Raises:
+        CallError: the data set has no such column, or is no table.
+    """
+    path = Path(source)
+    if _is_plain_folder(path, columns):
+        raise CallError(
+            f"data {source}: a folder of pictures without a table has no column {name!r}"
+        )
+    return column_by_id(source, path, columns, name)
+
+
+def _is_plain_folder(path: Path, columns: Columns) -> bool:
+    """Whether a path is that of a folder of pictures, not of a table."""
+    return path.is_dir() and not is_table(path, columns)
 
 
 def _check_ids(source: str | Path, dataset: Dataset) -> None:

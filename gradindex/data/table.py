@@ -11,7 +11,7 @@ import posixpath
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -38,11 +38,13 @@ from gradindex.data.splits import (
     tables_for_training,
 )
 from gradindex.data.table_columns import (
+    cells_of,
     class_labels,
     column_captions,
     file_size,
     holds_pictures,
     image_column_of,
+    require_column,
     row_ids,
 )
 from gradindex.data.table_files import (
@@ -109,10 +111,8 @@ def open_table(source: str, path: Path, columns: Columns) -> Dataset:
     rows = table.rows
     image_column = columns.image or image_column_of(source, rows)
     for name in (image_column, columns.id, columns.label, columns.caption):
-        if name and name not in rows.column_names:
-            raise CallError(
-                f"data {source}: no column {name!r}; there are {', '.join(rows.column_names)}"
-            )
+        if name:
+            require_column(source, rows, name)
     try:
         # So that a row gives the encoded picture: `open_picture` and `to_array` decode it.
         rows = rows.cast_column(image_column, datasets.Image(decode=False))
@@ -150,6 +150,22 @@ def open_table(source: str, path: Path, columns: Columns) -> Dataset:
         warnings=table.warnings,
         captions=captions,
     )
+
+
+def column_by_id(source: str, path: Path, columns: Columns, name: str) -> dict[str, Any]:
+    """Return {id of a picture: its cell in a column of the table}, None for an empty cell.
+
+    Args:
+        source, path, columns: see `open_table`.
+
+    Raises:
+        CallError: there is no such column, or see `open_table`.
+    """
+    table = _load_table(source, path)
+    rows = table.rows
+    image_column = columns.image or image_column_of(source, rows)
+    ids = row_ids(source, rows, columns.id, table.names.get(image_column))
+    return dict(zip(ids, cells_of(source, rows, name), strict=True))
 
 
 def _load_table(source: str, path: Path) -> _Table:

@@ -63,6 +63,28 @@ def image_column_of(source: str, rows: Any) -> str:
     )
 
 
+def require_column(source: str, rows: Any, name: str) -> None:
+    """Raise CallError unless a table has a column of that name."""
+    if name not in rows.column_names:
+        raise CallError(
+            f"data {source}: no column {name!r}; there are {', '.join(rows.column_names)}"
+        )
+
+
+def cells_of(source: str, rows: Any, name: str) -> list[Any]:
+    """Return the cells of a column, classes by their names; None for an empty cell.
+
+    Raises:
+        CallError: there is no such column.
+    """
+    require_column(source, rows, name)
+    cells = rows.data.column(name).to_pylist()
+    classes = getattr(rows.features[name], "names", None)
+    if classes:
+        return [classes[cell] if cell in range(len(classes)) else None for cell in cells]
+    return cells
+
+
 def class_labels(
     source: str, rows: Any, column: str | None
 ) -> tuple[np.ndarray | None, dict[str, int]]:

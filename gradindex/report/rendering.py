@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from gradindex.report.printable import printable
-from gradindex.search.results import Hit, Result
+from gradindex.search.results import Group, Hit, Result
 
 PLAIN_SCORES = {"tracin": "inner product", "retrac": "cosine"}  # what they are, by method
 
@@ -26,6 +26,8 @@ def to_json(
         query["hits"] = [_hit_json(hit) for hit in result.hits]
         if result.opponents is not None:
             query["opponents"] = [_hit_json(hit) for hit in result.opponents]
+        if result.groups is not None:
+            query["groups"] = [asdict(group) for group in result.groups]
         queries.append(query)
     answer: dict[str, Any] = {"index": index, "method": method, "k": k}
     if whitened:
@@ -56,7 +58,24 @@ def to_table(results: Sequence[Result], method: str, whitened: bool = False) -> 
             for hit in hits:
                 lines += _hit_lines(hit)
             lines.append("")
+        if result.groups is not None:
+            lines += [*_group_lines(result.picture, result.groups, method, kind), ""]
     return "\n".join(lines).rstrip()
+
+
+def _group_lines(picture: str, groups: Sequence[Group], method: str, kind: str) -> list[str]:
+    """The groups of a picture: share, sum of scores and its range, pictures, name."""
+    lines = [
+        f"{printable(picture)}: groups ({method}, {kind}, sums of scores with their 95 % range)",
+        f"{'share':>7}  {'sum':>11}  {'from':>11}  {'to':>11}  {'pictures':>8}",
+    ]
+    for group in groups:
+        numbers = "  ".join(f"{value:>11.4g}" for value in (group.score, group.low, group.high))
+        note = "  (below noise)" if group.below_noise else ""
+        lines.append(
+            f"{group.share:>7.1%}  {numbers}  {group.pictures:>8,}  {printable(group.group)}{note}"
+        )
+    return lines
 
 
 def _hit_lines(hit: Hit) -> list[str]:

@@ -11,11 +11,13 @@ from PIL import Image
 from gradindex.errors import CallError
 from gradindex.models.devices import resolve_device
 from gradindex.recipe import FOLDED, require, require_positive
+from gradindex.search.group_scores import group_scores
+from gradindex.search.grouping import GroupBy, grouping
 from gradindex.search.pictures import Picture, picture_list, picture_name, read_with_origins
 from gradindex.search.query import Query, QueryOptions
 from gradindex.search.query_gradients import QueryGradients
 from gradindex.search.ranker import Ranker
-from gradindex.search.results import Result
+from gradindex.search.results import Group, Result
 from gradindex.search.scoring import METHODS
 from gradindex.search.training_pictures import TrainingPictures
 from gradindex.store.location import Location
@@ -91,6 +93,7 @@ class Index:
         *,
         opponents: bool = False,
         by_timestep: bool = False,
+        group_by: GroupBy | None = None,
         **options: Unpack[QueryOptions],
     ) -> list[Result]:
         """The training pictures with the highest influence on each picture.
@@ -102,6 +105,8 @@ class Index:
             method: "retrac" (cosine) or "tracin" (inner product).
             opponents: also return the k most negative.
             by_timestep: also tell what each timestep adds to a hit's score.
+            group_by: also tell what groups of pictures did, see `query_groups`; the store is
+                scanned for it.
             options: see `QueryOptions`.
 
         Returns:
@@ -119,6 +124,7 @@ class Index:
                 "by_timestep: the rows of this index are folded into one for each picture; leave it"
                 " out"
             )
+        groups = None if group_by is None else grouping(self.store, group_by)
         query = self.to_query(pictures, **options)
         (block,), gradient_seconds = self.gradients.blocks(query, [method])
         began = time.perf_counter()
@@ -136,13 +142,44 @@ class Index:
             for sign, rows in proposed.items()
             if sign in signs
         }
+        by_group = (
+            None if groups is None else group_scores(self.store, block, method, query.span, groups)
+        )
         seconds = {"gradients": gradient_seconds, "search": time.perf_counter() - began}
         results = []
         for number, picture in enumerate(pictures):
             worst = lists[-1][number] if opponents else None
             name = picture_name(picture, number)
-            results.append(Result(name, lists[1][number], worst, seconds))
+            of_groups = None if by_group is None else by_group[number]
+            results.append(Result(name, lists[1][number], worst, of_groups, seconds))
         return results
+
+    def query_groups(
+        self,
+        pictures: Picture | Iterable[Picture],
+        group_by: GroupBy,
+        method: str = "retrac",
+        **options: Unpack[QueryOptions],
+    ) -> list[list[Group]]:
+        """What each group of training pictures did to each picture, from one scan of the store.
+
+        Args:
+            group_by: "folder": that which a picture is in; the name of a column of the data set's
+                table; a CSV file of the columns id and group; or {id: group}.
+            pictures, method, options: as for `query`.
+
+        Returns:
+            For each picture its groups, those of the highest sums of scores first.
+
+        Raises:
+            CallError: there is no such column or file; an id is not in the index, or in two groups;
+                or see `query`.
+        """
+        require("method", method, METHODS)
+        groups = grouping(self.store, group_by)
+        query = self.to_query(pictures, **options)
+        (block,) = self.query_blocks(query, method)
+        return group_scores(self.store, block, method, query.span, groups)
 
     def scores(
         self,

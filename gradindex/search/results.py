@@ -27,6 +27,32 @@ class Hit:
 
 
 @dataclass(frozen=True)
+class Group:
+    """What a group of training pictures did to one picture: all of its pictures, not only hits.
+
+    Attributes:
+        group: its name.
+        pictures: how many of it count: skipped and removed ones do not.
+        score: the sum of their scores, exact. mean: their mean.
+        share: of the positive influence: the sum, where it is positive, over that of all groups
+            whose sum is positive; 0 for the others.
+        low, high: the middle 95 % of the sum, when its pictures and the timesteps are drawn again
+            (a Bayesian bootstrap).
+        below_noise: whether that range holds what a random group of as many pictures gets on
+            average, or the sum is among the middle 95 % of what such groups get.
+    """
+
+    group: str
+    pictures: int
+    score: float
+    mean: float
+    share: float
+    low: float
+    high: float
+    below_noise: bool
+
+
+@dataclass(frozen=True)
 class Result:
     """The answer for one picture.
 
@@ -34,6 +60,7 @@ class Result:
         picture: its path or number, see `picture_name`.
         hits: its proponents, the training pictures of the highest scores, best first.
         opponents: those of the lowest scores, most negative first; None unless asked for.
+        groups: all groups of training pictures, best first; None unless asked for.
         seconds: how long the call took for all of its pictures, {"gradients": …, "search": …};
             loading the model is in neither, whitening in the search.
 
@@ -45,6 +72,7 @@ class Result:
     picture: str
     hits: list[Hit]
     opponents: list[Hit] | None = None
+    groups: list[Group] | None = None
     seconds: dict[str, float] = field(default_factory=dict, compare=False, repr=False)
 
     @property

@@ -59,14 +59,22 @@ def scan(
     Yields:
         Row numbers [B] and scores [Q, B]; NaN where no picture counts or no row is in the span.
     """
+    for rows, added in scan_contributions(store, block, method, span, dtype):
+        yield rows, added.sum((2, 3))
+
+
+def scan_contributions(
+    store: Store, block: np.ndarray, method: str, span: Span | None, dtype: Any = np.float64
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """What each row adds to the score of every picture: as `scan`, but [Q, B, C, T]."""
     excluded = np.array(store.excluded, np.int64)
     columns = as_columns(block, dtype)
 
     def score(rows: slice) -> tuple[np.ndarray, np.ndarray]:
-        scores = contributions(store, columns, method, rows, span).sum((2, 3))
+        added = contributions(store, columns, method, rows, span)
         inside_rows = (excluded >= rows.start) & (excluded < rows.stop)
-        scores[:, excluded[inside_rows] - rows.start] = np.nan
-        return np.arange(rows.start, rows.stop), scores
+        added[:, excluded[inside_rows] - rows.start] = np.nan
+        return np.arange(rows.start, rows.stop), added
 
     blocks = list(store.blocks())
     scored = prefetch(score, blocks, threads=THREADS)
