@@ -79,6 +79,20 @@ def to_range(
     return [_to_timestep(end) if end else None for end in ends]
 
 
+def to_region(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> list[int] | None:
+    """Return --region as four whole numbers."""
+    if value is None:
+        return None
+    sides = value.split(",")
+    if len(sides) != 4 or not all(map(_is_number, sides)):
+        raise click.BadParameter(
+            f"{value!r}: give X0,Y0,X1,Y1 in pixels of the picture, such as 0,0,256,512"
+        )
+    return [int(side) for side in sides]
+
+
 def _to_timestep(text: str) -> float:
     """A timestep: a whole number, or for flow matching one with a decimal point.
 

@@ -15,7 +15,9 @@ from gradindex.cli.options import (
     MODEL,
     PROMPT,
     WHITEN,
+    to_prompt,
     to_range,
+    to_region,
     to_whiten,
 )
 from gradindex.store.memory import keep_freed_memory
@@ -82,6 +84,30 @@ def _to_output(
 )
 @PROMPT
 @CLASS_LABEL
+@click.option(
+    "--region",
+    callback=to_region,
+    metavar="X0,Y0,X1,Y1",
+    help="Only what shaped this rectangle: left, top, right, bottom in pixels of the picture.",
+)
+@click.option(
+    "--mask",
+    type=click.Path(dir_okay=False),
+    help="Only what shaped what is white in this picture, which is as large as the PICTUREs.",
+)
+@click.option(
+    "--against",
+    multiple=True,
+    metavar="PICTURE",
+    help="What makes the PICTUREs differ from this one: one for all, or one each.",
+)
+@click.option(
+    "--against-prompt",
+    multiple=True,
+    callback=to_prompt,
+    metavar="TEXT",
+    help="What a word of the prompt draws on: what differs with this prompt in place of it.",
+)
 @MODEL
 @click.option(
     "--adapter",
@@ -126,6 +152,7 @@ def query(
     style = style or _style_of(output)
     keep_freed_memory()
     log_to_stderr()
+    options["against"] = options["against"] or None
     opened = open_index(index, model=model, device=device, ray=ray, adapters=adapters or None)
     options["whiten"] = to_whiten(whiten, damping)
     results = opened.query(pictures, k, method, **options)

@@ -79,6 +79,14 @@ class Pictures:
         }
         return replace(self, arrays=[self.arrays[position] for position in positions], **values)
 
+    def followed_by(self, others: Self) -> Self:
+        """Return these pictures and then others, which are of the same kind."""
+        values: dict[str, Any] = {
+            name: [*column, *getattr(others, name)] if column is not None else None
+            for name, column in vars(self).items()
+        }
+        return replace(self, **values)
+
     def geometry(self, position: int) -> Geometry:
         """Return where the pixels of a picture come from."""
         if self.geometries:

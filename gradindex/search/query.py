@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Self, TypedDict
 
 import numpy as np
@@ -17,6 +18,7 @@ from gradindex.search.pictures import (
     read_prompts,
     read_with_origins,
 )
+from gradindex.search.regions import Mask, Region, part_masks
 from gradindex.search.scoring import Span, inside, to_span
 from gradindex.search.whitening import DAMPING
 from gradindex.store.store import Store
@@ -39,6 +41,11 @@ class QueryOptions(TypedDict, total=False):
         default that of the file x.txt or x.caption beside x.png, or the one that the program wrote
         into the picture that generated it.
     class_label: of the pictures, for a class-conditional model; one for all, or one each.
+    region: only what is inside a rectangle of the picture: left, top, right, bottom in pixels of
+        the upright picture as it came. mask: only what is white in a picture of the same size.
+    against: score what makes each picture differ from these, one for all or one each: the
+        difference of their gradients. against_prompt: likewise, from the same picture with another
+        prompt; or the prompts of `against`, which by default are as those of the pictures.
     ids: what keys a query's own noise; by default the SHA-256 hex of its float32 tensor.
     whiten: True (default): each block of the query becomes (GᵀG/N + λI)⁻¹ q, see
         `gradindex.search.whitening`; a number is the damping, λ in mean squares of a row's norm.
@@ -54,6 +61,10 @@ class QueryOptions(TypedDict, total=False):
     weights: Sequence[float] | None
     prompt: str | Sequence[str] | None
     class_label: int | Sequence[int] | None
+    region: Region | None
+    mask: Mask | None
+    against: Picture | Iterable[Picture] | None
+    against_prompt: str | Sequence[str] | None
     ids: Sequence[str] | None
     whiten: bool | float
     batch_size: int | str
@@ -65,6 +76,7 @@ class Query:
 
     Attributes:
         pictures: Q of them, with their labels and prompts; their ids key their own noise.
+        contrast: whether Q others follow, whose gradients are taken away from theirs.
         timesteps, draws: where their gradients are taken: how many, or which, and with how many
             noise draws each.
         columns: the positions of these timesteps among the store's; None for the mean pairing.
@@ -73,6 +85,7 @@ class Query:
     """
 
     pictures: Pictures
+    contrast: bool
     timesteps: int | Sequence[float]
     draws: int
     columns: list[int] | None
@@ -94,6 +107,10 @@ class Query:
         weights: Sequence[float] | None = None,
         prompt: str | Sequence[str] | None = None,
         class_label: int | Sequence[int] | None = None,
+        region: Region | None = None,
+        mask: Mask | None = None,
+        against: Picture | Iterable[Picture] | None = None,
+        against_prompt: str | Sequence[str] | None = None,
         ids: Sequence[str] | None = None,
         whiten: bool | float = True,
         batch_size: int | str = "auto",
@@ -135,8 +152,21 @@ class Query:
         own_draws = QUERY_DRAWS if query_draws is None else query_draws
         require_positive(query_draws=own_draws)
         damping = _to_damping(whiten)
+        read = partial(read_query, recipe, class_label=class_label, region=region, mask=mask)
+        asked = read(pictures, prompt=prompt, ids=ids)
+        contrast = against is not None or against_prompt is not None
+        if contrast:
+            others = _others(recipe, pictures, against, against_prompt)
+            asked = asked.followed_by(
+                read(
+                    others,
+                    prompt=prompt if against_prompt is None else against_prompt,
+                    ids=asked.ids,
+                )
+            )
         return cls(
-            pictures=read_query(recipe, pictures, class_label=class_label, prompt=prompt, ids=ids),
+            pictures=asked,
+            contrast=contrast,
             timesteps=[recipe.timesteps[j] for j in columns] if matched else own_timesteps,
             draws=recipe.draws if matched else own_draws,
             columns=columns if matched else None,
@@ -169,16 +199,18 @@ def read_query(
     *,
     class_label: int | Sequence[int] | None = None,
     prompt: str | Sequence[str] | None = None,
+    region: Region | None = None,
+    mask: Mask | None = None,
     ids: Sequence[str] | None = None,
 ) -> Pictures:
     """Return a query's pictures as the model's encoder takes them, with labels and prompts.
 
     Args:
-        pictures, class_label, prompt, ids: see `Index.query`.
+        pictures, class_label, prompt, region, mask, ids: see `Index.query`.
 
     Raises:
-        CallError: a picture does not open; labels, prompts or ids do not fit the model or each
-            other.
+        CallError: a picture or mask does not open; labels, prompts, region, mask or ids do not fit
+            the model or each other.
     """
     pictures = picture_list(pictures)
     if not len(pictures):
@@ -190,13 +222,38 @@ def read_query(
         raise CallError(f"prompt = {prompt!r}: the model is given no captions")
     read = read_with_origins(pictures, recipe.pixels, recipe.buckets)
     arrays = [picture.array for picture in read]
+    factor = recipe.pixels[1] // recipe.image[1]
     return Pictures(
         arrays=arrays,
         ids=_content_ids(arrays) if ids is None else list(ids),
         labels=labels,
         captions=read_prompts(prompt, pictures, read) if recipe.captioned else None,
         geometries=[picture.geometry for picture in read],
+        masks=part_masks(read, region, mask, factor),
     )
+
+
+def _others(
+    recipe: Recipe,
+    pictures: Sequence[Picture],
+    against: Picture | Iterable[Picture] | None,
+    against_prompt: str | Sequence[str] | None,
+) -> list[Picture]:
+    """The pictures that a query is compared with, one for each of its own.
+
+    Raises:
+        CallError: they are not one for all or one each, or the model is given no captions.
+    """
+    if against_prompt is not None and not recipe.captioned:
+        raise CallError(f"against_prompt = {against_prompt!r}: the model is given no captions")
+    others = list(pictures) if against is None else picture_list(against)
+    if len(others) == 1:
+        others *= len(pictures)
+    if len(others) != len(pictures):
+        raise CallError(
+            f"against: {len(others)} for {len(pictures)} pictures; give one, or one each"
+        )
+    return others
 
 
 def _is_matched(recipe: Recipe, pairing: str | None) -> bool:

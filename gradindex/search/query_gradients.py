@@ -246,6 +246,9 @@ class QueryGradients:
                     query, examples[checkpoint], events, checkpoint, bar.update
                 )
                 seconds += duration
+                if query.contrast:
+                    asked, others = np.split(gradients, 2)
+                    gradients = asked - others
                 for method, weighted in zip(methods, parts, strict=True):
                     rows = unit(gradients) if method == "retrac" else gradients
                     aligned = query.align_to_rows(rows, recipe.per_picture)
