@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from gradindex.cli.audit import audit
 from gradindex.cli.build import build
 from gradindex.cli.diagnose import diagnose
 from gradindex.cli.evaluate import evaluate
@@ -108,6 +109,7 @@ def main(debug: bool) -> None:
 
 main.add_command(build)
 main.add_command(query)
+main.add_command(audit)
 main.add_command(diagnose)
 main.add_command(evaluate)
 

@@ -4,6 +4,7 @@ import logging
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 import click
@@ -154,3 +155,13 @@ def _with_flag(match: re.Match[str], flags: Mapping[str, str]) -> str:
     if value or match["spaced"]:
         return f"{flags[name]} {value or ''}"
     return flags[name]
+
+
+def write_or_print(text: str, output: Path | None) -> None:
+    """Write an answer to a file, and say so; or to the terminal where there is none."""
+    if output is None:
+        click.echo(text)
+        return
+    # A name of other bytes than UTF-8 has characters that no text file can hold.
+    output.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+    say(f"wrote {output}")

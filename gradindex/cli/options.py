@@ -247,3 +247,55 @@ def to_whiten(whiten: bool, damping: float | None) -> bool | float:
     if damping is not None and not whiten:
         raise click.UsageError("--no-whiten has no --damping; leave one of them out")
     return whiten if damping is None else damping
+
+
+def to_output(
+    context: click.Context, parameter: click.Parameter, value: Path | None
+) -> Path | None:
+    """Return --output, in a folder that is there: the answer must not be lost after its work."""
+    if value is not None and not value.parent.is_dir():
+        raise click.BadParameter(f"{str(value)!r}: there is no folder {str(value.parent)!r}")
+    return value
+
+
+METHOD = click.option(
+    "--method",
+    type=METHOD_CHOICE,
+    default="retrac",
+    show_default=True,
+    help="Cosine, or inner product.",
+)
+RANGE = click.option(
+    "--timesteps",
+    callback=to_range,
+    metavar="A:B",
+    help="Only rows at timesteps from A to below B.",
+)
+GROUP_BY = click.option(
+    "--group-by",
+    metavar="folder|COLUMN|FILE.csv",
+    help="Also the shares of groups of training pictures: of each folder, by a column of the data's"
+    " table, or by a file of the columns id and group.",
+)
+DAMPING = click.option(
+    "--damping",
+    type=click.FloatRange(0, min_open=True),
+    help="Of whitening, in mean squares of a row's norm; another than the default scans the store."
+    "  [default: 0.0003]",
+)
+ADAPTERS = click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    metavar="PATH",
+    help="Where an adapter is now, when it was moved since the build; all, in the build's order.",
+)
+RAY = click.option(
+    "--ray", metavar="local|ADDRESS", help="Have a Ray cluster search the index files."
+)
+OUTPUT = click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False, writable=True),
+    callback=to_output,
+    help="File to write, instead of the terminal.",
+)

@@ -7,16 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gradindex.cli.messages import log_to_stderr, say
+from gradindex.cli.messages import log_to_stderr, say, write_or_print
 from gradindex.cli.options import (
+    ADAPTERS,
     CLASS_LABEL,
+    DAMPING,
     DEVICE,
-    METHOD_CHOICE,
+    GROUP_BY,
+    METHOD,
     MODEL,
+    OUTPUT,
     PROMPT,
+    RANGE,
+    RAY,
     WHITEN,
     to_prompt,
-    to_range,
     to_region,
     to_whiten,
 )
@@ -29,26 +34,11 @@ if TYPE_CHECKING:
     from gradindex.search.results import Result
 
 
-def _to_output(
-    context: click.Context, parameter: click.Parameter, value: Path | None
-) -> Path | None:
-    """Return --output, in a folder that is there: the answer must not be lost after its work."""
-    if value is not None and not value.parent.is_dir():
-        raise click.BadParameter(f"{str(value)!r}: there is no folder {str(value.parent)!r}")
-    return value
-
-
 @click.command()
 @click.argument("index")
 @click.argument("pictures", nargs=-1, required=True, metavar="PICTURE...")
 @click.option("-k", default=10, show_default=True, help="How many training pictures.")
-@click.option(
-    "--method",
-    type=METHOD_CHOICE,
-    default="retrac",
-    show_default=True,
-    help="Cosine, or inner product.",
-)
+@METHOD
 @click.option("--opponents", is_flag=True, help="Also the most negative ones.")
 @click.option(
     "--pairing",
@@ -62,26 +52,11 @@ def _to_output(
 @click.option(
     "--query-draws", type=int, metavar="M", help="Noise draws of the mean pairing.  [default: 2]"
 )
-@click.option(
-    "--timesteps",
-    callback=to_range,
-    metavar="A:B",
-    help="Only rows at timesteps from A to below B.",
-)
+@RANGE
 @click.option("--by-timestep", is_flag=True, help="Also what each timestep adds to a score.")
-@click.option(
-    "--group-by",
-    metavar="folder|COLUMN|FILE.csv",
-    help="Also the shares of groups of training pictures: of each folder, by a column of the data's"
-    " table, or by a file of the columns id and group.",
-)
+@GROUP_BY
 @WHITEN
-@click.option(
-    "--damping",
-    type=click.FloatRange(0, min_open=True),
-    help="Of whitening, in mean squares of a row's norm; another than the default scans the store."
-    "  [default: 0.0003]",
-)
+@DAMPING
 @PROMPT
 @CLASS_LABEL
 @click.option(
@@ -109,27 +84,16 @@ def _to_output(
     help="What a word of the prompt draws on: what differs with this prompt in place of it.",
 )
 @MODEL
-@click.option(
-    "--adapter",
-    "adapters",
-    multiple=True,
-    metavar="PATH",
-    help="Where an adapter is now, when it was moved since the build; all, in the build's order.",
-)
+@ADAPTERS
 @DEVICE
-@click.option("--ray", metavar="local|ADDRESS", help="Have a Ray cluster search the index files.")
+@RAY
 @click.option(
     "--format",
     "style",
     type=click.Choice(["table", "json", "html"]),
     help="[default: what the name of --output ends in, .json, .html or .htm; else table]",
 )
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path, dir_okay=False, writable=True),
-    callback=_to_output,
-    help="File to write, instead of the terminal.",
-)
+@OUTPUT
 def query(
     index: str,
     pictures: tuple[str, ...],
@@ -164,12 +128,7 @@ def query(
         text = to_table(results, method, whiten)
     else:
         text = _page(opened, pictures, results, method, whiten)
-    if output is None:
-        click.echo(text)
-    else:
-        # A name of other bytes than UTF-8 has characters that no text file can hold.
-        output.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
-        say(f"wrote {output}")
+    write_or_print(text, output)
 
 
 def _style_of(output: Path | None) -> str:

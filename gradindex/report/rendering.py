@@ -9,6 +9,7 @@ from gradindex.report.printable import printable
 from gradindex.search.results import Group, Hit, Result
 
 PLAIN_SCORES = {"tracin": "inner product", "retrac": "cosine"}  # what they are, by method
+TITLES = ("proponents", "opponents")
 
 
 def to_json(
@@ -45,12 +46,21 @@ def _hit_json(hit: Hit) -> dict[str, Any]:
     return fields
 
 
-def to_table(results: Sequence[Result], method: str, whitened: bool = False) -> str:
-    """Return a block of lines for each list of each picture: rank, score ± standard error, id."""
+def to_table(
+    results: Sequence[Result],
+    method: str,
+    whitened: bool = False,
+    titles: tuple[str, str] = TITLES,
+) -> str:
+    """Return a block of lines for each list of each picture: rank, score ± standard error, id.
+
+    Args:
+        titles: of the best and of the worst.
+    """
     kind = score_kind(method, whitened)
     lines = []
     for result in results:
-        for title, hits in titled_lists(result):
+        for title, hits in titled_lists(result, titles):
             lines.append(
                 f"{printable(result.picture)}: {title}"
                 f" ({method}, {kind} ± standard error over timesteps)"
@@ -95,11 +105,11 @@ def score_kind(method: str, whitened: bool) -> str:
     return "whitened" if whitened else PLAIN_SCORES[method]
 
 
-def titled_lists(result: Result) -> list[tuple[str, list[Hit]]]:
+def titled_lists(result: Result, titles: tuple[str, str] = TITLES) -> list[tuple[str, list[Hit]]]:
     """Return a result's lists with their titles: proponents, and opponents where there are any."""
-    lists = [("proponents", result.hits)]
+    lists = [(titles[0], result.hits)]
     if result.opponents is not None:
-        lists.append(("opponents", result.opponents))
+        lists.append((titles[1], result.opponents))
     return lists
 
 

@@ -11,10 +11,11 @@ from PIL import Image
 from gradindex.errors import CallError
 from gradindex.models.devices import resolve_device
 from gradindex.recipe import FOLDED, require, require_positive
+from gradindex.search.audit import open_held_out, queries_of
 from gradindex.search.group_scores import group_scores
-from gradindex.search.grouping import GroupBy, grouping
+from gradindex.search.grouping import GroupBy, Grouping, grouping
 from gradindex.search.pictures import Picture, picture_list, picture_name, read_with_origins
-from gradindex.search.query import Query, QueryOptions
+from gradindex.search.query import OF_ONE_PICTURE, Query, QueryOptions, range_text
 from gradindex.search.query_gradients import QueryGradients
 from gradindex.search.ranker import Ranker
 from gradindex.search.results import Group, Result
@@ -127,13 +128,31 @@ class Index:
         groups = None if group_by is None else grouping(self.store, group_by)
         query = self.to_query(pictures, **options)
         (block,), gradient_seconds = self.gradients.blocks(query, [method])
+        names = [picture_name(picture, number) for number, picture in enumerate(pictures)]
+        return self._results(
+            block, names, k, method, query, opponents, by_timestep, groups, gradient_seconds
+        )
+
+    def _results(
+        self,
+        block: np.ndarray,
+        names: Sequence[str],
+        k: int,
+        method: str,
+        query: Query,
+        opponents: bool,
+        by_timestep: bool,
+        groups: Grouping | None,
+        gradient_seconds: float,
+    ) -> list[Result]:
+        """The answers to query blocks that are not whitened yet, one for each name."""
         began = time.perf_counter()
         (block,) = self._whitened([block], query, [method])
         signs = (1, -1) if opponents else (1,)
         proposed = self.ranker.proposed(block, k, method, query.span, query.damping, signs)
         if not any(map(len, proposed[1])):
             raise CallError(
-                f"timesteps = {options.get('timesteps')}: no picture has a row there"
+                f"timesteps = {range_text(query.span)}: no picture has a row there"
                 if query.span
                 else "every picture was skipped or removed: there is none to answer with"
             )
@@ -147,12 +166,59 @@ class Index:
         )
         seconds = {"gradients": gradient_seconds, "search": time.perf_counter() - began}
         results = []
-        for number, picture in enumerate(pictures):
+        for number, name in enumerate(names):
             worst = lists[-1][number] if opponents else None
-            name = picture_name(picture, number)
             of_groups = None if by_group is None else by_group[number]
             results.append(Result(name, lists[1][number], worst, of_groups, seconds))
         return results
+
+    def audit(
+        self,
+        held_out: str | Path,
+        k: int = 10,
+        method: str = "retrac",
+        *,
+        group_by: GroupBy | None = None,
+        **options: Unpack[QueryOptions],
+    ) -> Result:
+        """Which training pictures help and which harm on held-out pictures, on average.
+
+        The gradients of all held-out pictures are added up to one query, which searches once.
+
+        Args:
+            held_out: a data set as `build` takes it, with the captions or labels that the model
+                takes; of the same columns as the training pictures'.
+            k: how many on either side.
+            group_by: also tell what groups of training pictures do, see `query_groups`.
+            method, options: as for `query`, without those of a single picture: prompt, class_label,
+                region, mask, against, against_prompt, ids.
+
+        Returns:
+            Its `hits` are the most helpful, its `opponents` the most harmful: training on them
+            raises the mean loss of the held-out pictures. Scores are the means of the pictures'.
+
+        Raises:
+            CallError, DataError: the data set or the options do not fit.
+        """
+        require_positive(k=k)
+        require("method", method, METHODS)
+        if unfit := [name for name in OF_ONE_PICTURE if options.get(name) is not None]:
+            raise CallError(f"{unfit[0]}: of single pictures; an audit takes all of a data set's")
+        groups = None if group_by is None else grouping(self.store, group_by)
+        dataset = open_held_out(self.store, str(held_out))
+        _ = self.store.summary  # raises unless a build has finished
+        total, count, seconds = np.zeros(()), 0, 0.0
+        for query in queries_of(self.store, dataset, options):
+            (block,), duration = self.gradients.blocks(query, [method])
+            total = total + block.sum(0, keepdims=True, dtype=np.float64)
+            count += len(block)
+            seconds += duration
+        if not count:
+            raise CallError(f"data {held_out}: none of its pictures is there")
+        block = (total / count).astype(np.float32)
+        name = f"{held_out} ({count:,} picture{'' if count == 1 else 's'})"
+        (result,) = self._results(block, [name], k, method, query, True, False, groups, seconds)
+        return result
 
     def query_groups(
         self,

@@ -25,6 +25,8 @@ from gradindex.store.store import Store
 
 QUERY_TIMESTEPS = 25  # of the mean pairing
 QUERY_DRAWS = 2
+# Options that say something of a single picture.
+OF_ONE_PICTURE = (*("prompt", "class_label", "region", "mask", "against", "against_prompt", "ids"),)
 
 
 class QueryOptions(TypedDict, total=False):
@@ -131,13 +133,13 @@ class Query:
             )
         if recipe.rows == FOLDED and span is not None:
             raise CallError(
-                f"timesteps = {_range_text(span)}: the rows of this index are folded into one for"
+                f"timesteps = {range_text(span)}: the rows of this index are folded into one for"
                 " each picture; leave it out"
             )
         columns = [j for j, t in enumerate(recipe.timesteps) if inside(t, span)]
         if not columns and recipe.events is None:
             raise CallError(
-                f"timesteps = {_range_text(span)}: the index has none of them, but"
+                f"timesteps = {range_text(span)}: the index has none of them, but"
                 f" {', '.join(map(timestep_text, recipe.timesteps))}"
             )
         if weights is None:
@@ -268,10 +270,10 @@ def _is_matched(recipe: Recipe, pairing: str | None) -> bool:
     return pairing == "matched"
 
 
-def _range_text(span: Span | None) -> str:
+def range_text(span: Span | None) -> str:
     """A range of timesteps as the command line takes it.
 
-    >>> _range_text((200, np.inf))
+    >>> range_text((200, np.inf))
     '200:'
     """
     ends = () if span is None else span

@@ -1,0 +1,78 @@
+"""The command that tells which training pictures help and which harm."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gradindex.cli.messages import log_to_stderr, say, write_or_print
+from gradindex.cli.options import (
+    ADAPTERS,
+    DAMPING,
+    DEVICE,
+    GROUP_BY,
+    METHOD,
+    MODEL,
+    OUTPUT,
+    RANGE,
+    RAY,
+    WHITEN,
+    to_whiten,
+)
+from gradindex.store.memory import keep_freed_memory
+
+TITLES = ("most helpful", "most harmful")
+
+
+@click.command()
+@click.argument("index")
+@click.argument("held_out")
+@click.option("-k", default=10, show_default=True, help="How many on either side.")
+@METHOD
+@RANGE
+@GROUP_BY
+@WHITEN
+@DAMPING
+@MODEL
+@ADAPTERS
+@DEVICE
+@RAY
+@click.option("--format", "style", type=click.Choice(["table", "json"]), help="[default: table]")
+@OUTPUT
+def audit(
+    index: str,
+    held_out: str,
+    k: int,
+    method: str,
+    whiten: bool,
+    damping: float | None,
+    model: str | None,
+    adapters: tuple[str, ...],
+    device: str,
+    ray: str | None,
+    style: str | None,
+    output: Path | None,
+    **options: Any,
+) -> None:
+    """List the training pictures that help and that harm on the pictures of HELD_OUT.
+
+    HELD_OUT is a folder or table as `build` takes it, of pictures that the model was not trained
+    on. What harms on most of them is worth a look: a wrong caption or label, a damaged picture.
+    """
+    from gradindex.report.rendering import to_json, to_table
+    from gradindex.search.index import open as open_index
+
+    keep_freed_memory()
+    log_to_stderr()
+    if style is None:
+        style = "json" if output is not None and output.suffix.lower() == ".json" else "table"
+    opened = open_index(index, model=model, device=device, ray=ray, adapters=adapters or None)
+    options["whiten"] = to_whiten(whiten, damping)
+    result = opened.audit(held_out, k, method, **options)
+    seconds = result.seconds
+    say(f"gradients {seconds['gradients']:.2f} s, search {seconds['search']:.2f} s")
+    if style == "json":
+        text = to_json([result], index, method, k, whiten)
+    else:
+        text = to_table([result], method, whiten, TITLES)
+    write_or_print(text, output)
