@@ -66,8 +66,7 @@ def group_scores(
         # Where few pictures have a long tail, the draws may all lie to one side of the sum.
         low, high = np.minimum(low, scores), np.maximum(high, scores)
         expected, deviation = _of_random_groups(scores, float(sums.squares[query]), counts)
-        usual = np.abs(scores - expected) <= WIDTH * deviation
-        below_noise = usual | ((low <= expected) & (expected <= high))
+        below_noise = (low <= expected) | (scores <= expected + WIDTH * deviation)
         positive = np.maximum(scores, 0)
         shares = positive / (positive.sum() or 1)
         order = np.argsort(-scores, kind="stable")

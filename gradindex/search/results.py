@@ -38,8 +38,8 @@ class Group:
             whose sum is positive; 0 for the others.
         low, high: the middle 95 % of the sum, when its pictures and the timesteps are drawn again
             (a Bayesian bootstrap).
-        below_noise: whether that range holds what a random group of as many pictures gets on
-            average, or the sum is among the middle 95 % of what such groups get.
+        below_noise: whether the sum does not stand above that of random groups of as many
+            pictures: the range reaches down to their average, or the sum into their middle 95 %.
     """
 
     group: str

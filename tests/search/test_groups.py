@@ -165,9 +165,10 @@ def test_random_groups_are_below_noise_and_planted_ones_are_not(
     assert groups[0].group == "0007"
     assert groups[-1].group == "0008"
     assert not by_name["0007"].below_noise
-    assert not by_name["0008"].below_noise
+    assert by_name["0008"].below_noise
+    assert by_name["0008"].high < 0
     others = [g.below_noise for name, g in by_name.items() if name not in ("0007", "0008")]
-    assert np.mean(others) >= 0.93
+    assert np.mean(others) >= 0.96
 
 
 def test_groups_by_mapping_and_file(
