@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, Self
 
 from gradindex.errors import CallError, StoreError
@@ -262,6 +263,15 @@ def timestep_text(timestep: float) -> str:
     return str(int(timestep)) if float(timestep).is_integer() else str(float32(timestep))
 
 
+def fewest_digits(number: float) -> str:
+    """Return a number with as few digits as tell it from all others.
+
+    >>> fewest_digits(5.0), fewest_digits(0.05), fewest_digits(float("inf"))
+    ('5', '0.05', 'inf')
+    """
+    return str(int(number)) if float(number).is_integer() else repr(float(number))
+
+
 def require(name: str, value: Any, allowed: Sequence[Any]) -> None:
     """Raise CallError unless the argument `name` has one of the `allowed` values.
 
@@ -283,6 +293,27 @@ def require_positive(**values: int) -> None:
     for name, value in values.items():
         if not isinstance(value, int) or value < 1:
             raise CallError(f"{name} = {value!r}: give a whole number, 1 or more")
+
+
+def require_order(
+    built: Sequence[str], given: Sequence[str], paths: Sequence[str | Path], name: str, where: str
+) -> None:
+    """Raise CallError where checkpoints are those of an index, in another order than they had.
+
+    Args:
+        built, given: digests of the index's checkpoints, and of those at `paths`.
+        name: what they are called: "checkpoints", or "adapters".
+        where: the index.
+
+    >>> require_order("ab", "ba", ["x", "y"], "adapters", "idx")
+    Traceback (most recent call last):
+    gradindex.errors.CallError: adapters: in another order than idx was built from; give y, x
+    """
+    if list(built) == list(given) or sorted(built) != sorted(given):
+        return
+    path_of = dict(zip(given, map(str, paths), strict=True))
+    in_order = ", ".join(path_of[digest] for digest in built)
+    raise CallError(f"{name}: in another order than {where} was built from; give {in_order}")
 
 
 def _list_as_tuple(value: Any) -> Any:

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gradindex.builder.continuation import continue_or_create, in_store_order
+from gradindex.builder.continuation import as_stored, continue_or_create, in_store_order
 from gradindex.builder.job import BuildJob
 from gradindex.builder.options import BuildOptions
 from gradindex.builder.plan import DIM, make_plan
@@ -269,7 +269,7 @@ def _prepare_worker(index: str | Path, options: BuildOptions, device: str) -> Fi
             f"data {dataset.source}: a Ray worker finds other pictures there than the driver"
         )
     job = plan.job_on(dataset)
-    recipe = replace(job.recipe, high_rank=store.recipe.high_rank)
+    recipe = as_stored(job.recipe, store, plan)
     store.require_recipe(recipe, "a Ray worker makes another recipe of it")
     job = replace(job, recipe=store.recipe)
     return partial(fill, store, job, plan.denoisers, plan.batch_size)

@@ -12,6 +12,8 @@ from gradindex.builder.upkeep import grow, id_key
 from gradindex.data.dataset import Dataset
 from gradindex.errors import GradindexError, RecipeMismatch
 from gradindex.gradients.projection import TWO_SIDED
+from gradindex.gradients.weighting import one_spelling
+from gradindex.recipe import Recipe, require_order
 from gradindex.store.disk import Disk
 from gradindex.store.location import Location
 from gradindex.store.manifest import is_store
@@ -44,6 +46,7 @@ def _continue_store(location: Location, plan: Plan) -> tuple[Store, BuildJob]:
     """Return the store there, with the data set's new pictures at its end, and its job.
 
     Raises:
+        CallError: it was built from the same checkpoints in another order.
         RecipeMismatch: it is another build's; a picture is gone and was not removed, or is another
             one now.
         StoreError: it is damaged, and so are its copies.
@@ -51,13 +54,8 @@ def _continue_store(location: Location, plan: Plan) -> tuple[Store, BuildJob]:
     store = Store.mended(location)
     dataset, new_ids = in_store_order(store, plan.dataset)
     job = plan.job_on(dataset)
-    # The build that made the store has found these weights; another machine may find others.
-    # And an older gradindex has made another digest of the same config.
-    recipe = replace(
-        job.recipe,
-        high_rank=store.recipe.high_rank,
-        config=plan.denoisers.config_digest(store.recipe.config),
-    )
+    recipe = as_stored(job.recipe, store, plan)
+    _require_order(store, recipe, plan)
     store.require_recipe(recipe, "built with another recipe (overwrite replaces it)")
     _check_unchanged(store, dataset)
     if new_ids:
@@ -66,6 +64,28 @@ def _continue_store(location: Location, plan: Plan) -> tuple[Store, BuildJob]:
             return _continue_store(location, plan)
         store = grown
     return store, replace(job, recipe=recipe)
+
+
+def as_stored(recipe: Recipe, store: Store, plan: Plan) -> Recipe:
+    """Return a plan's recipe with what a store says in other words, or found once, as it has it."""
+    # The build that made the store has found the high-rank weights; another machine may find
+    # others. And an older gradindex has made another digest of the same config, and spelled γ as
+    # it was typed.
+    weighting = store.recipe.weighting
+    return replace(
+        recipe,
+        high_rank=store.recipe.high_rank,
+        config=plan.denoisers.config_digest(store.recipe.config),
+        weighting=weighting if one_spelling(weighting) == recipe.weighting else recipe.weighting,
+    )
+
+
+def _require_order(store: Store, recipe: Recipe, plan: Plan) -> None:
+    """Raise CallError where a plan's checkpoints are those of a store, in another order."""
+    paths = [checkpoint.path for checkpoint in plan.origin["checkpoints"]]
+    name = "checkpoints" if recipe.base is None else "adapters"
+    built = store.recipe.checkpoints
+    require_order(built, recipe.checkpoints, paths, name, str(store.location))
 
 
 def _check_unchanged(store: Store, dataset: Dataset) -> None:

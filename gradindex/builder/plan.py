@@ -23,7 +23,7 @@ from gradindex.gradients.high_rank import choose_high_rank
 from gradindex.gradients.parameters import choose_parameters
 from gradindex.gradients.projection import TWO_SIDED
 from gradindex.gradients.self_check import check_buckets, check_capture
-from gradindex.gradients.weighting import timestep_weights
+from gradindex.gradients.weighting import one_spelling, timestep_weights
 from gradindex.models.adapter_checkpoints import AdapterCheckpoints
 from gradindex.models.checkpoints import Checkpoints
 from gradindex.models.custom import OneDenoiser
@@ -172,7 +172,8 @@ def _make_recipe(options: BuildOptions, denoisers: Checkpoints) -> Recipe:
     """Return the recipe of a build's rows, without the digest of recorded events.
 
     Raises:
-        CallError: no parameter is chosen, or a timestep is not the scheduler's.
+        CallError: no parameter is chosen, a timestep is not the scheduler's, or the weighting is
+            none that the model takes.
         ModelError: a checkpoint cannot be loaded, or is of another model than the first.
     """
     model_fields = denoisers.recipe_fields()
@@ -181,8 +182,7 @@ def _make_recipe(options: BuildOptions, denoisers: Checkpoints) -> Recipe:
     parameter_count = sum(first.model.get_parameter(name).numel() for name in names)
     recorded = options.log is not None
     timesteps = () if recorded else first.process.grid(options.grid_timesteps)
-    if timesteps:
-        timestep_weights(options.weighting, first.process, timesteps)  # or an error
+    timestep_weights(options.weighting, first.process, timesteps or first.process.grid(1))
     two_sided = options.projection == "auto"
     return Recipe(
         **model_fields,
@@ -200,7 +200,7 @@ def _make_recipe(options: BuildOptions, denoisers: Checkpoints) -> Recipe:
         events=options.events if recorded else None,
         rows=FOLDED if options.rows == FOLDED else None,
         output=None if options.output == LOSS else options.output,
-        weighting=options.weighting,
+        weighting=one_spelling(options.weighting),
         noise_offset=options.noise_offset or None,
         input_perturbation=options.input_perturbation or None,
         masks=None if options.masks is None else mask_kind(options.masks),

@@ -21,6 +21,7 @@ import numpy as np
 
 from gradindex.errors import CallError
 from gradindex.models.processes import Ddpm, Flow, Process
+from gradindex.recipe import fewest_digits
 
 MIN_SNR, MIN_SNR_PLUS_ONE, SNR = "min-snr", "min-snr-plus-one", "snr"
 DEBIASED, DEBIASED_V = "debiased", "debiased-v"
@@ -60,6 +61,21 @@ def timestep_weights(
         worst = t[~np.isfinite(weights)][0]
         raise CallError(f"weighting = {weighting!r}: infinite at timestep {worst}; leave it out")
     return weights
+
+
+def one_spelling(weighting: str | None) -> str | None:
+    """Return a weighting as a recipe has it, where γ is written with the fewest digits.
+
+    Raises:
+        CallError: the weighting is not known.
+
+    >>> one_spelling("min-snr:5.0"), one_spelling("min-snr:0.50"), one_spelling("snr")
+    ('min-snr:5', 'min-snr:0.5', 'snr')
+    """
+    if weighting is None:
+        return None
+    name, gamma = _parse(weighting)
+    return f"{name}:{fewest_digits(gamma)}" if name in WITH_GAMMA else name
 
 
 def _parse(weighting: str) -> tuple[str, float]:

@@ -4,7 +4,7 @@ import json
 
 from gradindex.data.buckets import sizes_text
 from gradindex.models.trainer_notes import TrainerNotes
-from gradindex.recipe import LOSSES, Recipe
+from gradindex.recipe import LOSSES, Recipe, fewest_digits
 
 
 def loss_differences(notes: TrainerNotes, recipe: Recipe) -> list[str]:
@@ -27,17 +27,18 @@ def loss_differences(notes: TrainerNotes, recipe: Recipe) -> list[str]:
             " out"
         )
     if notes.noise_offset != recipe.noise_offset:
+        offset, here = (fewest_digits(each.noise_offset or 0) for each in (notes, recipe))
         differences.append(
-            f"had a noise offset of {notes.noise_offset or 0:g}, this build:"
-            f" {recipe.noise_offset or 0:g}; noise_offset = {notes.noise_offset or 0:g} takes it"
+            f"had a noise offset of {offset}, this build: {here}; noise_offset = {offset} takes it"
         )
     if difference := _bucket_difference(notes, recipe):
         differences.append(difference)
     if notes.input_noise != recipe.input_perturbation:
-        gamma = notes.input_noise or 0
+        gamma = fewest_digits(notes.input_noise or 0)
         differences.append(
-            f"had an input perturbation (ip_noise_gamma) of {gamma:g}, this build:"
-            f" {recipe.input_perturbation or 0:g}; input_perturbation = {gamma:g} takes it"
+            f"had an input perturbation (ip_noise_gamma) of {gamma}, this build:"
+            f" {fewest_digits(recipe.input_perturbation or 0)}; input_perturbation = {gamma} takes"
+            " it"
         )
     if notes.masked and recipe.masks is None:
         differences.append("masked its loss, this build does not; give its masks (masks=)")
@@ -48,11 +49,11 @@ def loss_differences(notes: TrainerNotes, recipe: Recipe) -> list[str]:
         differences.append(
             f"had the loss {notes.loss}{schedule}, this build: {recipe.loss}; {option} takes it"
         )
-    is_told = notes.guidance is not None and recipe.guidance is not None
-    if is_told and notes.guidance != recipe.guidance:
+    told, tells = notes.guidance, recipe.guidance
+    if told is not None and tells is not None and told != tells:
         differences.append(
-            f"told the model a guidance of {notes.guidance:g}, this build: {recipe.guidance:g};"
-            f" guidance = {notes.guidance:g} does"
+            f"told the model a guidance of {fewest_digits(told)}, this build:"
+            f" {fewest_digits(tells)}; guidance = {fewest_digits(told)} does"
         )
     rescaled = json.loads(recipe.scheduler).get("rescale_betas_zero_snr", False)
     if notes.zero_terminal_snr and not rescaled:
@@ -65,10 +66,10 @@ def loss_differences(notes: TrainerNotes, recipe: Recipe) -> list[str]:
             f"predicted {notes.prediction}, the scheduler here has {recipe.prediction_type}; give"
             " one with that prediction_type (scheduler=)"
         )
-    if notes.prior_loss_weight not in (None, 1):
+    if notes.prior_loss_weight is not None and notes.prior_loss_weight != 1:
         differences.append(
             f"had {notes.regularization_pictures} regularization pictures with weight"
-            f" {notes.prior_loss_weight:g}: where they are in the data, their TracIn scores are to"
+            f" {fewest_digits(notes.prior_loss_weight)}: where they are in the data, their TracIn scores are to"
             " be multiplied with it; other pictures' are right"
         )
     if notes.clip_skip is not None and notes.clip_skip > 1:

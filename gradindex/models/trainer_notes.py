@@ -8,6 +8,7 @@ from typing import Any, TypeGuard
 import msgspec
 
 from gradindex.data.buckets import MOST_BUCKETS
+from gradindex.recipe import fewest_digits
 
 LARGEST_SIDE = 2**20  # of a picture
 FOLDER_COUNTS = ("img_count", "n_repeats")  # of a folder in `ss_dataset_dirs`
@@ -93,7 +94,7 @@ class TrainerNotes(msgspec.Struct, frozen=True, omit_defaults=True):
     def weighting(self) -> str | None:
         """The weighting of the loss by timestep as a build takes it; None for none."""
         if self.min_snr_gamma is not None:
-            return f"min-snr:{self.min_snr_gamma:g}"
+            return f"min-snr:{fewest_digits(self.min_snr_gamma)}"
         if self.debiased:
             return "debiased-v" if self.prediction == "v_prediction" else "debiased"
         return "min-snr:inf" if self.scaled_v else None

@@ -24,7 +24,14 @@ from gradindex.models.custom import OneDenoiser
 from gradindex.models.denoiser import Denoiser
 from gradindex.models.examples import Examples
 from gradindex.models.pipeline import make_examples
-from gradindex.recipe import CUSTOM, FOLDED, MEAN, NOISE_VERSION, PROJECTION_VERSION
+from gradindex.recipe import (
+    CUSTOM,
+    FOLDED,
+    MEAN,
+    NOISE_VERSION,
+    PROJECTION_VERSION,
+    require_order,
+)
 from gradindex.search.query import Query
 from gradindex.store.progress import progress as show_progress
 from gradindex.store.store import Store
@@ -63,10 +70,11 @@ class QueryGradients:
         """The build's checkpoints, once it is sure that they are still the same.
 
         Raises:
-            CallError: there are several and one model was given.
+            CallError: there are several and one model was given; adapters come in another order.
             RecipeMismatch: they are not those that the rows were made with.
         """
         store = self._store
+        built = store.recipe.checkpoints
         checkpoints = self._open()
         now = replace(
             store.recipe,
@@ -76,6 +84,12 @@ class QueryGradients:
         )
         model = self._model or store.header.model or "denoiser"
         message = f"model {model} or this gradindex is not the one that indexed"
+        if store.recipe.base is not None and now.checkpoints != built:
+            _, paths = self._adapter_paths()
+            require_order(built, now.checkpoints, paths, "adapters", str(store.location))
+            digests = zip(paths, now.checkpoints, strict=True)
+            others = [path for path, digest in digests if digest not in built]
+            message = f"adapters {', '.join(others or paths)}: not those that it was built from"
         store.require_recipe(now, message)
         return checkpoints
 

@@ -11,7 +11,8 @@ from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_loss_weighting_for_sd3, compute_snr
 
 import gradindex
-from gradindex.errors import CallError
+from gradindex.builder import plan
+from gradindex.errors import CallError, RecipeMismatch
 from gradindex.gradients.events import grid_events
 from gradindex.gradients.weighting import timestep_weights
 from gradindex.models.processes import Ddpm, Flow
@@ -122,6 +123,44 @@ def test_rows_are_multiplied(tmp_path: Path, model: Path, pictures: Path) -> Non
     with pytest.raises(CallError, match="allowed are"):
         gradindex.build(tmp_path / "odd", model=model, weighting="mean", **options)
     assert not (tmp_path / "odd").exists()
+
+
+def test_a_weighting_is_the_same_however_its_number_is_written(
+    tmp_path: Path, model: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An index of an earlier gradindex has the number as it was typed, and goes on."""
+    options: dict[str, Any] = {"model": model, "data": pictures, "timesteps": [200], "dim": 16}
+    with monkeypatch.context() as patch:
+        patch.setattr(plan, "one_spelling", lambda weighting: weighting)
+        typed = gradindex.build(tmp_path / "idx", weighting="min-snr:5.0", **options).store
+    assert typed.recipe.weighting == "min-snr:5.0"
+    for weighting in ("min-snr:5", "min-snr:5.0", "min-snr:05"):
+        again = gradindex.build(tmp_path / "idx", weighting=weighting, **options).store
+        assert again.recipe == typed.recipe
+    with pytest.raises(RecipeMismatch, match=r'weighting: "min-snr:5.0", now "min-snr:5.5"'):
+        gradindex.build(tmp_path / "idx", weighting="min-snr:5.50", **options)
+    new = gradindex.build(tmp_path / "new", weighting="min-snr:5.0", **options).store
+    assert new.recipe.weighting == "min-snr:5"
+
+
+@pytest.mark.parametrize("weighting", ["mean", "cosmap", "min-snr:x"])
+def test_a_weighting_of_recorded_timesteps_is_checked_before_anything_is_written(
+    tmp_path: Path, model: Path, pictures: Path, weighting: str
+) -> None:
+    lines = [f"{file.name},0,40" for file in sorted(pictures.iterdir())]
+    log = tmp_path / "log.csv"
+    log.write_text("\n".join(["sample_id,step,timestep", *lines]))
+    with pytest.raises(CallError, match=f"weighting = '{weighting}': "):
+        gradindex.build(
+            tmp_path / "idx",
+            model=model,
+            data=pictures,
+            timesteps="recorded",
+            log=log,
+            noise="own",
+            weighting=weighting,
+        )
+    assert not (tmp_path / "idx").exists()
 
 
 def test_noise_offset(tmp_path: Path, pictures: Path) -> None:

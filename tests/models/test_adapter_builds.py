@@ -404,9 +404,33 @@ def test_an_index_finds_model_and_adapters_that_were_moved(
     index = gradindex.open(tmp_path / "index", model=moved_base, adapters=moved)
     after = index.scores(picture, "tracin", prompt="dog", whiten=False)
     assert np.array_equal(before, after)
-    index = gradindex.open(tmp_path / "index", model=moved_base, adapters=moved[::-1])
-    with pytest.raises(RecipeMismatch, match="checkpoints"):
+    first, second = moved
+    index = gradindex.open(tmp_path / "index", model=moved_base, adapters=[second, first])
+    with pytest.raises(CallError) as caught:
         index.scores(picture, prompt="dog")
+    assert str(caught.value) == (
+        f"adapters: in another order than {tmp_path}/index was built from; give {first}, {second}"
+    )
+    for another in (lora_file(unet, tmp_path / "other.safetensors", seed=9), first):
+        index = gradindex.open(tmp_path / "index", model=moved_base, adapters=[first, another])
+        named = [another] if another != first else [first, first]
+        message = f"adapters {', '.join(map(str, named))}: not those that it was built from: "
+        with pytest.raises(RecipeMismatch, match=message):
+            index.scores(picture, prompt="dog")
+
+
+def test_a_build_goes_on_with_the_adapters_in_their_order(
+    base: Path, unet: Any, colours: Path, tmp_path: Path
+) -> None:
+    """Otherwise its rows would be other ones: the axis C of the store has their order."""
+    first, second = (lora_file(unet, tmp_path / f"{n}.safetensors", seed=n) for n in range(2))
+    place = tmp_path / "index"
+    build(place, base, colours, [first, second], timesteps=[500])
+    with pytest.raises(CallError) as caught:
+        build(place, base, colours, [second, first], timesteps=[500])
+    assert str(caught.value) == (
+        f"adapters: in another order than {place} was built from; give {first}, {second}"
+    )
 
 
 def test_an_index_without_adapters_takes_none(base: Path, colours: Path, tmp_path: Path) -> None:

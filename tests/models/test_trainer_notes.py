@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from helpers import RECIPE
 
+from gradindex.gradients.weighting import one_spelling
 from gradindex.models.trainer_differences import loss_differences
 from gradindex.models.trainer_notes import TrainerNotes, read_trainer_notes
 from gradindex.store.records import from_json, to_json
@@ -51,6 +52,9 @@ MATCHED: list[tuple[dict[str, str], dict[str, Any]]] = [
     ({"ss_masked_loss": "True"}, {"masks": "alpha"}),
     ({"ss_guidance_scale": "1.0"}, {"guidance": 1.0}),
     ({"ss_guidance_scale": "3.5"}, {"guidance": None}),
+    # Numbers of many digits, and of none behind the point.
+    ({"ss_min_snr_gamma": "5"}, {"weighting": one_spelling("min-snr:5.0")}),
+    ({"ss_min_snr_gamma": "1.23456789"}, {"weighting": one_spelling("min-snr:1.23456789")}),
     ({"ss_zero_terminal_snr": "True"}, {"scheduler": '{"rescale_betas_zero_snr": true}'}),
     ({"ss_prior_loss_weight": "1.0", "ss_num_reg_images": "9"}, {}),
     ({"ss_prior_loss_weight": "0.5", "ss_num_reg_images": "0"}, {}),
@@ -258,6 +262,19 @@ def test_a_training_with_another_loss(
     header: dict[str, str], changes: dict[str, Any], line: str
 ) -> None:
     assert differences(header, **changes) == [line]
+
+
+def test_a_number_of_many_digits_is_named_so_that_it_can_be_given() -> None:
+    header = {"ss_noise_offset": "0.03571234", "ss_ip_noise_gamma": "0.12345678"}
+    header |= {"ss_guidance_scale": "1.2345678", "ss_min_snr_gamma": "5.4321098"}
+    lines = " ".join(differences(header, guidance=3.5))
+    for option in (
+        "weighting = 'min-snr:5.4321098'",
+        "noise_offset = 0.03571234",
+        "input_perturbation = 0.12345678",
+        "guidance = 1.2345678",
+    ):
+        assert f"{option} " in lines
 
 
 @pytest.mark.parametrize("value", ["", "None", "nan", "x", "[", "-1", "null", "inf"])
