@@ -1,7 +1,6 @@
 """The job of a build: which rows are made of which pictures, at which timesteps."""
 
 import hashlib
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
@@ -163,19 +162,8 @@ class BuildJob:
             else:
                 readable.append(row)
         found = Pictures.of_rows(self.dataset, readable, read, self.recipe.classes)
-        self._warn_of_blank(readable, found.masks or ())
         contents = [picture.content for picture in read]
         return readable, found, contents
-
-    def _warn_of_blank(self, rows: Sequence[int], masks: Sequence[np.ndarray]) -> None:
-        """Warn of pictures whose mask is zero all over, by name."""
-        blank = [rows[position] for position, mask in enumerate(masks) if not mask.any()]
-        if blank:
-            warnings.warn(
-                f"data {self.dataset.source}: the mask of {self.dataset.names(blank)} is zero all"
-                " over, and so is the gradient",
-                stacklevel=2,
-            )
 
     def none_readable(self, rows: Sequence[int]) -> DataError:
         """Return the error that not one of some pictures can be read, and what ails the first."""

@@ -8,13 +8,16 @@ for captions that a checkpoint's own text encoders encode.
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from gradindex.builder.job import BuildJob
 from gradindex.models.checkpoints import Checkpoints
-from gradindex.models.examples import Column, Examples, from_bytes, to_bytes
+from gradindex.models.examples import LOSS_MASK, Column, Examples, from_bytes, to_bytes
 from gradindex.models.pipeline import make_examples
 from gradindex.store.location import Location
 from gradindex.store.memory import give_back_freed_memory
@@ -55,6 +58,7 @@ class Preparation:
         self._encoders: list[Any] = [
             denoisers.encoder_of(number) for number in range(len(denoisers))
         ]
+        self._blank: set[int] = set()  # rows that were warned of
 
     def run(self, shards: Iterable[tuple[range, list[int]]]) -> None:
         """Encode the pictures of shards that are not encoded yet; then let the encoders go.
@@ -97,6 +101,7 @@ class Preparation:
         """
         if not any(self._encoders) or not rows:
             readable, examples, contents = self._job.examples(rows, None)
+            self._name_blank(readable, examples.conditions.get(LOSS_MASK, ()))
             return readable, dict.fromkeys(checkpoints, examples), contents
         read_of: dict[str, Latents] = {}
         examples_of: dict[int, Examples] = {}
@@ -104,10 +109,23 @@ class Preparation:
             if encoder.latents_key not in read_of:
                 read_of[encoder.latents_key] = self._all_latents(encoder, rows)
             readable, columns, contents = read_of[encoder.latents_key]
+            self._name_blank(readable, columns.get(LOSS_MASK, ()))
             columns = {**columns, **self._conditions(encoder, readable)}
             examples_of[id(encoder)] = Examples(columns.pop("x", []), columns)
         by_checkpoint = {number: examples_of[id(self._encoders[number])] for number in checkpoints}
         return readable, by_checkpoint, contents
+
+    def _name_blank(self, rows: list[int], masks: Sequence[np.ndarray]) -> None:
+        """Warn of pictures whose mask is zero all over, once of each."""
+        blank = [rows[position] for position, mask in enumerate(masks) if not mask.any()]
+        if new := [row for row in blank if row not in self._blank]:
+            dataset = self._job.dataset
+            warnings.warn(
+                f"data {dataset.source}: the mask of {dataset.names(new)} is zero all over, and so"
+                " is the gradient",
+                stacklevel=2,
+            )
+            self._blank.update(new)
 
     def _missing(self, shards: Iterable[tuple[range, list[int]]]) -> list[Work]:
         """What is to be encoded for some shards, by the encoder."""

@@ -190,16 +190,29 @@ def test_another_mask_is_another_picture(tmp_path: Path) -> None:
         list(data_damages(tmp_path / "idx"))
 
 
-def test_a_mask_of_zeros_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("projection", ["none", "auto"])
+def test_a_mask_of_zeros_is_named_once(tmp_path: Path, projection: str) -> None:
+    """However often its picture is read: at two checkpoints, and for a two-sided projection."""
     (tmp_path / "masks").mkdir()
     for number in range(3):
         mask = Image.new("L", (8, 8), 0 if number == 1 else 255)
         mask.save(tmp_path / "masks" / f"p00{number}.png")
-    expected = r"the mask of 'p001\.png' is zero all over, and so is the gradient$"
-    with (
-        pytest.warns(UserWarning, match=expected),
-        pytest.warns(UserWarning, match="2 of 6 gradients are zero"),
-    ):
-        index = masked_index(tmp_path, masks=tmp_path / "masks")
+    model = make_model(tmp_path / "model")
+    settings = {"timesteps": 2, "projection": projection, "dim": 16, "device": "cpu"}
+    with pytest.warns(UserWarning) as caught:
+        index = gradindex.build(
+            tmp_path / "idx",
+            model=model,
+            checkpoints=[model, make_model(tmp_path / "later", seed=1)],
+            data=make_pictures(tmp_path / "data", 3),
+            masks=tmp_path / "masks",
+            **settings,
+        )
+    lines = [str(warning.message) for warning in caught]
+    assert [line.partition(": ")[2] for line in lines] == [
+        "the mask of 'p001.png' is zero all over, and so is the gradient",
+        "4 of 12 gradients are zero, and score 0 whatever is asked; the parameters that count may"
+        " be untrained, or dtype too narrow for them",
+    ]
     assert not index.store.unnormalized[:, 1].any()
     assert np.abs(index.store.unnormalized[:, [0, 2]]).max() > 0
