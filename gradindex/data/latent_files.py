@@ -83,6 +83,12 @@ class LatentDataset(Dataset):
         latent, _ = self._latent(row)
         return sizes[self.shapes.index(latent.shape)]
 
+    def describe_changes(
+        self, image: Shape, rows: np.ndarray, buckets: Sequence[Size] | None = None
+    ) -> list[str]:
+        """Return no line: latents are taken as they are, and of pictures nothing but masks."""
+        return []
+
     def fingerprint(self, row: int) -> str:
         """Return eight hex digits as `Dataset.fingerprint` does, of the latents' bytes too."""
         digits = super().fingerprint(row)
@@ -159,6 +165,7 @@ def with_latent_files(dataset: Dataset, shapes: Sequence[Shape]) -> LatentDatase
             )
         files.append(picture.parent / names[0] if names else None)
     known = {field.name: getattr(dataset, field.name) for field in fields(Dataset)}
+    known["notes"] = [*dataset.notes, "latents: from .npz files beside the pictures"]
     return LatentDataset(**known, latent_files=files, shapes=shapes)
 
 

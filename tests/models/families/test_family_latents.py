@@ -270,3 +270,8 @@ def test_the_command_line(tmp_path: Path, data: Path, saved: Mapping[str, Path])
     done = run("build", tmp_path / "index", *given, "--buckets", "20x12,16x16,12x20")
     assert done.returncode == 0, done.stderr
     assert "buckets: 12x20 (2), 16x16 (2), 20x12 (1); 3 sizes" in done.stderr
+    # The pictures are larger than their buckets, and none of them is resized.
+    assert "\nlatents: from .npz files beside the pictures\n" in done.stderr
+    assert "resized" not in done.stderr
+    plain = run("build", tmp_path / "plain", *given[:-2], "--buckets", "10x6,8x8,6x10")
+    assert "pictures: 5 resized" in plain.stderr
