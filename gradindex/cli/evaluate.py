@@ -154,7 +154,8 @@ def _table(rows: Mapping[str, Mapping[str, float]]) -> str:
 @click.option(
     "--command",
     required=True,
-    help="Trains on the pictures in {data} and saves the model, or adapter, in {out}.",
+    help="Trains on the pictures in {data}, with the masks in {masks} if the index has some, and"
+    " saves the model, or adapter, in {out}.",
 )
 @click.option(
     "--work",

@@ -11,20 +11,23 @@ from typing import Unpack
 import numpy as np
 
 from gradindex.data.dataset import Dataset
-from gradindex.data.sidecars import SIDECAR_SUFFIXES
+from gradindex.data.latent_files import LatentDataset
+from gradindex.data.sidecars import SIDECAR_SUFFIXES, class_tokens, find_sidecar, read_sidecar
 from gradindex.errors import CallError, GradindexError
-from gradindex.recipe import require_positive
+from gradindex.recipe import FILES, require_positive
 from gradindex.report.evaluate import model_losses
 from gradindex.report.training_sample import kept_rows
 from gradindex.search.index import Index
 from gradindex.search.pictures import Picture, picture_list
 from gradindex.search.query import QueryOptions
 from gradindex.search.results import Result
+from gradindex.store.records import masks_of, one_caption
 from gradindex.store.store import Store
 
 HIGHEST = "highest"
 RANDOM = "random"
 PLACES = ("{data}", "{out}")  # in a command
+MASKS_PLACE = "{masks}"  # in the command of a masked training, whose masks lie in a folder
 STDERR = 2  # the command's output goes there: stdout is for data
 
 
@@ -75,8 +78,9 @@ def counterfactual(
 
     Args:
         command: what trains a model, or an adapter where the index is of one; `{data}` in it
-            becomes a folder with the pictures that stay and the captions beside them, `{out}` the
-            folder where it has to save what it trained.
+            becomes a folder with the pictures that stay and what lies beside them, captions and the
+            latents of kohya's scripts, `{out}` the folder where it has to save what it trained.
+            Where the build was given a folder of masks, `{masks}` becomes one with theirs.
         work: folder for those; what a run before has trained there is used.
         random: how many random removals, for all pictures together.
         options: as for `Index.query`.
@@ -85,19 +89,15 @@ def counterfactual(
         Removals, for each picture and then for each random removal and picture.
 
     Raises:
-        CallError: before anything is trained: the command lacks `{data}` or `{out}`, the index has
-            too few pictures, or its data set is not a folder of pictures.
+        CallError: before anything is trained: the command lacks `{data}`, `{out}` or `{masks}`, the
+            index has too few pictures, or its data set is not a folder of pictures with captions
+            beside them.
         GradindexError: the command failed, or saved no model.
     """
     require_positive(k=k)
     if random < 0:
         raise CallError(f"random = {random}: give 0 or more")
-    absent = [place for place in PLACES if place not in command]
-    if absent:
-        raise CallError(
-            f"command {command!r} has no {' and no '.join(absent)}: write {{data}} where it takes"
-            " the folder of pictures, and {out} where it takes the folder to save the model in"
-        )
+    _require_places(command, index.store.recipe.masks == FILES)
     count = len(kept_rows(index.store))
     if k >= count:
         raise CallError(
@@ -106,6 +106,30 @@ def counterfactual(
     _require_folder(index)
     queries = picture_list(pictures)
     return _removals_of(index, queries, command, Path(work), k, method, random, options)
+
+
+def _require_places(command: str, has_masks: bool) -> None:
+    """Raise CallError unless a command has a place for all that a training is given.
+
+    Args:
+        has_masks: whether that is a folder of masks, too.
+    """
+    absent = [place for place in PLACES if place not in command]
+    if absent:
+        raise CallError(
+            f"command {command!r} has no {' and no '.join(absent)}: write {{data}} where it takes"
+            " the folder of pictures, and {out} where it takes the folder to save the model in"
+        )
+    if has_masks and MASKS_PLACE not in command:
+        raise CallError(
+            f"command {command!r} has no {{masks}}: the index is of a masked loss; write {{masks}}"
+            " where it takes the folder of the masks of the pictures that stay"
+        )
+    if MASKS_PLACE in command and not has_masks:
+        raise CallError(
+            f"command {command!r} has {{masks}}: the index was built without a folder of masks;"
+            " leave it out"
+        )
 
 
 def _removals_of(
@@ -150,7 +174,7 @@ def _train_without(index: Index, rows: Sequence[int], command: str, folder: Path
     A model that a run before has trained without the same pictures is used.
     """
     dataset = _require_folder(index)
-    data = folder / "data"
+    data, masks = folder / "data", folder / "masks"
     model = folder / "model"
     removed_file = folder / "removed.txt"  # written last: the model is there
     names = "\n".join(index.store.sample_ids[row] for row in rows)
@@ -158,9 +182,13 @@ def _train_without(index: Index, rows: Sequence[int], command: str, folder: Path
     if removed_file.exists() and removed_file.read_bytes() == removed:
         return model
     shutil.rmtree(folder, ignore_errors=True)
-    _link_pictures(dataset, {*rows, *index.store.excluded}, data)
-    line = command.replace("{data}", shlex.quote(str(data)))
-    line = line.replace("{out}", shlex.quote(str(model)))
+    excluded = {*rows, *index.store.excluded}
+    _link_pictures(dataset, excluded, data)
+    if index.store.recipe.masks == FILES:
+        _link_masks(dataset, excluded, Path(str(masks_of(index.store.header.data))), masks)
+    line = command
+    for place, path in zip((*PLACES, MASKS_PLACE), (data, model, masks), strict=True):
+        line = line.replace(place, shlex.quote(str(path)))
     status = subprocess.run(line, shell=True, stdout=STDERR).returncode
     if status:
         raise GradindexError(
@@ -173,25 +201,53 @@ def _train_without(index: Index, rows: Sequence[int], command: str, folder: Path
 
 
 def _require_folder(index: Index) -> Dataset:
-    """Return the training pictures; CallError unless they are a folder of pictures."""
+    """Return the training pictures; CallError unless a training can be given a folder of them.
+
+    That is one with the captions beside the pictures.
+    """
     dataset = index.training_pictures.require()
     source = Path(dataset.source)
-    first = dataset.sample_ids[kept_rows(index.store)[0]]
-    if not source.is_dir() or not (source / first).is_file():
+    row = kept_rows(index.store)[0]
+    first = source / dataset.sample_ids[row]
+    if not source.is_dir() or not first.is_file():
         raise CallError(f"{source}: pictures can only be left out of a folder of pictures")
+    if dataset.captions is not None and one_caption(index.store.header.data) is None:
+        sidecar = find_sidecar(first)
+        caption = read_sidecar(sidecar).text if sidecar else class_tokens(dataset.sample_ids[row])
+        if (caption or "") != (dataset.captions[row] or ""):
+            raise CallError(
+                f"{source}: the captions are in a table, and a training without some pictures is"
+                " given what lies beside the others; put each caption into a file x.txt beside"
+                " x.png, and build from a folder without the table"
+            )
     return dataset
 
 
 def _link_pictures(dataset: Dataset, excluded: set[int], folder: Path) -> None:
-    """Fill a folder with links to a folder's pictures and captions, but for some rows."""
+    """Fill a folder with links to a folder's pictures and captions, but for some rows.
+
+    Latents of kohya's scripts are copied, for these may write them anew.
+    """
     source = Path(dataset.source)
     for row, name in enumerate(dataset.sample_ids):
-        if row not in excluded:
-            _link(source / name, folder / name)
-            for suffix in SIDECAR_SUFFIXES:
-                sidecar = (source / name).with_suffix(suffix)
-                if sidecar.is_file():
-                    _link(sidecar, (folder / name).with_suffix(suffix))
+        if row in excluded:
+            continue
+        _link(source / name, folder / name)
+        for suffix in SIDECAR_SUFFIXES:
+            sidecar = (source / name).with_suffix(suffix)
+            if sidecar.is_file():
+                _link(sidecar, (folder / name).with_suffix(suffix))
+        latents = dataset.latent_files[row] if isinstance(dataset, LatentDataset) else None
+        if latents is not None:
+            shutil.copyfile(latents, folder / latents.relative_to(source))
+
+
+def _link_masks(dataset: Dataset, excluded: set[int], source: Path, folder: Path) -> None:
+    """Fill a folder with links to the masks of pictures, but for some rows."""
+    files = None if dataset.masks is None else dataset.masks.files
+    for row, mask in enumerate(files or ()):
+        if mask is not None and row not in excluded:
+            _link(mask, folder / mask.relative_to(source))
 
 
 def _link(original: Path, link: Path) -> None:

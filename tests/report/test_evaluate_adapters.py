@@ -124,6 +124,72 @@ def test_a_counterfactual_trains_with_the_captions(
     assert removal.loss == pytest.approx(losses[0, 0])
 
 
+def test_a_counterfactual_trains_with_masks_and_latents(
+    base: Path, adapters: Path, queries: list[Path], tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    captioned_pictures(data, CAPTIONS)
+    side = SIDE // 2
+    for number in range(4):
+        np.savez(
+            data / f"p{number:03d}.npz",
+            latents=np.random.default_rng(number).standard_normal((4, side, side)),
+            original_size=[SIDE, SIDE],
+            crop_ltrb=[0, 0, SIDE, SIDE],
+        )
+        mask = tmp_path / f"masks/p{number:03d}.bmp"
+        mask.parent.mkdir(exist_ok=True)
+        Image.new("L", (SIDE, SIDE), 200).save(mask)
+    index = gradindex.build(
+        tmp_path / "idx",
+        model=base,
+        adapters=[adapters / "0"],
+        data=data,
+        masks=tmp_path / "masks",
+        latents="npz",
+        timesteps=1,
+        dim=16,
+        resolution=SIDE,
+        device="cpu",
+    )
+    train = f"cp -r {{data}} {{masks}} {tmp_path}/seen && cp -r {adapters}/1 {{out}}"
+    (tmp_path / "seen").mkdir()
+    options = {"k": 1, "random": 0, "prompt": PROMPTS[0]}
+    (removal,) = counterfactual(index, queries[:1], train, tmp_path / "work", **options)
+    kept = {f"p{row:03d}" for row in range(4)} - {Path(removal.removed[0]).stem}
+    seen = {path.name for path in (tmp_path / "seen/data").iterdir()}
+    assert seen == {f"{name}.{suffix}" for name in kept for suffix in ("png", "txt", "npz")}
+    masks = {path.name for path in (tmp_path / "seen/masks").iterdir()}
+    assert masks == {f"{name}.bmp" for name in kept}
+    # A script that caches latents writes them where they are: those of the index stay.
+    assert not any(file.is_symlink() for file in (tmp_path / "seen/data").glob("*.npz"))
+    with pytest.raises(CallError, match=r"has no \{masks\}: the index is of a masked loss; write"):
+        counterfactual(index, queries[:1], "x {data} {out}", tmp_path / "work", k=1)
+
+
+def test_a_command_with_masks_of_an_index_without(
+    index: gradindex.Index, queries: list[Path], tmp_path: Path
+) -> None:
+    with pytest.raises(CallError, match=r"has \{masks\}: the index was built without a folder"):
+        counterfactual(index, queries, "x {data} {out} {masks}", tmp_path / "work", k=1)
+
+
+def test_captions_in_a_table_are_refused(
+    base: Path, adapters: Path, queries: list[Path], tmp_path: Path
+) -> None:
+    """The training would have none, or others."""
+    data = tmp_path / "data"
+    captioned_pictures(data, CAPTIONS)
+    lines = [{"file_name": f"p{row:03d}.png", "text": f"other {row}"} for row in range(4)]
+    (data / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    settings = {"timesteps": 1, "dim": 16, "resolution": SIDE, "device": "cpu"}
+    index = gradindex.build(
+        tmp_path / "idx", model=base, adapters=[adapters / "0"], data=data, **settings
+    )
+    with pytest.raises(CallError, match=r"data: the captions are in a table, .* into a file x\.txt"):
+        counterfactual(index, queries, "x {data} {out}", tmp_path / "work", k=1)
+
+
 def test_a_denoiser_of_ones_own_has_no_other_models(tmp_path: Path, pictures: Path) -> None:
     class Own:
         shape = (1, 8, 8)
