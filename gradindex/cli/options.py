@@ -59,7 +59,7 @@ def to_timesteps(
         return value
     try:
         if "," in value:
-            return [_to_timestep(part) for part in value.split(",") if part]
+            return [_to_timestep(part) for part in _entries(value)]
         return int(value)
     except ValueError:
         raise click.BadParameter(
@@ -120,13 +120,22 @@ def to_buckets(
     """Return --buckets: a step of their sides, or widths and heights."""
     if value is None or _is_number(value):
         return None if value is None else int(value)
-    sizes = [size.split("x") for size in value.lower().split(",") if size]
+    sizes = [size.split("x") for size in _entries(value.lower())]
     if not all(len(sides) == 2 and all(map(_is_number, sides)) for sides in sizes):
         raise click.BadParameter(
             f"{value!r}: give the step of their sides, such as 64, or WxH,WxH,…, such as"
             " 512x768,512x512"
         )
     return [(int(width), int(height)) for width, height in sizes]
+
+
+def _entries(value: str) -> list[str]:
+    """The entries of a list with commas; one behind the last entry makes a list of one.
+
+    >>> _entries("500,"), _entries("5,7"), _entries(",")
+    (['500'], ['5', '7'], [''])
+    """
+    return value.removesuffix(",").split(",")
 
 
 def to_batch_size(context: click.Context, parameter: click.Parameter, value: str) -> int | str:

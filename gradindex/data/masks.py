@@ -73,7 +73,10 @@ def add_masks(dataset: Dataset, masks: str | Path) -> Dataset:
         return replace(dataset, masks=Masks(None), notes=notes)
     folder = Path(masks)
     if not folder.is_dir():
-        raise CallError(f"masks {folder}: no such folder; put back those that the build had")
+        raise CallError(
+            f"masks {folder}: no such folder; put them back, or run the same build with masks = NEW,"
+            " where they are now"
+        )
     names = sorted(list_files(folder).sizes, reverse=True)
     # The first of several suffixes counts, and a file's whole name before that without its suffix.
     name_of = {os.path.splitext(sample_id(name))[0]: name for name in names}

@@ -44,16 +44,19 @@ class TrainingPictures:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        data = store.header.data
+        self._fault = f"data{f' {data.source}' if data else ''}: no longer there, or changed"
 
     @cached_property
     def dataset(self) -> Dataset | None:
-        """The data set; None when the pictures are no longer where they were."""
+        """The data set; None when the pictures, or their masks, are no longer where they were."""
         data = self._store.header.data
         if data is None:
             return None
         try:
             dataset = open_pictures(self._store, data.source)
-        except GradindexError:
+        except GradindexError as error:
+            self._fault = str(error)
             return None
         positions = dataset.positions(self._store.sample_ids)
         absent = np.setdiff1d(np.flatnonzero(positions < 0), self._store.excluded)
@@ -64,9 +67,7 @@ class TrainingPictures:
     def require(self, advice: str = "") -> Dataset:
         """The data set; CallError, with some advice, when it is no longer where it was."""
         if self.dataset is None:
-            data = self._store.header.data
-            source = "" if data is None else f" {data.source}"
-            raise CallError(f"data{source}: no longer there, or changed{advice}")
+            raise CallError(f"{self._fault}{advice}")
         return self.dataset
 
     def thumbnail(self, row: int) -> Image.Image | None:

@@ -84,6 +84,24 @@ OPTIONS = [
         "Invalid value for '--timesteps': 'many': give a number, timesteps with commas"
         " between them, even:N, or recorded",
     ),
+    *(
+        Bad(
+            f"empty timesteps, {text}",
+            BUILD + f"--timesteps {text}",
+            f"Invalid value for '--timesteps': '{text}': give a number, timesteps with commas"
+            " between them, even:N, or recorded",
+        )
+        for text in (",", ",500", "500,,700", "500,,")
+    ),
+    *(
+        Bad(
+            f"empty buckets, {text}",
+            BUILD + f"--buckets {text}",
+            f"Invalid value for '--buckets': '{text}': give the step of their sides, such as 64, or"
+            " WxH,WxH,…, such as 512x768,512x512",
+        )
+        for text in (",", "8x8,,", ",8x8", "8x", "64,")
+    ),
     Bad(
         "recorded timesteps without a log",
         BUILD + "--timesteps recorded",

@@ -222,7 +222,7 @@ def test_no_pictures_and_no_matplotlib(
         tmp_path / "idx", model=model, data=tmp_path / "data", timesteps=1, dim=8, device="cpu"
     )
     (tmp_path / "data").rename(tmp_path / "moved")
-    with pytest.raises(CallError, match="no longer there, or changed; give pictures"):
+    with pytest.raises(CallError, match="data: no such file or folder; give pictures"):
         diagnose.report(index)
     found = diagnose.report(index, [tmp_path / "moved/p000.png"], compared=0)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)

@@ -186,8 +186,16 @@ def test_another_mask_is_another_picture(tmp_path: Path) -> None:
     (tmp_path / "masks").rename(tmp_path / "moved")
     index = gradindex.open(tmp_path / "idx", device="cpu")
     assert len(index.query(tmp_path / "data" / "p000.png")[0].hits) == 3
-    with pytest.raises(CallError, match="masks: no such folder; put back"):
+    message = r"masks: no such folder; put them back, or run the same build with masks = NEW, where"
+    with pytest.raises(CallError, match=message):
         list(data_damages(tmp_path / "idx"))
+    with pytest.raises(CallError, match=message):
+        index.training_pictures.require()
+    options["masks"] = tmp_path / "moved"
+    pixels[7, 7] ^= 255
+    Image.fromarray(pixels).save(tmp_path / "moved" / masks[1].name)  # as it was
+    masked_index(tmp_path, **options)
+    assert list(data_damages(tmp_path / "idx")) == []
 
 
 @pytest.mark.parametrize("projection", ["none", "auto"])
