@@ -91,6 +91,18 @@ def test_resolutions_that_do_not_fit(
     assert message in refusal(saved[name], CallError, resolution=size)
 
 
+@pytest.mark.parametrize("name", sorted(tiny_pipelines.PIPELINES))
+def test_the_size_that_a_model_was_made_for(saved: dict[str, Path], name: str) -> None:
+    """As docs/models.md says it: `sample_size` latents, and 128 where no config.json has it."""
+    denoiser = load_denoiser(saved[name])
+    config = denoiser.model.config
+    assert ("sample_size" in config) == (name not in ("flux", "qwen_image"))
+    side = config.get("sample_size", 128)
+    assert denoiser.description.image[1:] == (side, side)
+    pixels = side * denoiser.encoder.factor
+    assert denoiser.description.picture[1:] == (pixels, pixels)
+
+
 def test_dit_takes_squares(saved: dict[str, Path]) -> None:
     denoiser = load_denoiser(saved["dit"], resolution=(8, 16))
     x = torch.zeros(1, 4, 4, 8)
