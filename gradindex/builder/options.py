@@ -34,8 +34,11 @@ def to_resolution(resolution: int | tuple[int, int] | None) -> tuple[int, int] |
     if resolution is None:
         return None
     sides = (resolution, resolution) if isinstance(resolution, int) else tuple(resolution)
-    if len(sides) != 2 or not all(isinstance(s, Integral) and s > 0 for s in sides):
-        raise CallError(f"resolution = {resolution!r}: give a side, or width and height")
+    if len(sides) != 2 or not all(map(_is_side, sides)):
+        raise CallError(
+            f"resolution = {resolution!r}: give a side, or width and height, of at most"
+            f" {LARGEST_SIDE:,} pixels"
+        )
     return int(sides[1]), int(sides[0])
 
 

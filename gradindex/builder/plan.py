@@ -28,6 +28,7 @@ from gradindex.models.adapter_checkpoints import AdapterCheckpoints
 from gradindex.models.checkpoints import Checkpoints
 from gradindex.models.custom import OneDenoiser
 from gradindex.models.denoiser import Denoiser
+from gradindex.models.refusals import require_training_schedule
 from gradindex.models.trainer_differences import loss_differences
 from gradindex.models.trainer_notes import TrainerNotes
 from gradindex.recipe import FOLDED, LOSS, NPZ, Recipe
@@ -113,6 +114,7 @@ def make_plan(options: BuildOptions, device: str, processes: int = 1) -> Plan:
     if recipe.classes is None:
         dataset = replace(dataset, labels=None)
     first = denoisers[0]
+    require_training_schedule(first)
     if options.latents == NPZ:
         dataset = _with_latents(dataset, first, recipe)
     if first.family.captioned:

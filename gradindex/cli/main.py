@@ -17,7 +17,7 @@ from gradindex.cli.evaluate import evaluate
 from gradindex.cli.messages import fail, flags_of, say, usage_text, with_flags
 from gradindex.cli.options import METHOD_CHOICE
 from gradindex.cli.query import query
-from gradindex.errors import CallError, GradindexError
+from gradindex.errors import CallError, GradindexError, first_line
 from gradindex.report.printable import one_line
 from gradindex.store.memory import keep_freed_memory
 
@@ -56,6 +56,11 @@ class _Commands(click.Group):
             # Whoever read our output has seen enough. Python would write the rest when it exits.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
+        except MemoryError as error:
+            if debug:
+                raise
+            way_out = "give a smaller resolution or batch; what was committed stays"
+            fail(f"out of memory ({first_line(error)}); {way_out}", 1)
         except OSError as error:
             if debug:
                 raise

@@ -245,10 +245,11 @@ class Dataset:
             except Exception:  # see `picture`
                 counts["cannot be opened"] += 1
         if self.masks is not None and self.masks.files is None:
-            del counts[TRANSPARENT]  # it is what masks them
-        if not counts:
-            return []
-        return [f"pictures{sample}: " + "; ".join(f"{counts[key]} {key}" for key in counts)]
+            masked = counts.pop(TRANSPARENT, 0) + counts["cannot be opened"]
+            counts["of no alpha channel, count wholly"] = len(looked_at) - masked
+        counts = +counts  # without zeros
+        line = f"pictures{sample}: " + "; ".join(f"{counts[key]} {key}" for key in counts)
+        return [line] if counts else []
 
     def looked_at(self, rows: np.ndarray) -> tuple[list[int], str]:
         """Return some of these rows that have a picture, and a text of how many of them they are.

@@ -35,13 +35,19 @@ def with_masks(dataset: Dataset, masks: str | Path) -> Dataset:
             `x`, if there is no such one.
 
     Raises:
-        CallError: there is no such folder, or pictures have no mask there.
+        CallError: there is no such folder, it is that of the pictures, or pictures have no mask
+            there.
         DataError: the folder cannot be listed.
     """
     if masks != ALPHA and not Path(masks).is_dir():
         raise CallError(
             f"masks = {str(masks)!r}: no such folder; give one with a mask of each picture, or"
             f" {ALPHA!r} for the pictures' alpha channels"
+        )
+    if masks != ALPHA and Path(masks).resolve() == Path(dataset.source).resolve():
+        raise CallError(
+            f"masks = {str(masks)!r}: the folder of the pictures themselves; give one with a mask"
+            f" of each, or {ALPHA!r} for their alpha channels"
         )
     masked = add_masks(dataset, masks)
     assert masked.masks is not None
@@ -74,8 +80,8 @@ def add_masks(dataset: Dataset, masks: str | Path) -> Dataset:
     folder = Path(masks)
     if not folder.is_dir():
         raise CallError(
-            f"masks {folder}: no such folder; put them back, or run the same build with masks = NEW,"
-            " where they are now"
+            f"masks {folder}: no such folder; put them back, or run the same build with"
+            " masks = NEW, where they are now"
         )
     names = sorted(list_files(folder).sizes, reverse=True)
     # The first of several suffixes counts, and a file's whole name before that without its suffix.

@@ -64,7 +64,9 @@ class CustomDenoiser:
             raise CallError("denoiser.model: no parameter of it requires grad")
         self.num_train_timesteps: int = getattr(given, "num_train_timesteps", NUM_TRAIN_TIMESTEPS)
         self.process = SimpleNamespace(grid=lambda t: grid(t, self.num_train_timesteps))
-        self.family = SimpleNamespace(captioned=bool(getattr(given, "captioned", False)))
+        captioned = bool(getattr(given, "captioned", False))
+        self.family = SimpleNamespace(captioned=captioned, flow=False)
+        self.scheduler_class = None
         self.digest = _weights_digest(self.model)
         self.model.eval().requires_grad_(False)
         self.cast(DTYPES[dtype], device)

@@ -110,6 +110,7 @@ class Denoiser:
         self.digest = digest
         self.family: Family = FAMILIES[type(model).__name__]
         self.process = make_process(schedule, device)
+        self.scheduler_class = schedule.get("_class_name")
         self.encoder = encoder
         self.num_train_timesteps = self.process.num_train_timesteps
         self.description = replace(self._describe(dtype, resolution, guidance, buckets), base=base)

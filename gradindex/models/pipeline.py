@@ -8,7 +8,6 @@ import gc
 from collections.abc import Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from gradindex.models.folder import (
 from gradindex.models.latents import encode_with, scale_latents, scaled_arrays
 from gradindex.models.own_parts import own_parts
 from gradindex.models.quiet import quiet_libraries
+from gradindex.models.refusals import pipeline_class, require_vocabulary
 from gradindex.random_numbers import noise
 from gradindex.recipe import MEAN, SAMPLE
 
@@ -127,6 +127,8 @@ class Encoder:
                     f"{self.folder}: the pipeline's {name}, which encodes captions, is not there;"
                     " give the folder of the whole pipeline"
                 )
+            if name.startswith("tokenizer"):
+                require_vocabulary(self.folder / name)
 
     def _require_parts_of(self, adapter: Adapter) -> None:
         """Raise ModelError where an adapter changes a text encoder that is not there."""
@@ -212,13 +214,16 @@ class Encoder:
         ]
         try:
             with quiet_libraries():
-                pipeline_class = getattr(import_module("diffusers"), str(name))
-                pipeline = pipeline_class.from_pretrained(
+                pipeline = pipeline_class(
+                    self.folder, name, self._family.captioned
+                ).from_pretrained(
                     self.folder,
                     local_files_only=True,
                     variant=common_variant(self.folder, needed),
                     **dict.fromkeys(unused),
                 )
+        except ModelError:
+            raise
         except ImportError as error:
             raise MissingPackage(
                 f"{self.folder}: {name} needs packages that are not installed"

@@ -3,11 +3,13 @@
 import os
 import re
 from collections.abc import Collection
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from gradindex.errors import CallError, ModelError, quoted
 from gradindex.models.folder import MODEL_FOLDERS, read_pipeline
+from gradindex.recipe import FLOW
 
 LORA_FILES = (
     "adapter_config.json",
@@ -32,6 +34,8 @@ PIPELINE_OF = {
     "joint_blocks.": "StableDiffusion3Pipeline",
     "double_blocks.": "FluxPipeline",
 }
+VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model")  # files of tokenizers
+TEACHERS_SCHEDULERS = ("LCMScheduler", "TCDScheduler")
 OWN_DENOISER = (
     "for another, give an object of your own that computes its loss"
     " (gradindex.build(…, denoiser=…), see docs/models.md)"
@@ -108,6 +112,61 @@ def unknown_class(folder: Path, class_name: Any, known: Collection[str]) -> Mode
         f"{folder}: a model of class {quoted(class_name)}{origin}; gradindex knows"
         f" {', '.join(known)}; {OWN_DENOISER}"
     )
+
+
+def pipeline_class(folder: Path, name: Any, is_captioned: bool) -> Any:
+    """Return a class of pipelines in diffusers.
+
+    Args:
+        folder: of the pipeline. name: of the class, by its model_index.json.
+        is_captioned: whether it has to encode captions.
+
+    Raises:
+        ModelError: this diffusers has none of this name, or it does not encode captions.
+    """
+    found = getattr(import_module("diffusers"), str(name), None)
+    if found is None or (is_captioned and not hasattr(found, "encode_prompt")):
+        raise ModelError(
+            f"{folder / 'model_index.json'}: _class_name {quoted(name)}: no pipeline of this"
+            " diffusers that encodes captions; write the class that the model was trained with"
+            f" there; {OWN_DENOISER}"
+        )
+    return found
+
+
+def require_vocabulary(folder: Path) -> None:
+    """Raise ModelError unless a tokenizer's folder has a vocabulary.
+
+    Without one transformers makes a tokenizer that knows no word, and says nothing.
+    """
+    if not any(file for pattern in VOCABULARIES for file in folder.glob(pattern)):
+        raise ModelError(
+            f"{folder}: a tokenizer without a vocabulary (looked for {', '.join(VOCABULARIES)});"
+            " give the folder of the whole pipeline"
+        )
+
+
+def require_training_schedule(denoiser: Any) -> None:
+    """Raise ModelError where the scheduler beside a model is not one that it was trained with.
+
+    A build asks it, and not who opens an index that an earlier gradindex made.
+
+    Args:
+        denoiser: a `Denoiser`.
+    """
+    name = denoiser.scheduler_class
+    if name in TEACHERS_SCHEDULERS:
+        raise ModelError(
+            f"scheduler {name}: of models that are distilled from a teacher (LCM), whose loss is"
+            " the teacher's; where only generation uses it, give the training's scheduler"
+            " (scheduler=)"
+        )
+    if denoiser.family.flow and denoiser.process.prediction_type != FLOW:
+        raise ModelError(
+            f"scheduler {quoted(name)}: a {denoiser.family.model_class} is trained by flow"
+            " matching, of which this is none; give the training's scheduler (scheduler=), such as"
+            " a FlowMatchEulerDiscreteScheduler"
+        )
 
 
 def foreign_weights(names: Collection[str], file: Path) -> str | None:

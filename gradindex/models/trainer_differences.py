@@ -69,8 +69,8 @@ def loss_differences(notes: TrainerNotes, recipe: Recipe) -> list[str]:
     if notes.prior_loss_weight is not None and notes.prior_loss_weight != 1:
         differences.append(
             f"had {notes.regularization_pictures} regularization pictures with weight"
-            f" {fewest_digits(notes.prior_loss_weight)}: where they are in the data, their TracIn scores are to"
-            " be multiplied with it; other pictures' are right"
+            f" {fewest_digits(notes.prior_loss_weight)}: where they are in the data, their TracIn"
+            " scores are to be multiplied with it; other pictures' are right"
         )
     if notes.clip_skip is not None and notes.clip_skip > 1:
         differences.append(

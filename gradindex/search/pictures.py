@@ -248,15 +248,17 @@ def read_prompts(
         pictures: as they were given. read: the same, read.
 
     Raises:
-        CallError: a picture has none; or they are not as many as the pictures.
+        CallError: a picture has none, or one that is not UTF-8; or they are not as many as the
+            pictures.
     """
     count = len(pictures)
-    if isinstance(prompt, str):
-        return [prompt] * count
     if prompt is not None:
-        prompts = list(prompt)
+        prompts = [prompt] * count if isinstance(prompt, str) else list(prompt)
         if len(prompts) != count or not all(isinstance(text, str) for text in prompts):
             raise CallError(f"prompt: {len(prompts)} for {count} pictures; give one, or one each")
+        for text in prompts:
+            if any("\ud800" <= letter <= "\udfff" for letter in text):  # bytes that are no UTF-8
+                raise CallError(f"prompt = {text!r}: not UTF-8")
         return prompts
     prompts = []
     for number, (picture, as_read) in enumerate(zip(pictures, read, strict=True)):

@@ -143,6 +143,17 @@ OPTIONS = [
         "--masks nowhere: no such folder; give one with a mask of each picture, or 'alpha' for the"
         " pictures' alpha channels",
     ),
+    Bad(
+        "masks that are the pictures",
+        BUILD + "--masks {pictures}",
+        "--masks '{pictures}': the folder of the pictures themselves; give one with a mask of each,"
+        " or 'alpha' for their alpha channels",
+    ),
+    Bad(
+        "more pixels than there can be",
+        BUILD + "--resolution 100000",
+        "--resolution 100000: give a side, or width and height, of at most 65,536 pixels",
+    ),
     Bad("rows of no numbers", BUILD + "--dim 0", "--dim 0: give a whole number, 1 or more"),
     Bad(
         "a width in words",

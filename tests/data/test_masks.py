@@ -142,7 +142,9 @@ def test_pictures_without_a_mask_are_listed(tmp_path: Path) -> None:
         add_masks(dataset, tmp_path / "masks").read(0, SIZE)
     with pytest.raises(CallError, match=r"^masks = 'Alpha': no such folder; give one with a mask"):
         with_masks(dataset, "Alpha")
-    with pytest.raises(CallError, match=r"^masks gone: no such folder; put them back, or run the sa"):
+    with pytest.raises(
+        CallError, match=r"^masks gone: no such folder; put them back, or run the sa"
+    ):
         add_masks(dataset, "gone")
 
 

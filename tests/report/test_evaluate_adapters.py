@@ -186,7 +186,9 @@ def test_captions_in_a_table_are_refused(
     index = gradindex.build(
         tmp_path / "idx", model=base, adapters=[adapters / "0"], data=data, **settings
     )
-    with pytest.raises(CallError, match=r"data: the captions are in a table, .* into a file x\.txt"):
+    with pytest.raises(
+        CallError, match=r"data: the captions are in a table, .* into a file x\.txt"
+    ):
         counterfactual(index, queries, "x {data} {out}", tmp_path / "work", k=1)
 
 

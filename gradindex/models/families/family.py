@@ -39,6 +39,7 @@ class Family:
         latent: whether it works on the latents of a VAE: always, never, or (None) where a pipeline
             with a VAE is around it.
         captioned: whether it is given captions.
+        flow: whether it is trained by flow matching alone.
         optional_parts: text encoders and tokenizers that its pipeline can do without.
     """
 
@@ -46,6 +47,7 @@ class Family:
     module: ClassVar[str]
     latent: ClassVar[bool | None] = True
     captioned: ClassVar[bool] = True
+    flow: ClassVar[bool] = False
     optional_parts: ClassVar[tuple[str, ...]] = ()
 
     def check(self, arguments: Mapping[str, Any], file: Path) -> None:

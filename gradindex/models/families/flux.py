@@ -25,6 +25,7 @@ class Flux(Family):
 
     model_class = "FluxTransformer2DModel"
     module = "diffusers.models.transformers.transformer_flux"
+    flow = True
 
     def check(self, arguments: Mapping[str, Any], file: Path) -> None:
         """Refuse what makes no Flux, or one that is given pictures; see `Family.check`."""

@@ -27,6 +27,7 @@ class QwenImage(Family):
 
     model_class = "QwenImageTransformer2DModel"
     module = "diffusers.models.transformers.transformer_qwenimage"
+    flow = True
 
     def check(self, arguments: Mapping[str, Any], file: Path) -> None:
         """Refuse what makes no Qwen-Image, or an editing or layered one; see `Family.check`."""

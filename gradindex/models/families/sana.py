@@ -25,6 +25,7 @@ class Sana(Family):
 
     model_class = "SanaTransformer2DModel"
     module = "diffusers.models.transformers.sana_transformer"
+    flow = True
 
     def check(self, arguments: Mapping[str, Any], file: Path) -> None:
         """Refuse what makes no Sana, and Sana Sprint; see `Family.check`."""

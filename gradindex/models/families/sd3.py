@@ -29,6 +29,7 @@ class StableDiffusion3(Family):
 
     model_class = "SD3Transformer2DModel"
     module = "diffusers.models.transformers.transformer_sd3"
+    flow = True
     optional_parts = ("text_encoder_3", "tokenizer_3")
 
     def check(self, arguments: Mapping[str, Any], file: Path) -> None:

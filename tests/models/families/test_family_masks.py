@@ -207,7 +207,7 @@ def test_a_mask_of_zeros_is_named_once(tmp_path: Path, projection: str) -> None:
         mask.save(tmp_path / "masks" / f"p00{number}.png")
     model = make_model(tmp_path / "model")
     settings = {"timesteps": 2, "projection": projection, "dim": 16, "device": "cpu"}
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="zero") as caught:
         index = gradindex.build(
             tmp_path / "idx",
             model=model,

@@ -5,10 +5,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import tiny_pipelines
 import torch
+from conftest import make_pictures
 from tiny_pipelines import SIDE
 
 import gradindex
@@ -75,6 +77,61 @@ def test_text_encoders_that_were_left_out(
     folder = copied(saved, name, tmp_path)
     changed(folder, "model_index.json", text_encoder=[None, None])
     assert "text_encoder, which encodes captions, is not there" in refusal(folder)
+
+
+@pytest.mark.parametrize("left", [[], ["tokenizer_config.json", "merges.txt"]])
+def test_a_tokenizer_without_a_vocabulary(
+    saved: dict[str, Path], tmp_path: Path, left: list[str]
+) -> None:
+    """transformers makes one that knows no word of it."""
+    folder = copied(saved, "sd", tmp_path)
+    for file in (folder / "tokenizer").iterdir():
+        if file.name not in left:
+            file.unlink()
+    assert refusal(folder) == (
+        f"{folder}/tokenizer: a tokenizer without a vocabulary (looked for tokenizer.json,"
+        " vocab.json, vocab.txt, *.model); give the folder of the whole pipeline"
+    )
+
+
+@pytest.mark.parametrize("name", ["FooPipeline", "DDPMPipeline", ["my", "Pipeline"]])
+def test_a_pipeline_that_encodes_no_captions(
+    saved: dict[str, Path], tmp_path: Path, name: Any
+) -> None:
+    folder = copied(saved, "sd", tmp_path)
+    changed(folder, "model_index.json", _class_name=name)
+    encoder = load_denoiser(folder, resolution=(SIDE, SIDE)).encoder
+    with pytest.raises(ModelError) as caught:
+        encoder.encode(Pictures(np.zeros((1, 3, SIDE, SIDE), np.float32), ["a"], captions=["a"]))
+    assert str(caught.value) == (
+        f"{folder}/model_index.json: _class_name {name!r}: no pipeline of this diffusers that"
+        " encodes captions; write the class that the model was trained with there; for another,"
+        " give an object of your own that computes its loss (gradindex.build(…, denoiser=…), see"
+        " docs/models.md)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "scheduler", "message"),
+    [
+        ("sd", "LCMScheduler", r"^scheduler LCMScheduler: of models that are distilled from a t"),
+        ("sdxl", "TCDScheduler", r"^scheduler TCDScheduler: of models that are distilled"),
+        ("flux", "DDPMScheduler", r"'DDPMScheduler': a FluxTransformer2DModel is trained by flow"),
+        ("sd3", "DDIMScheduler", r"'DDIMScheduler': a SD3Transformer2DModel is trained by flow m"),
+    ],
+)
+def test_schedulers_that_no_training_had(
+    saved: dict[str, Path], tmp_path: Path, name: str, scheduler: str, message: str
+) -> None:
+    """A build refuses them; who has an index of one opens it as before."""
+    getattr(diffusers, scheduler)().save_pretrained(tmp_path / "scheduler")
+    data = make_pictures(tmp_path / "data", 1, SIDE, mode="RGB")
+    options = {"model": saved[name], "data": data, "caption": "a", "resolution": SIDE}
+    with pytest.raises(ModelError, match=message):
+        gradindex.build(tmp_path / "idx", scheduler=tmp_path / "scheduler", **options)
+    assert not (tmp_path / "idx").exists()
+    denoiser = load_denoiser(saved[name], scheduler=tmp_path / "scheduler", resolution=(SIDE, SIDE))
+    assert denoiser.process.prediction_type == "epsilon"
 
 
 @pytest.mark.parametrize(
