@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,7 +28,7 @@ SEARCH_WIDTH = 4096  # numbers in a search vector, unless all rows side by side 
 _OPTIONAL_FIELDS = (
     *("events", "log", "rows", "output"),
     *("picture", "encoder", "latents", "base", "captioned", "guidance"),
-    *("weighting", "noise_offset", "input_perturbation", "masks", "buckets"),
+    *("weighting", "noise_offset", "input_perturbation", "masks", "buckets", "part"),
 )
 
 # Fields that the JSON of format 1 calls by another name, {field: name in the JSON}.
@@ -90,6 +91,8 @@ class Recipe:
         guidance: the scale that a model with guidance embedding is told; None for others.
         buckets: heights and widths of pictures as they are read, each picture in the nearest;
             `image` and `picture` are then those of the largest. None: all have the same.
+        part: of the model, by a name of `gradients.parts`, whose parameters are chosen; `params` is
+            then None. None: `params` chooses.
     """
 
     model: str
@@ -128,6 +131,7 @@ class Recipe:
     input_perturbation: float | None = None
     masks: str | None = None
     buckets: tuple[tuple[int, int], ...] | None = None
+    part: str | None = None
 
     @property
     def pixels(self) -> tuple[int, int, int]:
@@ -164,6 +168,22 @@ class Recipe:
         if self.rows == FOLDED:
             return 1, pictures, 1, self.search_width
         return len(self.checkpoints), pictures, self.per_picture, self.dim
+
+    def array_bytes(self, pictures: int) -> dict[str, int]:
+        """Return how many bytes each array has for N pictures, {name: bytes}."""
+        shape = self.shape(pictures)
+        numbers, rows = math.prod(shape), math.prod(shape[:3])
+        wide = {"normalized": 2 * numbers, "unnormalized": 4 * numbers}
+        return wide | dict.fromkeys(("norm", "timestep"), 4 * rows)
+
+    def exact_where_narrow(self) -> Self:
+        """Return this recipe, without its two-sided projection where D is not below the parameters.
+
+        Rows are then the gradients themselves, as many numbers as chosen parameters.
+        """
+        if self.rank is None or self.parameter_count > self.dim:
+            return self
+        return replace(self, projection="none", rank=None, dim=self.parameter_count)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values, those of `_OPTIONAL_FIELDS` only where they are set."""

@@ -13,9 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gradindex.builder.continuation import as_stored, continue_or_create, in_store_order
+from gradindex.builder.continuation import as_begun, continue_or_create, in_store_order
 from gradindex.builder.job import BuildJob
 from gradindex.builder.options import BuildOptions
+from gradindex.builder.parameter_choice import parameter_choice
 from gradindex.builder.plan import DIM, make_plan
 from gradindex.builder.preparation import drop_prepared
 from gradindex.builder.shards import fill, missing_shards, progress, rows_of
@@ -114,11 +115,15 @@ def build(
             (D-TRAK).
         projection: "auto" (two-sided, then sketched), "sketch" (exact per-sample weight gradients,
             sketched), "rademacher" (dense, slow: a baseline) or "none" (exact, small models).
-        dim: width D of a projected row.
+        dim: width D of a projected row. Where no more parameters are chosen, "auto" keeps their
+            gradients as they are, without a projection.
         rows: "full", or "folded": in place of a picture's C · T rows only the vector that they are
             searched by, of at most 4,096 numbers. Scores are then as exact as that fold, and there
             are no answers by timestep.
-        params: regular expression; only parameters in whose name it is found count.
+        params: which parameters count: a part of the model by its name, "all", "norms",
+            "attention", "convolutions", "biases", "first", "middle", "second-half", "last-block",
+            "last-unit", "last" or "level-K" (docs/models.md says what each is), or those in whose
+            name a regular expression is found. A part's name always means the part.
         seed: of noise and projection.
         dtype: "float32", "bfloat16" or "float16", of the weights while gradients are taken; rows
             are float32.
@@ -219,6 +224,8 @@ def build(
     for line in job.dataset.describe():
         LOGGER.info(line)
     store.update_header(**plan.origin)
+    if job.recipe.part is not None or job.recipe.params is not None:
+        store.update_header(parameters=parameter_choice(plan.denoisers[0], job.recipe))
     shards = missing_shards(store, job, part)
     rows_read, sizes = rows_of(shards), job.recipe.buckets
     for line in job.dataset.describe_changes(job.recipe.pixels, rows_read, sizes):
@@ -269,7 +276,7 @@ def _prepare_worker(index: str | Path, options: BuildOptions, device: str) -> Fi
             f"data {dataset.source}: a Ray worker finds other pictures there than the driver"
         )
     job = plan.job_on(dataset)
-    recipe = as_stored(job.recipe, store, plan)
+    recipe = as_begun(job.recipe, store.recipe, plan.denoisers)
     store.require_recipe(recipe, "a Ray worker makes another recipe of it")
     job = replace(job, recipe=store.recipe)
     return partial(fill, store, job, plan.denoisers, plan.batch_size)

@@ -7,17 +7,24 @@ import numpy as np
 
 from gradindex.builder.changes import changed_pictures, stats_now
 from gradindex.builder.job import BuildJob
-from gradindex.builder.plan import Plan, find_high_rank
+from gradindex.builder.plan import Plan
 from gradindex.builder.upkeep import grow, id_key
 from gradindex.data.dataset import Dataset
 from gradindex.errors import GradindexError, RecipeMismatch
+from gradindex.gradients.high_rank import choose_high_rank
+from gradindex.gradients.parameters import choose_parameters, count_parameters
 from gradindex.gradients.projection import TWO_SIDED
 from gradindex.gradients.weighting import one_spelling
+from gradindex.models.checkpoints import Checkpoints
+from gradindex.models.denoiser import Denoiser
 from gradindex.recipe import Recipe, require_order
 from gradindex.store.disk import Disk
 from gradindex.store.location import Location
 from gradindex.store.manifest import is_store
+from gradindex.store.memory import give_back_freed_memory
 from gradindex.store.store import Store
+
+HIGH_RANK_PICTURES = 8  # whose gradients tell which weights have a high rank
 
 
 def continue_or_create(location: Location, plan: Plan, overwrite: bool) -> tuple[Store, BuildJob]:
@@ -54,7 +61,7 @@ def _continue_store(location: Location, plan: Plan) -> tuple[Store, BuildJob]:
     store = Store.mended(location)
     dataset, new_ids = in_store_order(store, plan.dataset)
     job = plan.job_on(dataset)
-    recipe = as_stored(job.recipe, store, plan)
+    recipe = as_begun(job.recipe, store.recipe, plan.denoisers)
     _require_order(store, recipe, plan)
     store.require_recipe(recipe, "built with another recipe (overwrite replaces it)")
     _check_unchanged(store, dataset)
@@ -66,18 +73,24 @@ def _continue_store(location: Location, plan: Plan) -> tuple[Store, BuildJob]:
     return store, replace(job, recipe=recipe)
 
 
-def as_stored(recipe: Recipe, store: Store, plan: Plan) -> Recipe:
-    """Return a plan's recipe with what a store says in other words, or found once, as it has it."""
-    # The build that made the store has found the high-rank weights; another machine may find
-    # others. And an older gradindex has made another digest of the same config, and spelled γ as
-    # it was typed.
-    weighting = store.recipe.weighting
-    return replace(
-        recipe,
-        high_rank=store.recipe.high_rank,
-        config=plan.denoisers.config_digest(store.recipe.config),
-        weighting=weighting if one_spelling(weighting) == recipe.weighting else recipe.weighting,
-    )
+def as_begun(recipe: Recipe, stored: Recipe, denoisers: Checkpoints) -> Recipe:
+    """Return a build's recipe as the build that made a store has completed it.
+
+    That build has found the weights of high rank; another machine may find others. An older
+    gradindex projected rows of few parameters too, knew no parts by name, made another digest of
+    the same config, and spelled γ as it was typed.
+    """
+    if recipe.part is not None and stored.params == recipe.part:  # it was a regular expression
+        count = count_parameters(denoisers[0], choose_parameters(denoisers[0], stored.params, None))
+        dim = count if recipe.projection == "none" else recipe.dim
+        recipe = replace(recipe, params=recipe.part, part=None, parameter_count=count, dim=dim)
+    if stored.rank is None:
+        recipe = recipe.exact_where_narrow()
+    config = denoisers.config_digest(stored.config)
+    weighting = recipe.weighting
+    if one_spelling(stored.weighting) == weighting:
+        weighting = stored.weighting
+    return replace(recipe, high_rank=stored.high_rank, config=config, weighting=weighting)
 
 
 def _require_order(store: Store, recipe: Recipe, plan: Plan) -> None:
@@ -109,7 +122,7 @@ def _create_store(location: Location, plan: Plan) -> tuple[Store, BuildJob]:
         RecipeMismatch: meanwhile a build with another recipe has made a store there.
     """
     job = plan.job_on(plan.dataset)
-    recipe = job.recipe
+    recipe = job.recipe.exact_where_narrow()
     if recipe.projection == TWO_SIDED:
         high_rank = find_high_rank(plan.denoisers[0], job, plan.batch_size)
         recipe = replace(recipe, high_rank=high_rank)
@@ -117,6 +130,26 @@ def _create_store(location: Location, plan: Plan) -> tuple[Store, BuildJob]:
     recipe = replace(recipe, high_rank=store.recipe.high_rank)
     store.require_recipe(recipe, "another build was started there")
     return store, replace(job, recipe=store.recipe)
+
+
+def find_high_rank(denoiser: Denoiser, job: BuildJob, batch_size: int) -> tuple[str, ...]:
+    """Return the names of the weights that a two-sided projection must shrink less.
+
+    They are chosen by the gradients of a few pictures, evenly spaced over the data set; see
+    `choose_high_rank`.
+
+    Raises:
+        DataError: none of these pictures can be read.
+    """
+    spaced = np.linspace(0, len(job.dataset) - 1, HIGH_RANK_PICTURES)
+    tried = sorted({int(row) for row in spaced})
+    rows, examples, _ = job.examples(tried, denoiser.encoder)
+    if denoiser.encoder is not None:
+        denoiser.encoder.release()  # not to be in memory beside the gradients
+        give_back_freed_memory()
+    if not rows:
+        raise job.none_readable(tried)
+    return choose_high_rank(denoiser, job.recipe, examples, job.ids(rows), batch_size)
 
 
 def in_store_order(store: Store, dataset: Dataset) -> tuple[Dataset, list[str]]:

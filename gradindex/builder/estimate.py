@@ -1,6 +1,5 @@
 """What a build would make and take, before it is begun."""
 
-import math
 import time
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -9,13 +8,17 @@ from typing import Any
 import numpy as np
 
 from gradindex.builder.job import BuildJob
+from gradindex.builder.parameter_choice import parameter_choice
 from gradindex.builder.plan import Plan
 from gradindex.data.buckets import describe_buckets
+from gradindex.gradients.cost import forward_passes
 from gradindex.gradients.parameters import capture_for
 from gradindex.gradients.sampling import sample_gradients
 from gradindex.machine_memory import peak_memory
 from gradindex.models.checkpoints import Checkpoints
 from gradindex.models.examples import Examples
+from gradindex.recipe import Recipe
+from gradindex.store.records import ParameterChoice
 from gradindex.store.store import SHARD_ROWS
 
 
@@ -31,9 +34,11 @@ class Estimate:
         gradients: how many (checkpoint, picture, timestep, draw) go through the model.
         batch_size: how many of them at once.
         seconds: for all gradients, at the pace of one batch on this device.
+        forward_passes: that take as long as a gradient.
         memory: the most bytes that this process has had so far; None where it is not known.
         buckets: which hold how many pictures; empty: there are none.
         prepared: bytes on disk of encoded pictures and captions, until the build is finished.
+        recipe: of the rows. parameters: which it chose.
     """
 
     pictures: int
@@ -43,9 +48,12 @@ class Estimate:
     gradients: int
     batch_size: int
     seconds: float
+    forward_passes: float
     memory: int | None
     buckets: str
     prepared: int
+    recipe: Recipe
+    parameters: ParameterChoice
 
 
 def estimate(plan: Plan) -> Estimate:
@@ -55,24 +63,25 @@ def estimate(plan: Plan) -> Estimate:
         DataError: none of the pictures that the batch would be made of can be read.
     """
     job = plan.job_on(plan.dataset)
+    job = replace(job, recipe=job.recipe.exact_where_narrow())
     shape = job.recipe.shape(len(job.dataset))
-    checkpoints, pictures, _, dim = shape
-    numbers = math.prod(shape)
-    wide = {"normalized": 2 * numbers, "unnormalized": 4 * numbers}
-    narrow = dict.fromkeys(("norm", "timestep"), 4 * numbers // dim)
+    checkpoints, pictures, _, _ = shape
     gradients = pictures * job.gradients_per_picture * len(job.recipe.checkpoints)
     readable, examples = _first_batch(plan, job)
     return Estimate(
         pictures=pictures,
         rows=shape,
         shards=checkpoints * -(-pictures // SHARD_ROWS),
-        bytes=wide | narrow,
+        bytes=job.recipe.array_bytes(pictures),
         gradients=gradients,
         batch_size=plan.batch_size,
         seconds=_seconds_per_gradient(plan, job, readable, examples) * gradients,
+        forward_passes=forward_passes(plan.denoisers[0], job.recipe, plan.batch_size),
         memory=peak_memory(),
         buckets=describe_buckets(job.dataset, job.recipe.buckets, np.arange(pictures)),
         prepared=_prepared_bytes(job, plan.denoisers, examples),
+        recipe=job.recipe,
+        parameters=parameter_choice(plan.denoisers[0], job.recipe),
     )
 
 

@@ -99,7 +99,8 @@ class BuildOptions:
         projection: one of `PROJECTIONS`.
         dim: D, numbers in a projected row.
         rows: one of `ROWS`.
-        params: regular expression that picks parameters by name; None for all of them.
+        params: name of a part of the model, see `gradients.parts`, or a regular expression that
+            picks parameters by name; None for all of them.
         seed: of noise and projection.
         dtype: of the weights while gradients are taken, a key of `DTYPES`.
         batch_size: how many (picture, timestep, draw) go through the model at once, or "auto".

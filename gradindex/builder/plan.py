@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
-import numpy as np
 from msgspec import UNSET
 
 from gradindex.builder.checkpoint_weights import WeightedCheckpoint, choose_checkpoints
@@ -19,8 +18,7 @@ from gradindex.data.opening import open_dataset
 from gradindex.data.training_log import open_log
 from gradindex.errors import CallError
 from gradindex.gradients.batch_size import fitting_batch
-from gradindex.gradients.high_rank import choose_high_rank
-from gradindex.gradients.parameters import choose_parameters
+from gradindex.gradients.parameters import choose_parameters, count_parameters, split_params
 from gradindex.gradients.projection import TWO_SIDED
 from gradindex.gradients.self_check import check_buckets, check_capture
 from gradindex.gradients.weighting import one_spelling, timestep_weights
@@ -32,12 +30,10 @@ from gradindex.models.refusals import require_training_schedule
 from gradindex.models.trainer_differences import loss_differences
 from gradindex.models.trainer_notes import TrainerNotes
 from gradindex.recipe import FOLDED, LOSS, NPZ, Recipe
-from gradindex.store.memory import give_back_freed_memory
 from gradindex.store.records import CheckpointPath, DataSource
 
 DIM = 4096
 RANK = 16  # of the two-sided projection
-HIGH_RANK_PICTURES = 8  # whose gradients tell which weights have a high rank
 
 
 class Origin(TypedDict):
@@ -180,15 +176,16 @@ def _make_recipe(options: BuildOptions, denoisers: Checkpoints) -> Recipe:
     """
     model_fields = denoisers.recipe_fields()
     first = denoisers[0]
-    names = choose_parameters(first.trainable, options.params)
-    parameter_count = sum(first.model.get_parameter(name).numel() for name in names)
+    params, part = split_params(options.params)
+    names = choose_parameters(first, params, part)
+    parameter_count = count_parameters(first, names)
     recorded = options.log is not None
     timesteps = () if recorded else first.process.grid(options.grid_timesteps)
     timestep_weights(options.weighting, first.process, timesteps or first.process.grid(1))
     two_sided = options.projection == "auto"
     return Recipe(
         **model_fields,
-        params=options.params,
+        params=params,
         parameter_count=parameter_count,
         timesteps=timesteps,
         draws=options.draws,
@@ -206,6 +203,7 @@ def _make_recipe(options: BuildOptions, denoisers: Checkpoints) -> Recipe:
         noise_offset=options.noise_offset or None,
         input_perturbation=options.input_perturbation or None,
         masks=None if options.masks is None else mask_kind(options.masks),
+        part=part,
     )
 
 
@@ -244,23 +242,3 @@ def _make_origin(
 
 def _absolute(path: str | Path) -> str:
     return str(Path(path).resolve())
-
-
-def find_high_rank(denoiser: Denoiser, job: BuildJob, batch_size: int) -> tuple[str, ...]:
-    """Return the names of the weights that a two-sided projection must shrink less.
-
-    They are chosen by the gradients of a few pictures, evenly spaced over the data set; see
-    `choose_high_rank`.
-
-    Raises:
-        DataError: none of these pictures can be read.
-    """
-    spaced = np.linspace(0, len(job.dataset) - 1, HIGH_RANK_PICTURES)
-    tried = sorted({int(row) for row in spaced})
-    rows, examples, _ = job.examples(tried, denoiser.encoder)
-    if denoiser.encoder is not None:
-        denoiser.encoder.release()  # not to be in memory beside the gradients
-        give_back_freed_memory()
-    if not rows:
-        raise job.none_readable(tried)
-    return choose_high_rank(denoiser, job.recipe, examples, job.ids(rows), batch_size)

@@ -13,8 +13,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
 from gradindex.builder.job import BuildJob
 from gradindex.models.checkpoints import Checkpoints
 from gradindex.models.examples import LOSS_MASK, Column, Examples, from_bytes, to_bytes
@@ -115,7 +113,7 @@ class Preparation:
         by_checkpoint = {number: examples_of[id(self._encoders[number])] for number in checkpoints}
         return readable, by_checkpoint, contents
 
-    def _name_blank(self, rows: list[int], masks: Sequence[np.ndarray]) -> None:
+    def _name_blank(self, rows: list[int], masks: Column) -> None:
         """Warn of pictures whose mask is zero all over, once of each."""
         blank = [rows[position] for position, mask in enumerate(masks) if not mask.any()]
         if new := [row for row in blank if row not in self._blank]:

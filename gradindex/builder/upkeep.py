@@ -243,6 +243,7 @@ def _begin_compacted(old: Store, location: Location, sample_ids: list[str]) -> S
         data=header.data,
         log=header.log,
         trainer=header.trainer,
+        parameters=header.parameters,
     )
 
 

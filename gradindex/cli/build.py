@@ -133,7 +133,14 @@ if TYPE_CHECKING:  # it imports NumPy and zarr, which take long
     help="Of a training with a masked loss: folder with a mask x.png of each picture x.png, or the"
     " pictures' own alpha channels.",
 )
-@click.option("--params", metavar="REGEX", help="Only parameters in whose name this is found.")
+@click.option(
+    "--params",
+    metavar="all|NAME|REGEX",
+    help="Which parameters count: a part of the model by its name (norms, attention, convolutions,"
+    " biases, first, middle, second-half, last-block, last-unit, last, level-K), or those in whose"
+    " name this is found. A part's whole name always means the part: for the regular expression"
+    " write (norms).",
+)
 @click.option("--seed", default=0, show_default=True, help="Of noise and projection.")
 @click.option(
     "--dtype",

@@ -8,8 +8,10 @@
   `findings` are what the first passes showed.
 - `projection` makes rows of D numbers of the gradients; `high_rank` finds the weights that it must
   shrink less.
-- `parameters` picks what gradients are taken of; `self_check` compares `parameter_sketches` of them
-  with autograd's, and `batch_size` measures how many fit into memory, both on a `random_batch`.
+- `parameters` picks what gradients are taken of: by names, or by `parts` of the model, which need
+  the `parameter_order` of a forward pass.
+- `self_check` compares `parameter_sketches` of the gradients with autograd's, `batch_size` measures
+  how many fit into memory and `cost` how long one takes, all on a `random_batch`.
 - `fold` makes one search vector of a picture's rows.
 
 A new kind of layer goes into `layers`, a new projection into `projection`.

@@ -43,7 +43,7 @@ def choose_high_rank(
         batch_size: how many events go through the model at once.
     """
     assert recipe.rank is not None
-    names = choose_parameters(denoiser.trainable, recipe.params)
+    names = choose_parameters(denoiser, recipe.params, recipe.part)
     energies = Energies(names, recipe.rank)
     if recipe.timesteps:
         stride = -(-len(recipe.timesteps) // TIMESTEPS)

@@ -63,7 +63,7 @@ def check_capture(denoiser: Denoiser, recipe: Recipe) -> None:
     Raises:
         ModelError: some parameter's captured gradient is not the gradient, or samples mix.
     """
-    names = choose_parameters(denoiser.trainable, recipe.params)
+    names = choose_parameters(denoiser, recipe.params, recipe.part)
     x, t, conditions = random_batch(denoiser, recipe, 2)
     epsilon = torch.zeros_like(x)
     # As in a build: in float16 the gradient of the mean over a picture's numbers would underflow.

@@ -4,13 +4,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from gradindex.data.buckets import sizes_text
 from gradindex.recipe import ALPHA, NPZ, Recipe, timestep_text
+from gradindex.report.printable import printable
 from gradindex.search.ann_index import INDEX_NAMES, saved_ann_index
 from gradindex.search.ann_record import AnnRecord
 from gradindex.store.manifest import Shard
+from gradindex.store.records import ParameterChoice
 from gradindex.store.store import Store
 
 if TYPE_CHECKING:  # it imports torch, which takes seconds
@@ -34,10 +36,9 @@ def describe(store: Store) -> str:
         "rows": _rows(store.shape),
         "shards": f"{shards - len(missing)} of {shards} done",
         "missing": _shard_runs(missing),
-        "model": (
-            f"{recipe.model}, {recipe.prediction_type},"
-            f" {recipe.parameter_count:,} parameters in {recipe.dtype}"
-        ),
+        "model": f"{recipe.model}, {recipe.prediction_type}, in {recipe.dtype}",
+        "parameters": _parameters(recipe, store.header.parameters),
+        "a picture": _picture(recipe),
         "adapters": _adapters(store),
         "trained": _trained(store),
         "latents": _latents(recipe),
@@ -45,7 +46,7 @@ def describe(store: Store) -> str:
         "loss": _loss(recipe),
         "timesteps": _timesteps(recipe),
         "noise": f"{recipe.noise}, {recipe.draws} draws, seed {recipe.seed}",
-        "projection": recipe.projection,
+        "projection": _projection(recipe),
         "folded": _folded(recipe),
         "recipe": recipe.digest,
     }
@@ -66,6 +67,9 @@ def describe_plan(estimate: "Estimate") -> str:
     lines = {
         "pictures": str(estimate.pictures),
         "buckets": estimate.buckets,
+        "parameters": _parameters(estimate.recipe, estimate.parameters),
+        "projection": _projection(estimate.recipe),
+        "a picture": _picture(estimate.recipe, estimate.forward_passes),
         "rows": _rows(estimate.rows),
         "disk": f"{total} ({', '.join(sizes)}), and search files"
         + (prepared if estimate.prepared else ""),
@@ -123,6 +127,32 @@ def _rows(shape: Sequence[int]) -> str:
     return (
         f"{checkpoints} checkpoints × {pictures} pictures × {timesteps} timesteps × {dim} numbers"
     )
+
+
+def _parameters(recipe: Recipe, choice: ParameterChoice | UnsetType) -> str:
+    """Which parameters were chosen, and their share of all where that is known."""
+    count = f"{recipe.parameter_count:,}"
+    if recipe.part is None and recipe.params is None:
+        return f"all {count}"
+    text = f"{recipe.part or repr(recipe.params)}: {count}"
+    if not isinstance(choice, UnsetType):
+        share = 100 * recipe.parameter_count / choice.total
+        text += f" of {choice.total:,} ({share:.3g} %), in {choice.places}"
+    return printable(text)
+
+
+def _picture(recipe: Recipe, forward_passes: float | None = None) -> str:
+    """What a picture costs, and what of it is kept; the search files are not counted."""
+    count = len(recipe.checkpoints) * recipe.per_picture * recipe.draws
+    cost = f"{count:,} gradients"
+    if forward_passes is not None:
+        cost += f", each as long as {forward_passes:.1f} forward passes"
+    return f"{cost}; {_size(sum(recipe.array_bytes(1).values()))} of rows"
+
+
+def _projection(recipe: Recipe) -> str:
+    """The projection's name; none at all is explained."""
+    return "none, rows are exact" if recipe.projection == "none" else recipe.projection
 
 
 def _adapters(store: Store) -> str:

@@ -256,9 +256,9 @@ def read_prompts(
         prompts = [prompt] * count if isinstance(prompt, str) else list(prompt)
         if len(prompts) != count or not all(isinstance(text, str) for text in prompts):
             raise CallError(f"prompt: {len(prompts)} for {count} pictures; give one, or one each")
-        for text in prompts:
-            if any("\ud800" <= letter <= "\udfff" for letter in text):  # bytes that are no UTF-8
-                raise CallError(f"prompt = {text!r}: not UTF-8")
+        for given in prompts:
+            if any("\ud800" <= letter <= "\udfff" for letter in given):  # bytes that are no UTF-8
+                raise CallError(f"prompt = {given!r}: not UTF-8")
         return prompts
     prompts = []
     for number, (picture, as_read) in enumerate(zip(pictures, read, strict=True)):

@@ -105,6 +105,18 @@ class DataSource(msgspec.Struct, frozen=True):
     masks: str | UnsetType = UNSET
 
 
+class ParameterChoice(msgspec.Struct, frozen=True):
+    """Which parameters of a model the rows are the gradients of, for people to read.
+
+    Attributes:
+        total: numbers in all trainable parameters.
+        places: in short where the chosen ones are, such as "up_blocks.1, conv_out".
+    """
+
+    total: Count
+    places: str
+
+
 def masks_of(data: DataSource | None) -> str | None:
     """Return the folder of masks that a build was given, or "alpha"; None: its loss has none."""
     return None if data is None or data.masks is UNSET else data.masks
@@ -130,6 +142,7 @@ class Header(msgspec.Struct, frozen=True):
         weights: one per checkpoint, applied to queries.
         before: what `files` was before the store grew, as far as it changed.
         trainer: what the trainer of an adapter says of its run, where it says anything.
+        parameters: which were chosen, where they are not all.
     """
 
     format: int
@@ -148,6 +161,7 @@ class Header(msgspec.Struct, frozen=True):
     log: str | None = None
     before: dict[str, str] | UnsetType = UNSET
     trainer: TrainerNotes | UnsetType = UNSET
+    parameters: ParameterChoice | UnsetType = UNSET
 
 
 def to_json(record: Any) -> Any:

@@ -66,6 +66,7 @@ def require_sound_recipe(recipe: Recipe) -> None:
     is_sound["output"] = recipe.output in (None, MEAN_SQUARE)
     is_sound["masks"] = recipe.masks in (None, *MASKS)
     is_sound["params"] = _is_pattern(recipe.params)
+    is_sound["part"] = recipe.part is None or recipe.params is None
     _require(is_sound, "recipe: ")
 
 
@@ -95,6 +96,8 @@ def require_sound_header(header: Header, recipe: Recipe) -> None:
         "removed": all(row is None or row < header.pictures for row in header.removed.values()),
         "weights": all(abs(weight) <= LARGEST_FLOAT32 for weight in header.weights),  # not NaN
         "checkpoints": is_of_rows or len(header.checkpoints) == len(header.weights) == checkpoints,
+        "parameters": header.parameters is UNSET
+        or header.parameters.total >= recipe.parameter_count,
         "data": header.data is None or _is_data(header.data.source, header.data.columns),
         "model": all(path is None or is_path(path) for path in paths),
     }

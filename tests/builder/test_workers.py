@@ -136,6 +136,14 @@ def test_a_local_cluster_makes_the_same_index(build: Build, tmp_path: Path, mode
 
 
 @pytest.mark.slow
+def test_workers_make_exact_rows_of_a_part(build: Build, tmp_path: Path) -> None:
+    """Bitwise those of a plain build."""
+    index = build(params="last", dim=128, ray="local")
+    assert (index.store.recipe.part, index.store.recipe.projection) == ("last", "none")
+    assert_equal(index, build(index=tmp_path / "whole", params="last", dim=128))
+
+
+@pytest.mark.slow
 def test_a_killed_worker_costs_only_its_shard(
     build: Build, tmp_path: Path, cluster: Any, dropped: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -235,7 +235,9 @@ OPTIONS = [
     Bad(
         "parameters that there are not",
         BUILD + "--params lora",
-        "--params lora: matches none of the 144 parameters, such as 'conv_in.weight'",
+        "--params lora: no part of a model, and found in none of the 144 parameters' names,"
+        " such as 'conv_in.weight'; this UNet2DModel has all, norms, attention, convolutions,"
+        " biases, first, middle, second-half, last-block, last-unit, last, level-0 … level-2",
     ),
     Bad(
         "no Ray",

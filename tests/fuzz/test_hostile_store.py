@@ -73,6 +73,7 @@ def store_refusal(act: Callable[[], Any]) -> str:
         ({"files": {"../../outside": "0" * 64}}, "files"),
         ({"before": {"/dev/zero": "0" * 64}}, "before"),
         ({"digest": "0" * 64}, "digest"),
+        ({"parameters": {"total": 0, "places": "conv_in"}}, "parameters"),
     ],
 )
 def test_a_header_that_cannot_be_right_is_refused(
@@ -99,6 +100,7 @@ def test_a_header_that_cannot_be_right_is_refused(
         ({"noise": "loud"}, "recipe: noise"),
         ({"projection": "none"}, "recipe: rank"),
         ({"params": "("}, "recipe: params"),
+        ({"params": "conv", "part": "norms"}, "recipe: part"),
         ({"params": nested(400)}, "recipe: Expected `str | null`, got `array` - at `$.params`"),
     ],
 )

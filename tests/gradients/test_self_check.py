@@ -17,7 +17,7 @@ from gradindex.gradients.self_check import check_capture
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 PICTURE = (1, 4, 4)
 RECIPE: Any = SimpleNamespace(
-    params=None, image=PICTURE, seed=0, timesteps=(5,), differentiated="mse"
+    params=None, part=None, image=PICTURE, seed=0, timesteps=(5,), differentiated="mse"
 )
 
 

@@ -26,7 +26,8 @@ from replaced_functions import replaced
 from trained_models import model_and_pictures, parameter_names
 
 import gradindex
-from gradindex.builder.plan import DIM, RANK, find_high_rank
+from gradindex.builder.continuation import find_high_rank
+from gradindex.builder.plan import DIM, RANK
 from gradindex.builder.shards import fill
 from gradindex.gradients import layers
 from gradindex.gradients.batch_size import fitting_batch
