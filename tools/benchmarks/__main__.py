@@ -24,6 +24,7 @@ BENCHMARKS = (
     "memory",
     "workers",
     "lds",
+    "parts",
     "whiten",
     "coverage",
     "lora",

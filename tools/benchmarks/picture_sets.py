@@ -61,6 +61,11 @@ def emoji(work: Path) -> np.ndarray:
     return stack[order].astype(np.float32) / 127.5 - 1
 
 
+def small_emoji(work: Path) -> np.ndarray:
+    """Return the same pictures at half the size, [N, 3, 16, 16] float32 in [−1, 1]."""
+    return halved(emoji(work))
+
+
 def emoji_files(work: Path) -> dict[str, bytes]:
     """Return the contents of all emoji of 64×64, and of `emoji.json`, by their places in npm's."""
     archive = work / f"{EMOJI.replace('@', '-')}.tgz"
@@ -93,9 +98,9 @@ def _small(picture: Image.Image) -> np.ndarray:
 def halved(pictures: np.ndarray) -> np.ndarray:
     """Return pictures at half their size, each pixel a mean of four.
 
-    [N, 1, 32, 32] → [N, 1, 16, 16] float32.
+    [N, channels, 32, 32] → [N, channels, 16, 16] float32.
     """
-    blocks = pictures.reshape(len(pictures), 1, 16, 2, 16, 2)
+    blocks = pictures.reshape(*pictures.shape[:2], 16, 2, 16, 2)
     return blocks.mean((3, 5), dtype=np.float32)
 
 

@@ -5,6 +5,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,74 +37,145 @@ DDIM_STEPS = 50
 QUERY_SETS = {"validation": slice(0, QUERIES), "generated": slice(QUERIES, None)}
 
 
-def training_and_validation(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return the pictures trained on and those for validation, [N, 1, 16, 16] float32 each."""
-    pictures = small_fashion_mnist(folder.parent)[: PICTURES + QUERIES]
+def untrained_unet() -> UNet2DModel:
+    """Return a UNet of 0.4 M parameters, with torch's next random numbers."""
+    return UNet2DModel(**CONFIG)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Pictures, and a model that is trained on all of them and on random halves.
+
+    Attributes:
+        read: gives the pictures [·, channels, 16, 16] float32 in [−1, 1], of the work folder.
+        untrained: makes a model with torch's next random numbers.
+        pictures: N, trained on. queries: validation pictures, and as many generated ones.
+        subsets: halves. seeds: models of each. steps: of a training.
+        labelled: whether the model asks for class labels; all pictures have the same.
+    """
+
+    read: Callable[[Path], np.ndarray] = small_fashion_mnist
+    untrained: Callable[[], Any] = untrained_unet
+    pictures: int = PICTURES
+    queries: int = QUERIES
+    subsets: int = SUBSETS
+    seeds: int = SEEDS
+    steps: int = STEPS
+    labelled: bool = False
+
+    @property
+    def query_sets(self) -> dict[str, slice]:
+        """Return {set of query pictures: its rows}."""
+        return {"validation": slice(0, self.queries), "generated": slice(self.queries, None)}
+
+    def predict(self, model: Any, noisy: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """Return the noise that a model sees in noisy pictures at timesteps [B]."""
+        if not self.labelled:
+            return model(noisy, t).sample
+        return model(noisy, timestep=t, class_labels=torch.zeros_like(t)).sample
+
+    def examples(self, pictures: np.ndarray) -> Examples:
+        """Return pictures [B, channels, 16, 16] as the model takes them."""
+        return Examples.of_pictures(pictures, [0] * len(pictures) if self.labelled else None)
+
+    def denoiser(self, model: Any) -> Denoiser:
+        """Return a model with its noise process, frozen."""
+        return Denoiser(model, dict(DDPMScheduler().config), "", "cpu", "float32")
+
+    def trained(self, checkpoint: Path) -> Any:
+        """Return the model of a checkpoint."""
+        return type(self.untrained()).from_pretrained(checkpoint / "unet")
+
+
+FASHION = Subject()  # of `tools/bench lds`
+
+
+def training_and_validation(
+    folder: Path, subject: Subject = FASHION
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the pictures trained on and those for validation, [·, channels, 16, 16] float32."""
+    pictures = subject.read(folder.parent)[: subject.pictures + subject.queries]
     pictures = ((pictures + 1) * 127.5).round() / 127.5 - 1  # as in a PNG
-    return pictures[:PICTURES], pictures[PICTURES:]
+    return pictures[: subject.pictures], pictures[subject.pictures :]
 
 
-def subsets() -> np.ndarray:
-    """Return which half of the pictures each model is trained on, [SUBSETS, PICTURES] bool."""
+def subsets(subject: Subject = FASHION) -> np.ndarray:
+    """Return which half of the pictures each model is trained on, [subsets, N] bool."""
     random = np.random.default_rng(0)
-    return np.stack([random.permutation(PICTURES) < PICTURES // 2 for _ in range(SUBSETS)])
+    count = subject.pictures
+    return np.stack([random.permutation(count) < count // 2 for _ in range(subject.subsets)])
 
 
-def new_pipeline(seed: int) -> DDPMPipeline:
+def new_pipeline(seed: int, subject: Subject = FASHION) -> DDPMPipeline:
     """Return an untrained pipeline; torch's random numbers go on from there."""
     torch.manual_seed(seed)
-    return DDPMPipeline(UNet2DModel(**CONFIG), DDPMScheduler())
+    return DDPMPipeline(subject.untrained(), DDPMScheduler())
 
 
-def train_model(pictures: np.ndarray, seed: int, folders: Sequence[Path] = ()) -> UNet2DModel:
-    """Return a model trained on pictures [N, 1, 16, 16].
+def train_model(
+    pictures: np.ndarray, seed: int, folders: Sequence[Path] = (), subject: Subject = FASHION
+) -> Any:
+    """Return a model trained on pictures [·, channels, 16, 16].
 
     Args:
         folders: its checkpoints, at equal distances, the last at the end; none are saved for none.
     """
-    pipeline = new_pipeline(seed)
-    distance = STEPS // len(folders) if folders else None
+    pipeline = new_pipeline(seed, subject)
+    distance = subject.steps // len(folders) if folders else None
 
     def save(step: int) -> None:
         if distance and step % distance == 0:
             pipeline.save_pretrained(folders[step // distance - 1])
 
-    train(pipeline, pictures, STEPS, "half", BATCH, rate=RATE, decay=True, seed=seed, after=save)
+    train(
+        pipeline,
+        pictures,
+        subject.steps,
+        "half",
+        BATCH,
+        rate=RATE,
+        decay=True,
+        seed=seed,
+        after=save,
+        predict=subject.predict,
+    )
     return pipeline.unet
 
 
-def true_losses(model: UNet2DModel, queries: np.ndarray) -> np.ndarray:
+def true_losses(model: Any, queries: np.ndarray, subject: Subject = FASHION) -> np.ndarray:
     """Return the mean loss of each picture over a fine grid, [Q] float64.
 
     The noise is shared by all pictures and models.
     """
-    denoiser = Denoiser(model, dict(DDPMScheduler().config), "", "cpu", "float32")
+    denoiser = subject.denoiser(model)
     timesteps = grid(TIMESTEPS, 1000)
-    return mean_losses(denoiser, Examples(queries), timesteps, DRAWS, NOISE_SEED, "mse")
+    examples = subject.examples(queries)
+    return mean_losses(denoiser, examples, timesteps, DRAWS, NOISE_SEED, "mse")
 
 
-def generate_pictures(model: UNet2DModel) -> np.ndarray:
-    """Return pictures that a model makes in 50 DDIM steps, [QUERIES, 1, 16, 16] float32."""
+def generate_pictures(model: Any, subject: Subject = FASHION) -> np.ndarray:
+    """Return pictures that a model makes in 50 DDIM steps, [queries, ·, 16, 16] float32."""
     scheduler = DDIMScheduler()
     random = torch.Generator().manual_seed(7)
-    x = torch.randn(QUERIES, 1, 16, 16, generator=random)
+    x = torch.randn(subject.queries, model.config.in_channels, 16, 16, generator=random)
     scheduler.set_timesteps(DDIM_STEPS)
     with torch.no_grad():
         for t in scheduler.timesteps:
-            x = scheduler.step(model(x, t).sample, t, x).prev_sample
+            epsilon = subject.predict(model, x, t.expand(len(x)))
+            x = scheduler.step(epsilon, t, x).prev_sample
     pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().numpy()
     return pixels / 127.5 - 1
 
 
-def whole_model(folder: Path) -> list[Path]:
+def whole_model(folder: Path, subject: Subject = FASHION) -> list[Path]:
     """Return the checkpoints of the model trained on all pictures.
 
     It is trained now, unless they exist.
     """
     checkpoints = [folder / f"checkpoint-{number}" for number in range(CHECKPOINTS)]
     if not checkpoints[-1].exists():
-        training, _ = training_and_validation(folder)
-        train_model(training, WHOLE, checkpoints)
+        training, _ = training_and_validation(folder, subject)
+        train_model(training, WHOLE, checkpoints, subject)
     return checkpoints
 
 
@@ -135,19 +207,19 @@ def picture_folder(folder: Path) -> Path:
     return pictures
 
 
-def query_pictures(folder: Path) -> np.ndarray:
-    """Return validation pictures, then generated ones, [2 · QUERIES, 1, 16, 16] float32."""
+def query_pictures(folder: Path, subject: Subject = FASHION) -> np.ndarray:
+    """Return validation pictures, then generated ones, [2 · queries, ·, 16, 16] float32."""
 
     def make() -> np.ndarray:
-        return generate_pictures(UNet2DModel.from_pretrained(whole_model(folder)[-1] / "unet"))
+        return generate_pictures(subject.trained(whole_model(folder, subject)[-1]), subject)
 
-    _, validation = training_and_validation(folder)
+    _, validation = training_and_validation(folder, subject)
     generated = load_or_make(folder / "generated.npy", make)
     return np.concatenate([validation, generated]).astype(np.float32)
 
 
-def subset_losses(folder: Path, subset: int, seed: int) -> np.ndarray:
-    """Return the losses of a model trained on a half, [2 · QUERIES].
+def subset_losses(folder: Path, subset: int, seed: int, subject: Subject = FASHION) -> np.ndarray:
+    """Return the losses of a model trained on a half, [2 · queries].
 
     It is trained now, unless that was done. All halves share a seed's initial weights, order of
     batches and noise, so that less of a difference is chance.
@@ -157,22 +229,24 @@ def subset_losses(folder: Path, subset: int, seed: int) -> np.ndarray:
     """
 
     def make() -> np.ndarray:
-        training, _ = training_and_validation(folder)
-        model = train_model(training[subsets()[subset]], 1 + seed)
-        return true_losses(model, query_pictures(folder))
+        training, _ = training_and_validation(folder, subject)
+        half = training[subsets(subject)[subset]]
+        model = train_model(half, 1 + seed, subject=subject)
+        return true_losses(model, query_pictures(folder, subject), subject)
 
     return load_or_make(folder / f"losses-{subset:02d}-{seed}.npy", make)
 
 
-def all_subset_losses(folder: Path) -> np.ndarray:
-    """Return the losses of the models of all halves, [SUBSETS, SEEDS, 2 · QUERIES].
+def all_subset_losses(folder: Path, subject: Subject = FASHION) -> np.ndarray:
+    """Return the losses of the models of all halves, [subsets, seeds, 2 · queries].
 
     They are trained in one process for each core.
     """
-    query_pictures(folder)  # made once, before the processes need it
-    jobs = [(subset, seed) for subset in range(SUBSETS) for seed in range(SEEDS)]
+    query_pictures(folder, subject)  # made once, before the processes need it
+    shape = subject.subsets, subject.seeds
+    jobs = [(*numbers, subject) for numbers in np.ndindex(shape)]
     losses = map_in_processes(subset_losses, folder, *zip(*jobs, strict=True))
-    return np.stack(losses).reshape(SUBSETS, SEEDS, -1)
+    return np.stack(losses).reshape(*shape, -1)
 
 
 def losses_without(folder: Path, removed: np.ndarray) -> np.ndarray:

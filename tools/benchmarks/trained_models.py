@@ -83,6 +83,7 @@ def train(
     decay: bool = False,
     seed: int = 0,
     after: Callable[[int], None] = lambda step: None,
+    predict: Callable[..., torch.Tensor] = lambda model, noisy, t: model(noisy, t).sample,
 ) -> None:
     """Train a pipeline's model.
 
@@ -94,6 +95,7 @@ def train(
         decay: whether the learning rate falls to zero along a half cosine.
         seed: of the order of pictures; timesteps and noise are torch's next random numbers.
         after: called after each step with the number of steps done.
+        predict: (model, noisy pictures, timesteps [B]) → the noise that the model sees in them.
     """
     model = pipeline.unet.train()
     scheduler = pipeline.scheduler
@@ -104,7 +106,7 @@ def train(
         for step, (rows, t, noise) in enumerate(drawn, 1):
             x = torch.from_numpy(pictures[rows])
             noisy = scheduler.add_noise(x, noise, t)
-            loss = (model(noisy, t).sample - noise).square().mean()
+            loss = (predict(model, noisy, t) - noise).square().mean()
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -1,0 +1,222 @@
+"""`tools/bench parts` makes its figures of products of gradients; here of gradients themselves."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMPipeline
+from scipy.stats import spearmanr
+
+import gradindex
+from gradindex.models.checkpoints import Checkpoints
+from gradindex.models.denoiser import Denoiser
+from gradindex.models.examples import Examples
+from gradindex.search.pictures import read_pictures
+from gradindex.search.scoring import METHODS
+
+sys.path.append(str(Path(__file__).parents[2] / "tools" / "benchmarks"))
+from oracles import gradient, load
+from parts_choice import AIMS, Halves, Part, aims, choose_timesteps
+from parts_kinds import EVERYTHING, kinds_of
+from parts_products import DRAWS, SEEDS, TIMESTEPS, gradient_products
+from parts_scores import Scoring, block_scores, judge, over
+from subset_models import Subject
+
+N, Q, M = 12, 8, 10  # pictures, queries (half of them generated) and models
+SUBJECT = Subject(pictures=N, queries=Q // 2, subsets=M)
+
+
+@pytest.fixture(scope="module")
+def denoiser(model: Path) -> Denoiser:
+    return Checkpoints([model], model, None, "cpu", "float32")[0]
+
+
+def examples_of(denoiser: Denoiser, files: list[Path]) -> Examples:
+    return Examples(read_pictures(files, denoiser.description.image))
+
+
+def test_products_are_those_of_gradients_by_autograd(
+    model: Path, pictures: Path, denoiser: Denoiser
+) -> None:
+    files = sorted(pictures.iterdir())[:3]
+    kinds = kinds_of(denoiser.model)
+    # Room for a few hundred numbers of each gradient at once.
+    products = gradient_products(denoiser, examples_of(denoiser, files), kinds, 300, 1, 10_000)
+    pipeline = DDPMPipeline.from_pretrained(model)
+    named = list(pipeline.unet.named_parameters())
+    for draws in DRAWS:
+        rows = []
+        for file in files:
+            drawn = []
+            for draw in range(draws):
+                epsilon = gradindex.noise(1, None, 300, draw, (1, 8, 8))
+                drawn.append(gradient(pipeline, load(file), 300, torch.from_numpy(epsilon), "mse"))
+            rows.append(np.mean(drawn, axis=0))
+        for kind, names in kinds.items():
+            is_in = np.concatenate([np.full(value.numel(), name in names) for name, value in named])
+            chosen = np.stack(rows)[:, is_in]
+            expected = chosen @ chosen.T
+            np.testing.assert_allclose(
+                products[draws, kind], expected, rtol=0, atol=1e-5 * expected.max()
+            )
+
+
+@pytest.mark.parametrize("kind", [EVERYTHING, "norms"])
+@pytest.mark.parametrize("method", METHODS)
+def test_scores_are_those_of_an_index(
+    tmp_path: Path,
+    model: Path,
+    pictures: Path,
+    queries: list[Path],
+    denoiser: Denoiser,
+    kind: str,
+    method: str,
+) -> None:
+    """Wide rows are whitened by the store in kernel form, narrow ones by a Cholesky factor."""
+    timesteps = (100, 700)
+    params = None if kind == EVERYTHING else r"norm\d?\.|group_norm|conv_norm_out"
+    index = gradindex.build(
+        tmp_path / "index",
+        model=model,
+        data=pictures,
+        timesteps=timesteps,
+        projection="none",
+        params=params,
+        device="cpu",
+    )
+    files = [*sorted(pictures.iterdir()), *queries]
+    kinds = kinds_of(denoiser.model)
+    examples = examples_of(denoiser, files)
+    products = [gradient_products(denoiser, examples, kinds, t, 0)[1, kind] for t in timesteps]
+    # The store keeps rows and query blocks in float32, which whitening with little damping shows.
+    for damping, tolerance in ((None, 1e-6), (0.1, 1e-6), (3e-4, 1e-3)):
+        scoring = Scoring(method, damping)
+        blocks = [block_scores(product, len(files) - len(queries), scoring) for product in products]
+        whiten = False if damping is None else damping
+        expected = index.scores(queries, method, whiten=whiten)
+        difference = np.abs(np.mean(blocks, axis=0) - expected).max()
+        assert difference < tolerance * np.abs(expected).max()
+
+
+def gradients(seed: int) -> np.ndarray:
+    """Random gradients [seeds, T, N + Q, 40] that have something in common."""
+    random = np.random.default_rng(seed)
+    shape = len(SEEDS), len(TIMESTEPS), N + Q, 40
+    return random.standard_normal(shape) + random.standard_normal(40)
+
+
+def slow_scores(rows: np.ndarray, scoring: Scoring) -> np.ndarray:
+    """Scores [Q, N] of one timestep's gradients [N + Q, D], a query at a time."""
+    if scoring.method == "retrac":
+        rows = np.stack([row / np.linalg.norm(row) for row in rows])
+    training, queries = rows[:N], rows[N:]
+    if scoring.damping is not None:
+        moments = sum(np.outer(row, row) for row in training) / N
+        load = scoring.damping * np.mean([row @ row for row in training])
+        inverse = np.linalg.inv(moments + load * np.eye(rows.shape[1]))
+        queries = [inverse @ query for query in queries]
+    return np.array([[row @ query for row in training] for query in queries])
+
+
+def truth() -> tuple[np.ndarray, np.ndarray]:
+    """Halves [M, N] bool and losses [M, Q]."""
+    random = np.random.default_rng(7)
+    subsets = np.stack([random.permutation(N) < N // 2 for _ in range(M)])
+    return subsets, random.standard_normal((M, Q))
+
+
+def predictions(rows: np.ndarray, scoring: Scoring) -> np.ndarray:
+    """What the benchmark keeps of gradients, [seeds, T, Q, M]."""
+    subsets, _ = truth()
+    return np.array(
+        [
+            [block_scores(block @ block.T, N, scoring) @ subsets.T for block in blocks]
+            for blocks in rows
+        ]
+    )
+
+
+@pytest.mark.parametrize("damping", [None, 3e-4, 0.1])
+@pytest.mark.parametrize("method", METHODS)
+def test_any_timesteps_are_judged_as_by_scores_themselves(
+    method: str, damping: float | None
+) -> None:
+    rows, scoring = gradients(0), Scoring(method, damping)
+    subsets, losses = truth()
+    chosen = (25, 300, 950)
+    result = judge(over(predictions(rows, scoring), chosen), losses)
+    values = []
+    for blocks in rows:
+        scores = sum(slow_scores(blocks[TIMESTEPS.index(t)], scoring) for t in chosen)
+        for query in range(Q):
+            predicted = [scores[query][subset].sum() for subset in subsets]
+            values.append(spearmanr(predicted, -losses[:, query]).statistic)
+    assert result.mean == pytest.approx(100 * np.mean(values), abs=1e-6)
+    mean, low, high = result.figures()
+    assert low < mean < high
+
+
+def test_each_timestep_chosen_adds_most_to_those_before_it() -> None:
+    scoring = Scoring("tracin", None)
+    sums = predictions(gradients(1), scoring)
+    _, losses = truth()
+
+    def value(predicted: np.ndarray) -> float:
+        return judge(predicted, losses).mean
+
+    chosen = choose_timesteps(sums, value, 3)
+    for size in (1, 2, 3):
+        before, best = chosen[: size - 1], value(over(sums, chosen[:size]))
+        others = [value(over(sums, [*before, t])) for t in TIMESTEPS if t not in before]
+        assert best == pytest.approx(max(others))
+
+
+def test_what_judges_has_no_part_in_the_choice() -> None:
+    scoring, part = Scoring("retrac", 3e-4), Part("norms", 1000, 0.7)
+    sums = predictions(gradients(2), scoring)
+    _, losses = truth()
+    changed = losses.copy()
+    changed[1::2, 1::2] = np.random.default_rng(3).standard_normal((M // 2, Q // 2))
+    before = Halves(SUBJECT, losses).choose(part, scoring, sums)
+    after = Halves(SUBJECT, changed).choose(part, scoring, sums)
+    assert [choice.timesteps[0] for choice in before] == [choice.timesteps[0] for choice in after]
+    assert [choice.values[0] for choice in before] == [choice.values[0] for choice in after]
+    # The second half judges what the first has chosen; the first does not see what changed.
+    for choice, other in zip(before, after, strict=True):
+        assert choice.judgements[0]["validation"].mean != other.judgements[0]["validation"].mean
+    assert {choice.timesteps[1] for choice in before} != {choice.timesteps[1] for choice in after}
+
+
+def test_aims_keep_to_their_costs() -> None:
+    sums = predictions(gradients(4), Scoring("retrac", 3e-4))
+    _, losses = truth()
+    halves = Halves(SUBJECT, losses)
+    choices = [
+        choice
+        for part in (Part("norms", 1000, 0.7), Part(EVERYTHING, 10**6, 0.9))
+        for choice in halves.choose(part, Scoring("retrac", 3e-4), sums)
+    ]
+    usual = halves.judge(over(sums, (500,)))
+    rows = {row["aim"]: row for row in aims(choices, usual, usual)}
+    cheap, dear, _ = (aim for aim in AIMS if aim.treatment == "whitened")
+    for aim in (cheap, dear):
+        for pick in rows[aim.name]["picks"]:
+            assert pick["steps"] <= aim.steps
+            assert pick["bytes"] <= aim.bytes
+            assert pick["bytes"] == 6 * min(4096, 1000) * pick["timesteps"]
+
+
+def test_kinds_are_what_modules_say(denoiser: Denoiser) -> None:
+    kinds = kinds_of(denoiser.model)
+    names = [name for name, _ in denoiser.model.named_parameters()]
+    assert kinds[EVERYTHING] == tuple(names)
+    assert all("norm" in name for name in kinds["norms"])
+    assert {name for name in names if "norm" in name} == set(kinds["norms"])
+    assert {name for name in names if name.endswith("bias")} <= set(kinds["norms and biases"])
+    assert {name.split(".")[0] for name in kinds["last block"]} == {
+        *("up_blocks", "conv_norm_out", "conv_out")
+    }
+    assert {name.split(".")[0] for name in kinds["middle"]} == {"mid_block"}
+    assert len(set(kinds.values())) == len(kinds)

@@ -1,0 +1,195 @@
+"""The page of `tools/bench parts`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import record
+
+from gradindex.builder.plan import DIM, RANK
+
+SHOWN_SETS = ("even 10", "even 5", "even in log-SNR 5", "first look 5", "first look 3")
+SHOWN_KINDS = (  # of single timesteps, dampings and seeds of noise; all are in the JSON
+    *("everything", "norms", "norms and biases", "modulation", "attention", "middle"),
+    *("second half", "last block", "last resnet"),
+)
+QUERIES = ("validation", "generated")
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def page(results: Mapping[str, Any]) -> str:
+    """Return the tables of all subjects and what they are of."""
+    sets = [
+        {"name": name, "timesteps": _numbers(timesteps)}
+        for name, timesteps in results["sets"].items()
+    ]
+    subjects = [_subject(subject) for subject in results["subjects"].values()]
+    return record.fill_page(
+        "parts",
+        timesteps=_numbers(results["timesteps"]),
+        sets=record.table(sets),
+        dim=DIM,
+        rank=RANK,
+        subjects="\n\n".join(subjects),
+    )
+
+
+def _subject(results: Mapping[str, Any]) -> str:
+    """The part of the page on one subject."""
+    agreement = results["seeds_agree"]
+    agree = [f"{value:.2f} ({name})" for name, value in agreement.items() if value is not None]
+    return record.fill_page(
+        "parts-subject",
+        subject=results["subject"],
+        models=results["subject"]["subsets"] * results["subject"]["seeds"],
+        agreement=f" Losses of two of the same half go together by ρ = {', '.join(agree)}."
+        if agree
+        else "",
+        forward=results["forward"],
+        aims=record.table([_aim_row(row) for row in results["aims"]]),
+        sets=record.table(_set_rows(results)),
+        frontier=record.table([_chosen_row(row) for row in frontier(results["chosen"])]),
+        singles=record.table(_single_rows(results["singles"])),
+        damping=record.table(_damping_rows(results["damping"])),
+        noise=record.table(_noise_rows(results)),
+    )
+
+
+def frontier(rows: Rows) -> list[Mapping[str, Any]]:
+    """Return, for whitened and for plain scores, the rows that no cheaper one is as good as.
+
+    Good is the mean over query sets.
+    """
+    best: list[Mapping[str, Any]] = []
+    for treatment in ("whitened", "plain"):
+        value = float("-inf")
+        of_treatment = [row for row in rows if row["treatment"] == treatment]
+        for row in sorted(of_treatment, key=lambda row: (row["steps"], -_mean(row))):
+            if _mean(row) > value:
+                value = _mean(row)
+                best.append(row)
+    return best
+
+
+def _mean(row: Mapping[str, Any]) -> float:
+    return sum(row[name][0] for name in QUERIES) / len(QUERIES)
+
+
+def _shown(rows: Rows) -> list[Mapping[str, Any]]:
+    return [row for row in rows if row["kind"] in SHOWN_KINDS]
+
+
+def _costs(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {"steps": f"{row['steps']:.2f}", "KB": f"{row['bytes'] / 1000:.1f}"}
+
+
+def _aim_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    picks = [
+        f"{pick['kind']}, {pick['method']} at {_numbers(pick['chosen'])}" for pick in row["picks"]
+    ]
+    cells: dict[str, Any] = {"within": row["aim"], "chosen by each half": "; ".join(picks)}
+    for name in QUERIES:
+        cells[name] = _interval(row[name])
+    cells["of today's"] = _both(row["share"])
+    cells["of pixels'"] = _both(row["pixels"])
+    return cells
+
+
+def _set_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A line for each kind and set of timesteps: whitened and plain ReTrac beside each other."""
+    rows = {
+        (row["kind"], row["set"], row["treatment"]): row
+        for row in results["rows"]
+        if row["method"] == "retrac" and row["draws"] == 1
+    }
+    lines = []
+    for kind in results["kinds"]:
+        for name in SHOWN_SETS:
+            whitened, plain = (
+                rows[kind["kind"], name, treatment] for treatment in ("whitened", "plain")
+            )
+            cells = {"parameters": f"{kind['kind']} ({kind['numbers']:,})", "timesteps": name}
+            cells |= _costs(whitened)
+            for query in QUERIES:
+                cells[f"{query}, whitened"] = f"{whitened[query][0]:.1f}"
+                cells[f"{query}, beside today's"] = _interval(whitened["difference"][query])
+            cells["plain, both"] = _means(plain)
+            lines.append(cells)
+    return lines
+
+
+def _chosen_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    cells = {
+        "parameters": row["kind"],
+        "timesteps chosen by each half": "; ".join(map(_numbers, row["chosen"])),
+        **_costs(row),
+        "score": f"{row['treatment']} {row['method']}",
+    }
+    for query in QUERIES:
+        cells[query] = _interval(row[query])
+    cells["of today's"] = _both(row["share"])
+    return cells
+
+
+def _single_rows(rows: Rows) -> list[dict[str, Any]]:
+    """A line for each timestep: ReTrac of some kinds, whitened, and plain in brackets."""
+    means = {
+        (row["timestep"], row["kind"], row["treatment"]): _means(row)
+        for row in _shown(rows)
+        if row["method"] == "retrac"
+    }
+    kinds = list(dict.fromkeys(kind for _, kind, _ in means))
+    lines = []
+    for t, ratio in sorted({(row["timestep"], row["log_snr"]) for row in rows}):
+        line = {"t": f"{t}", "log-SNR": f"{ratio:.1f}"}
+        for kind in kinds:
+            line[kind] = f"{means[t, kind, 'whitened']} ({means[t, kind, 'plain']})"
+        lines.append(line)
+    return lines
+
+
+def _damping_rows(rows: Rows) -> list[dict[str, Any]]:
+    """A line for each kind, set of timesteps and method, a column for each damping."""
+    lines: dict[tuple[str, ...], dict[str, Any]] = {}
+    for row in _shown(rows):
+        identity = {"parameters": row["kind"], "timesteps": row["set"], "method": row["method"]}
+        line = lines.setdefault(tuple(identity.values()), identity)
+        line[f"{row['damping']:g}"] = _means(row)
+    return list(lines.values())
+
+
+def _noise_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A line for each kind, set of timesteps and number of draws: whitened, and plain."""
+    columns = ("kind", "set", "draws", "method", "treatment")
+    scores = {tuple(row[name] for name in columns): row for row in results["rows"]}
+    lines: dict[tuple[str, ...], dict[str, Any]] = {}
+    for row in sorted(_shown(results["noise"]), key=lambda row: row["treatment"], reverse=True):
+        identity = {"parameters": row["kind"], "timesteps": row["set"], "draws": row["draws"]}
+        line = lines.setdefault(tuple(identity.values()), identity | _costs(row))
+        treatment = row["treatment"]
+        line[f"seeds agree, {treatment}"] = f"{row['seeds_agree']:.2f}"
+        line[f"scores, {treatment}"] = _means(scores[tuple(row[name] for name in columns)])
+    return list(lines.values())
+
+
+def _means(row: Mapping[str, Any]) -> str:
+    """The scores of validation and generated pictures."""
+    return " / ".join(f"{row[query][0]:.1f}" for query in QUERIES)
+
+
+def _numbers(timesteps: Sequence[int]) -> str:
+    return ", ".join(map(str, timesteps))
+
+
+def _interval(figures: Sequence[float]) -> str:
+    mean, low, high = figures
+    return f"{mean:.1f} ({low:.1f} … {high:.1f})"
+
+
+def _both(shares: Mapping[str, Sequence[float] | None]) -> str:
+    """How many times another's score, for validation and generated pictures."""
+    cells = []
+    for query in QUERIES:
+        share = shares[query]
+        cells.append("–" if share is None else "{:.2f} ({:.2f} … {:.2f})".format(*share))
+    return " / ".join(cells)
