@@ -30,8 +30,26 @@ def page(results: Mapping[str, Any]) -> str:
         sets=record.table(sets),
         dim=DIM,
         rank=RANK,
+        across=record.table(_across(results["subjects"])),
         subjects="\n\n".join(subjects),
     )
+
+
+def _across(subjects: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A line for each kind and set of timesteps, a column for each subject."""
+    differences = {}
+    for name, subject in subjects.items():
+        for row in subject["rows"]:
+            if (row["method"], row["treatment"], row["draws"]) == ("retrac", "whitened", 1):
+                means = " / ".join(f"{row['difference'][query][0]:+.1f}" for query in QUERIES)
+                differences[row["kind"], row["set"], name] = means
+    kinds = list(dict.fromkeys(kind for kind, _, _ in differences))
+    return [
+        {"parameters": kind, "timesteps": timesteps}
+        | {name: differences.get((kind, timesteps, name)) for name in subjects}
+        for kind in kinds
+        for timesteps in SHOWN_SETS
+    ]
 
 
 def _subject(results: Mapping[str, Any]) -> str:
