@@ -4,9 +4,10 @@
 """
 
 import os
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,7 @@ class Subject:
 FASHION = Subject()  # of `tools/bench lds`
 
 
+@cache
 def training_and_validation(
     folder: Path, subject: Subject = FASHION
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -125,7 +127,7 @@ def train_model(
 
     def save(step: int) -> None:
         if distance and step % distance == 0:
-            pipeline.save_pretrained(folders[step // distance - 1])
+            _save_whole(pipeline, folders[step // distance - 1])
 
     train(
         pipeline,
@@ -140,6 +142,14 @@ def train_model(
         predict=subject.predict,
     )
     return pipeline.unet
+
+
+def _save_whole(pipeline: DDPMPipeline, folder: Path) -> None:
+    """Save a pipeline, so that a folder of that name is never half of one."""
+    draft = folder.with_name(f"{folder.name}-draft")
+    pipeline.save_pretrained(draft)
+    shutil.rmtree(folder, ignore_errors=True)
+    draft.rename(folder)
 
 
 def true_losses(model: Any, queries: np.ndarray, subject: Subject = FASHION) -> np.ndarray:
@@ -240,7 +250,7 @@ def subset_losses(folder: Path, subset: int, seed: int, subject: Subject = FASHI
 def all_subset_losses(folder: Path, subject: Subject = FASHION) -> np.ndarray:
     """Return the losses of the models of all halves, [subsets, seeds, 2 · queries].
 
-    They are trained in one process for each core.
+    They are trained in as many processes as torch has threads here.
     """
     query_pictures(folder, subject)  # made once, before the processes need it
     shape = subject.subsets, subject.seeds
@@ -279,7 +289,7 @@ def map_in_processes(
 ) -> list[Any]:
     """Return what a function gives for a folder and each of some arguments, in their order.
 
-    One process for each core, with one thread each.
+    As many processes as torch has threads here, with one thread each.
     """
-    with record.processes(os.cpu_count() or 1) as pool:
+    with record.processes(torch.get_num_threads()) as pool:
         return list(pool.map(partial(function, folder), *arguments))
