@@ -20,8 +20,11 @@ sys.path.append(str(Path(__file__).parents[2] / "tools" / "benchmarks"))
 from oracles import gradient, load
 from parts_choice import AIMS, Halves, Part, aims, choose_timesteps
 from parts_kinds import EVERYTHING, kinds_of
-from parts_products import DRAWS, SEEDS, TIMESTEPS, gradient_products
+from parts_page import page
+from parts_products import DRAWS, SEEDS, gradient_products
+from parts_rules import chosen_rule_rows
 from parts_scores import Scoring, block_scores, judge, over
+from parts_timesteps import COUNTS, TIMESTEPS, candidate_rules, log_snr, timestep_sets
 from subset_models import Subject
 
 N, Q, M = 12, 8, 10  # pictures, queries (half of them generated) and models

@@ -9,13 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from parts_costs import row_bytes
-from parts_products import TIMESTEPS
-from parts_scores import Judgement, Scoring, judge, over
+from parts_scores import Judgement, Scoring, judge, mean_judgement, over
+from parts_timesteps import COUNTS, TIMESTEPS
 from subset_models import Subject
 
 from gradindex.report.ranking import correlations, ranks
-
-SIZES = (1, 2, 3, 5, 10)  # of sets of timesteps
 
 Judgements = tuple[dict[str, Judgement], ...]  # by each half, {query set: judgement}
 
@@ -105,6 +103,10 @@ class Halves:
 
     Args:
         losses: of all models on all queries, [M, Q].
+
+    Attributes:
+        values: what each half says of predictions [seeds, Q, M]: their mean LDS × 100 over query
+            sets, to choose by.
     """
 
     def __init__(self, subject: Subject, losses: np.ndarray) -> None:
@@ -115,31 +117,30 @@ class Halves:
             for start in (0, 1)
         ]
         self._models = [models[start::2] for start in (0, 1)]
-        self._values = [self._value_by(half) for half in (0, 1)]
+        self.values = [self._value_by(half) for half in (0, 1)]
 
     def judge(self, predicted: np.ndarray) -> Judgements:
         """Return what the second half says of predictions [seeds, Q, M], then the first."""
-        return self._judge_by(1, predicted), self._judge_by(0, predicted)
+        return self.judge_by(1, predicted), self.judge_by(0, predicted)
 
     def choose(self, part: Part, scoring: Scoring, predictions: np.ndarray) -> list[Choice]:
-        """Return a part's best timesteps, SIZES of them.
+        """Return a part's best timesteps, COUNTS of them.
 
         Args:
             predictions: [seeds, T, Q, M].
         """
-        orders = [choose_timesteps(predictions, value, max(SIZES)) for value in self._values]
+        orders = [choose_timesteps(predictions, value, max(COUNTS)) for value in self.values]
         choices = []
-        for size in SIZES:
+        for size in COUNTS:
             chosen = [tuple(sorted(order[:size])) for order in orders]
             predicted = [over(predictions, timesteps) for timesteps in chosen]
-            values = [
-                value(of_half) for value, of_half in zip(self._values, predicted, strict=True)
-            ]
-            judgements = (self._judge_by(1, predicted[0]), self._judge_by(0, predicted[1]))
+            values = [value(of_half) for value, of_half in zip(self.values, predicted, strict=True)]
+            judgements = (self.judge_by(1, predicted[0]), self.judge_by(0, predicted[1]))
             choices.append(Choice(part, scoring, tuple(chosen), tuple(values), judgements))
         return choices
 
-    def _judge_by(self, half: int, predicted: np.ndarray) -> dict[str, Judgement]:
+    def judge_by(self, half: int, predicted: np.ndarray) -> dict[str, Judgement]:
+        """Return what a half says of predictions [seeds, Q, M], for each query set."""
         models = self._models[half]
         return {
             name: judge(predicted[:, rows][:, :, models], self._losses[models][:, rows])
@@ -147,7 +148,7 @@ class Halves:
         }
 
     def _value_by(self, half: int) -> Callable[[np.ndarray], float]:
-        """What a half says of predictions [seeds, Q, M]: their mean LDS × 100 over query sets."""
+        """The function that says what a half says of predictions."""
         models, queries = self._models[half], self._queries[half]
         true = {name: ranks(-self._losses[models][:, rows].T) for name, rows in queries.items()}
         equal = np.ones((1, len(models)))
@@ -192,9 +193,9 @@ def chosen_rows(choices: Sequence[Choice], today: Judgements) -> list[dict[str, 
     return [
         {
             **choice.cost,
-            "method": choice.scoring.method,
-            "treatment": choice.scoring.treatment,
+            **choice.scoring.row(),
             "chosen": choice.timesteps,
+            "value": sum(choice.values) / len(choice.values),
             **_results(choice.judgements, today),
         }
         for choice in choices
@@ -217,7 +218,7 @@ def aims(choices: Sequence[Choice], today: Judgements, pixels: Judgements) -> li
         picks = [
             {
                 **choice.cost,
-                "method": choice.scoring.method,
+                **choice.scoring.row(),
                 "chosen": choice.timesteps[half],
             }
             for half, choice in enumerate(best)
@@ -230,7 +231,7 @@ def aims(choices: Sequence[Choice], today: Judgements, pixels: Judgements) -> li
 
 def _results(judgements: Judgements, others: Judgements) -> dict[str, Any]:
     """Both halves' judgements together, the difference from others and the share of them."""
-    together, other = _mean(judgements), _mean(others)
+    together, other = mean_of_halves(judgements), mean_of_halves(others)
     return {
         **{name: judgement.figures() for name, judgement in together.items()},
         "difference": {name: result.minus(other[name]) for name, result in together.items()},
@@ -238,13 +239,7 @@ def _results(judgements: Judgements, others: Judgements) -> dict[str, Any]:
     }
 
 
-def _mean(judgements: Judgements) -> Mapping[str, Judgement]:
-    """The mean of both halves' judgements, for each query set."""
+def mean_of_halves(judgements: Judgements) -> Mapping[str, Judgement]:
+    """Return the mean of both halves' judgements, for each query set."""
     first, second = judgements
-    return {
-        name: Judgement(
-            (first[name].mean + second[name].mean) / 2,
-            (first[name].resampled + second[name].resampled) / 2,
-        )
-        for name in first
-    }
+    return {name: mean_judgement([first[name], second[name]]) for name in first}

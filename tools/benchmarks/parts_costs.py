@@ -1,6 +1,6 @@
 """What gradients of a part of a model cost: training steps and bytes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -30,7 +30,9 @@ def row_bytes(numbers: int) -> int:
     return ROW_BYTES * min(numbers, DIM)
 
 
-def costs(subject: Subject, untrained: Callable[[], Any]) -> dict[str, float]:
+def costs(
+    subject: Subject, untrained: Callable[[], Any], sizes: Mapping[str, int]
+) -> dict[str, float]:
     """Return {kind: the time of its gradients in training steps}, and that of the forward pass.
 
     Gradients are taken as a build does: projected to DIM numbers with RANK, or exact where the
@@ -39,6 +41,7 @@ def costs(subject: Subject, untrained: Callable[[], Any]) -> dict[str, float]:
     Args:
         subject: says how the model is called.
         untrained: makes the model that is measured.
+        sizes: {kind: how many numbers it has in the subject's model, which may be smaller}.
     """
     torch.manual_seed(0)
     model = untrained().eval().requires_grad_(False)
@@ -54,15 +57,15 @@ def costs(subject: Subject, untrained: Callable[[], Any]) -> dict[str, float]:
         FORWARD: torch.no_grad()(losses),
     }
     for kind, names in kinds_of(model).items():
-        methods[kind] = partial(_take, _capture(model, names), losses)
+        methods[kind] = partial(_take, _capture(model, names, sizes[kind]), losses)
     seconds = time_in_turns(methods, ROUNDS, "cpu")
     return {kind: median_ratio(seconds, kind, STEP) for kind in methods if kind != STEP}
 
 
-def _capture(model: Any, names: tuple[str, ...]) -> Capture:
-    """The capture of some parameters, as a build would make it."""
+def _capture(model: Any, names: tuple[str, ...], size: int) -> Capture:
+    """The capture of some parameters, as a build would make it of so many numbers."""
     sizes = {name: model.get_parameter(name).numel() for name in names}
-    is_narrow = sum(sizes.values()) <= DIM
+    is_narrow = size <= DIM
     projection: Projection = Exact(sizes) if is_narrow else CountSketch(DIM, 0, RANK)
     return Capture(model, names, projection)
 

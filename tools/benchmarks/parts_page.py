@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import record
+from parts_rules import FEW
 
 from gradindex.builder.plan import DIM, RANK
 
-SHOWN_SETS = ("even 10", "even 5", "even in log-SNR 5", "first look 5", "first look 3")
+SHOWN_SETS = ("even 10", "even 5", "weighted 5", "first look 5", "weighted 3", "first look 3")
+ACROSS_SETS = ("even 10", "weighted 5")
 SHOWN_KINDS = (  # of single timesteps, dampings and seeds of noise; all are in the JSON
     *("everything", "norms", "norms and biases", "modulation", "attention", "middle"),
     *("second half", "last block", "last resnet"),
@@ -23,33 +25,98 @@ def page(results: Mapping[str, Any]) -> str:
         {"name": name, "timesteps": _numbers(timesteps)}
         for name, timesteps in results["sets"].items()
     ]
-    subjects = [_subject(subject) for subject in results["subjects"].values()]
+    subjects = results["subjects"]
+    missing = ", ".join(results["missing"])
     return record.fill_page(
         "parts",
+        missing=f"\n**Not measured yet: {missing}.**\n" if missing else "",
+        aims=record.table(_aims_across(subjects)),
         timesteps=_numbers(results["timesteps"]),
         sets=record.table(sets),
         dim=DIM,
         rank=RANK,
-        across=record.table(_across(results["subjects"])),
-        subjects="\n\n".join(subjects),
+        across=record.table(_across(subjects)),
+        rules=record.table(_rules_across(subjects)),
+        carried=_carried(subjects),
+        subjects="\n\n".join(_subject(subject) for subject in subjects.values()),
     )
 
 
+def _aims_across(subjects: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A line for each aim: what share of today's default, and of the pixels' score, it keeps."""
+    lines: dict[str, dict[str, Any]] = {}
+    for name, subject in subjects.items():
+        for row in subject["aims"]:
+            line = lines.setdefault(row["aim"], {"within": row["aim"]} | dict.fromkeys(subjects))
+            share, base = (
+                (row["share"], "today's")
+                if row["aim"].startswith("whitened")
+                else (row["pixels"], "pixels'")
+            )
+            line[name] = f"{_both(share)} of {base}"
+    return list(lines.values())
+
+
 def _across(subjects: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A line for each kind and set of timesteps, a column for each subject."""
-    differences = {}
+    """A line for each kind of parameters, a column for each subject and set of timesteps."""
+    lines: dict[str, dict[str, Any]] = {}
+    columns = [f"{name}, {timesteps}" for name in subjects for timesteps in ACROSS_SETS]
     for name, subject in subjects.items():
         for row in subject["rows"]:
-            if (row["method"], row["treatment"], row["draws"]) == ("retrac", "whitened", 1):
-                means = " / ".join(f"{row['difference'][query][0]:+.1f}" for query in QUERIES)
-                differences[row["kind"], row["set"], name] = means
-    kinds = list(dict.fromkeys(kind for kind, _, _ in differences))
-    return [
-        {"parameters": kind, "timesteps": timesteps}
-        | {name: differences.get((kind, timesteps, name)) for name in subjects}
-        for kind in kinds
-        for timesteps in SHOWN_SETS
-    ]
+            is_shown = row["set"] in ACROSS_SETS and row["draws"] == 1
+            if is_shown and (row["method"], row["treatment"]) == ("retrac", "whitened"):
+                kind = row["kind"]
+                line = lines.setdefault(kind, {"parameters": kind} | dict.fromkeys(columns))
+                line[f"{name}, {row['set']}"] = _differences(row)
+    return list(lines.values())
+
+
+def _rules_across(subjects: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A line for each family of rules, number of timesteps and scores, chosen by halves."""
+    lines: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for name, subject in subjects.items():
+        for row in subject["chosen rules"]:
+            identity = {
+                "scores": row["treatment"],
+                "rule": row["family"],
+                "timesteps": row["timesteps"],
+            }
+            line = lines.setdefault(tuple(identity.values()), identity | dict.fromkeys(subjects))
+            line[name] = f"{' and '.join(dict.fromkeys(row['rules']))}: {_differences(row)}"
+    return list(lines.values())
+
+
+def _carried(subjects: Mapping[str, Any]) -> str:
+    """The table of rules that the other subjects choose, judged by each; needs two subjects."""
+    if len(subjects) < 2:
+        return "There is but one subject yet: whether a rule carries from one to another is open."
+    lines = []
+    for name, subject in subjects.items():
+        others = [other for key, other in subjects.items() if key != name]
+        for treatment in ("whitened", "plain"):
+            family, rule = _best_rule(others, treatment)
+            line = {"judged by": name, "scores": treatment, "rule": f"{family}, {rule}"}
+            for row in subject["rules"]:
+                if _rule_of(row) == (treatment, family, rule) and row["timesteps"] > 1:
+                    line[f"{row['timesteps']} timesteps"] = _differences(row)
+            lines.append(line)
+    return record.table(lines)
+
+
+def _best_rule(subjects: Sequence[Mapping[str, Any]], treatment: str) -> tuple[str, str]:
+    """The rule with the largest difference from the even grid: the mean over sets and subjects."""
+    sums: dict[tuple[str, str], float] = {}
+    for subject in subjects:
+        for row in subject["rules"]:
+            if row["treatment"] == treatment and row["timesteps"] in FEW:
+                rule = row["family"], row["rule"]
+                added = sum(row["difference"][query][0] for query in QUERIES)
+                sums[rule] = sums.get(rule, 0) + added
+    return max(sums, key=lambda rule: sums[rule])
+
+
+def _rule_of(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    return row["treatment"], row["family"], row["rule"]
 
 
 def _subject(results: Mapping[str, Any]) -> str:
@@ -64,6 +131,9 @@ def _subject(results: Mapping[str, Any]) -> str:
         if agree
         else "",
         forward=results["forward"],
+        timed=" Costs are of a larger model of the same structure."
+        if results["timed_larger"]
+        else "",
         aims=record.table([_aim_row(row) for row in results["aims"]]),
         sets=record.table(_set_rows(results)),
         frontier=record.table([_chosen_row(row) for row in frontier(results["chosen"])]),
@@ -76,21 +146,17 @@ def _subject(results: Mapping[str, Any]) -> str:
 def frontier(rows: Rows) -> list[Mapping[str, Any]]:
     """Return, for whitened and for plain scores, the rows that no cheaper one is as good as.
 
-    Good is the mean over query sets.
+    Good is what the halves that chose say, not those that judge.
     """
     best: list[Mapping[str, Any]] = []
     for treatment in ("whitened", "plain"):
         value = float("-inf")
         of_treatment = [row for row in rows if row["treatment"] == treatment]
-        for row in sorted(of_treatment, key=lambda row: (row["steps"], -_mean(row))):
-            if _mean(row) > value:
-                value = _mean(row)
+        for row in sorted(of_treatment, key=lambda row: (row["steps"], -row["value"])):
+            if row["value"] > value:
+                value = row["value"]
                 best.append(row)
     return best
-
-
-def _mean(row: Mapping[str, Any]) -> float:
-    return sum(row[name][0] for name in QUERIES) / len(QUERIES)
 
 
 def _shown(rows: Rows) -> list[Mapping[str, Any]]:
@@ -103,7 +169,9 @@ def _costs(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _aim_row(row: Mapping[str, Any]) -> dict[str, Any]:
     picks = [
-        f"{pick['kind']}, {pick['method']} at {_numbers(pick['chosen'])}" for pick in row["picks"]
+        f"{pick['kind']}, {pick['method']} at {_numbers(pick['chosen'])}:"
+        f" {pick['steps']:.2f} steps, {pick['bytes'] / 1000:.1f} KB, seeds agree {pick['seeds_agree']:.2f}"
+        for pick in row["picks"]
     ]
     cells: dict[str, Any] = {"within": row["aim"], "chosen by each half": "; ".join(picks)}
     for name in QUERIES:
@@ -121,7 +189,7 @@ def _set_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         if row["method"] == "retrac" and row["draws"] == 1
     }
     lines = []
-    for kind in results["kinds"]:
+    for kind in _shown(results["kinds"]):
         for name in SHOWN_SETS:
             whitened, plain = (
                 rows[kind["kind"], name, treatment] for treatment in ("whitened", "plain")
@@ -188,6 +256,11 @@ def _noise_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         line[f"seeds agree, {treatment}"] = f"{row['seeds_agree']:.2f}"
         line[f"scores, {treatment}"] = _means(scores[tuple(row[name] for name in columns)])
     return list(lines.values())
+
+
+def _differences(row: Mapping[str, Any]) -> str:
+    """The differences of validation and generated pictures, without their intervals."""
+    return " / ".join(f"{row['difference'][query][0]:+.1f}" for query in QUERIES)
 
 
 def _means(row: Mapping[str, Any]) -> str:

@@ -20,16 +20,12 @@ from gradindex.gradients.projection import Exact
 from gradindex.models.denoiser import Denoiser
 from gradindex.models.examples import Examples
 from gradindex.random_numbers import noise
-from gradindex.recipe import grid
 
 VERSION = 1  # of what is in the files
-EVEN = (1, 2, 3, 5, 10)  # timesteps of even grids
-SINGLE = (10, 25, 50, 75, 100, 150, 200, 250, 300, 400, 500, 650, 800, 950)
-TIMESTEPS = tuple(sorted({*SINGLE, *(t for count in EVEN for t in grid(count, 1000))}))
 SEEDS = (0, 1)  # of the noise
 DRAWS = (1, 2)  # of the noise at a timestep: a row is their mean, as `build --draws` has it
 BATCH = 16
-MEMORY = 2**30  # bytes of gradients at once: a few of a model's parameters of all pictures
+MEMORY = 3 * 2**30  # bytes of gradients at once: some of a model's parameters, of all pictures
 
 Products = dict[tuple[int, str], np.ndarray]  # {(draws, kind): [N + Q, N + Q]}
 

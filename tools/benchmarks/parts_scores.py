@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from parts_products import DRAWS, SEEDS, TIMESTEPS, products_file, read_products
+from parts_products import DRAWS, SEEDS, products_file, read_products
+from parts_timesteps import TIMESTEPS
 from subset_models import Subject, subsets
 
 from gradindex.report.evaluate import INTERVAL, lds
@@ -36,6 +37,10 @@ class Scoring(NamedTuple):
     def treatment(self) -> str:
         """Return "plain" or "whitened"."""
         return "plain" if self.damping is None else "whitened"
+
+    def row(self) -> dict[str, str]:
+        """Return it as JSON values."""
+        return {"method": self.method, "treatment": self.treatment}
 
 
 SCORINGS = [Scoring(method, damping) for method in METHODS for damping in (None, *DAMPINGS)]
@@ -158,6 +163,24 @@ def over(predictions: np.ndarray, timesteps: Sequence[int]) -> np.ndarray:
         timesteps: some of TIMESTEPS.
     """
     return predictions[:, [TIMESTEPS.index(t) for t in timesteps]].mean(1)
+
+
+def judge_query_sets(
+    subject: Subject, predicted: np.ndarray, losses: np.ndarray
+) -> dict[str, Judgement]:
+    """Return what all models say of predictions [seeds, 2 · queries, M], for each query set."""
+    return {
+        name: judge(predicted[:, queries], losses[:, queries])
+        for name, queries in subject.query_sets.items()
+    }
+
+
+def mean_judgement(judgements: Sequence[Judgement]) -> Judgement:
+    """Return the mean of judgements by models and pictures that were resampled in the same way."""
+    return Judgement(
+        float(np.mean([judgement.mean for judgement in judgements])),
+        np.mean([judgement.resampled for judgement in judgements], axis=0),
+    )
 
 
 def judge(predicted: np.ndarray, losses: np.ndarray) -> Judgement:

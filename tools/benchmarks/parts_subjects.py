@@ -8,9 +8,10 @@ from typing import Any
 from diffusers import DiTTransformer2DModel, UNet2DModel
 from picture_sets import small_emoji
 from subset_models import FASHION, Subject
-from trained_models import SMALL
+from trained_models import SMALL, TINY
 
 COLOUR = {**SMALL, "sample_size": 16, "in_channels": 3, "out_channels": 3}
+TWO_LEVELS = {**TINY, "sample_size": 32, "block_out_channels": (64, 128)}
 TRANSFORMER = {  # patches of 2×2 pixels: 64 tokens
     "sample_size": 16,
     "patch_size": 2,
@@ -30,7 +31,8 @@ class MeasuredSubject:
         title: what the page calls it.
         folder: of its models and products, in the work folder.
         subject: its pictures and its model.
-        timed: makes the model whose gradients are timed, of the same structure.
+        timed: makes the model whose gradients are timed, of the same structure; a larger one where
+            the subject's is so small that overhead would be most of the time.
     """
 
     title: str
@@ -49,8 +51,8 @@ def untrained_transformer() -> DiTTransformer2DModel:
     return DiTTransformer2DModel(**TRANSFORMER)
 
 
-# The first 64 halves are those of `tools/bench lds`, with its models of one seed. More halves of one
-# seed tell more than 64 of two: losses of two seeds go together by ρ = 0.65.
+# The first 64 halves are those of `tools/bench lds`, with its models of one seed. 96 halves of one
+# seed tell as much as 64 of two, whose losses go together by ρ = 0.65, and take fewer trainings.
 _FASHION = replace(FASHION, subsets=96, seeds=1)
 _COLOUR_UNET = Subject(small_emoji, untrained_colour_unet, seeds=1)
 _TRANSFORMER = Subject(small_emoji, untrained_transformer, seeds=1, labelled=True)
@@ -58,7 +60,7 @@ _SMOKE = replace(FASHION, pictures=40, queries=8, subsets=8, seeds=1, steps=20)
 
 SUBJECTS = {
     "fashion": MeasuredSubject(
-        "UNet of two levels, Fashion-MNIST", "lds", _FASHION, partial(UNet2DModel, **SMALL)
+        "UNet of two levels, Fashion-MNIST", "lds", _FASHION, partial(UNet2DModel, **TWO_LEVELS)
     ),
     "emoji-unet": MeasuredSubject(
         "UNet of three levels, colour emoji", "parts-unet", _COLOUR_UNET, untrained_colour_unet
