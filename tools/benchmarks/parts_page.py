@@ -67,7 +67,7 @@ def _across(subjects: Mapping[str, Any]) -> list[dict[str, Any]]:
             if is_shown and (row["method"], row["treatment"]) == ("retrac", "whitened"):
                 kind = row["kind"]
                 line = lines.setdefault(kind, {"parameters": kind} | dict.fromkeys(columns))
-                line[f"{name}, {row['set']}"] = _differences(row)
+                line[f"{name}, {row['set']}"] = f"{_differences(row)}; {_cost(row)}"
     return list(lines.values())
 
 
@@ -167,10 +167,14 @@ def _costs(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"steps": f"{row['steps']:.2f}", "KB": f"{row['bytes'] / 1000:.1f}"}
 
 
+def _cost(row: Mapping[str, Any]) -> str:
+    return f"{row['steps']:.2f} steps, {row['bytes'] / 1000:.1f} KB"
+
+
 def _aim_row(row: Mapping[str, Any]) -> dict[str, Any]:
     picks = [
-        f"{pick['kind']}, {pick['method']} at {_numbers(pick['chosen'])}:"
-        f" {pick['steps']:.2f} steps, {pick['bytes'] / 1000:.1f} KB, seeds agree {pick['seeds_agree']:.2f}"
+        f"{pick['kind']}, {pick['method']} at {_numbers(pick['chosen'])}: {_cost(pick)},"
+        f" seeds agree {pick['seeds_agree']:.2f}"
         for pick in row["picks"]
     ]
     cells: dict[str, Any] = {"within": row["aim"], "chosen by each half": "; ".join(picks)}

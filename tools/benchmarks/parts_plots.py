@@ -7,16 +7,27 @@ from typing import Any
 import matplotlib
 import matplotlib.pyplot as plt
 from parts_page import QUERIES, SHOWN_KINDS, frontier
+from parts_timesteps import TODAY, timestep_sets
 
 matplotlib.use("svg")
 
+TODAYS_TIMESTEPS = len(timestep_sets()[TODAY])
 GREY, LIGHT_BLUE, DARK_BLUE, RED = "#888", "#9bd", "#246", "#c33"
 LABEL = "linear datamodeling score × 100"
+NOTE: dict[str, Any] = {
+    "fontsize": 6,
+    "rotation": 30,
+    "xytext": (3, 2),
+    "textcoords": "offset points",
+}
 COLOURS = {"whitened": DARK_BLUE, "plain": LIGHT_BLUE}
 
 
 def draw(results: Mapping[str, Any], file: Path) -> None:
-    """Draw each choice's score against its training steps: a row of plots for each subject."""
+    """Draw each choice's score against its training steps: a row of plots for each subject.
+
+    All are judged by the halves that did not choose; names are those of the frontier.
+    """
     figure, grid = _grid(results)
     for axes_of_subject, subject in zip(grid, results["subjects"].values(), strict=True):
         best = frontier(subject["chosen"])
@@ -26,19 +37,15 @@ def draw(results: Mapping[str, Any], file: Path) -> None:
                 _points(axes, best, treatment, query, colour, s=24, label=treatment)
             for row in best:
                 place = row["steps"], row[query][0]
-                axes.annotate(f"{row['kind']} × {row['timesteps']}", place, fontsize=5)
-            today = next(
-                row
-                for row in subject["rows"]
-                if row["kind"] == "everything"
-                and row["set"] == "even 10"
-                and (row["method"], row["treatment"], row["draws"]) == ("retrac", "whitened", 1)
-            )
-            axes.scatter(
-                [today["steps"]], [today[query][0]], marker="*", s=80, c=RED, label="today"
-            )
-            axes.axhline(subject["pixels"][query][0], color=GREY, ls=":", label="pixel cosine")
-            axes.set(xscale="log", title=f"{subject['subject']['title']}: {query}", ylabel=LABEL)
+                axes.annotate(f"{row['kind']} × {row['timesteps']}", place, **NOTE)
+            today, pixels = (subject["halves"][name][query][0] for name in ("today", "pixels"))
+            steps = TODAYS_TIMESTEPS * subject["kinds"][0]["steps"]
+            axes.scatter([steps], [today], marker="*", s=80, c=RED, label="today")
+            axes.axhline(pixels, color=GREY, ls=":", label="pixel cosine")
+            axes.set_xscale("log", subs=(1, 2, 5))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter("{x:g}")
+            axes.set(title=f"{subject['subject']['title']}: {query}", ylabel=LABEL)
             axes.set_xlabel("training steps for a picture")
     grid[0][0].legend(loc="lower right", frameon=False)
     figure.savefig(file)

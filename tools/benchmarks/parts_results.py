@@ -1,12 +1,12 @@
 """All figures of a subject of `tools/bench parts`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import record
-from parts_choice import Halves, Part, aims, chosen_rows
+from parts_choice import Halves, Part, aims, chosen_rows, mean_of_halves
 from parts_costs import FORWARD, costs, row_bytes
 from parts_kinds import EVERYTHING, kinds_of
 from parts_noise import SETS, noise_rows, seed_agreements
@@ -91,6 +91,10 @@ def measure(folder: Path, measured: MeasuredSubject, losses: np.ndarray) -> dict
             for part in parts
         ],
         "pixels": _figures(judge_query_sets(subject, pixels, true)),
+        "halves": {  # each half's pictures judged by its models, as all that is chosen
+            "today": _figures(mean_of_halves(halves.judge(usual))),
+            "pixels": _figures(mean_of_halves(halves.judge(pixels))),
+        },
         "today": {method: _figures(results) for method, results in today.items()},
         "aims": with_seed_agreements(
             folder, subject, aims(chosen, halves.judge(usual), halves.judge(pixels))
@@ -181,7 +185,7 @@ def with_seed_agreements(folder: Path, subject: Subject, aims: Rows) -> Rows:
     return aims
 
 
-def _figures(results: dict[str, Judgement]) -> dict[str, list[float]]:
+def _figures(results: Mapping[str, Judgement]) -> dict[str, list[float]]:
     """The means and intervals of judgements, {query set: figures}."""
     return {query: result.figures() for query, result in results.items()}
 

@@ -32,33 +32,32 @@ def rule_rows(subject: Subject, predictions: Predictions, losses: np.ndarray) ->
     Args:
         losses: of all models on all queries, [M, Q].
     """
+    sets = {
+        (family, name, count): rule(count)
+        for family, rules in candidate_rules().items()
+        for name, rule in rules.items()
+        for count in COUNTS
+    }
     rows: Rows = []
     for scoring in _retrac():
         of_kinds = [predictions.of(kind, scoring) for kind in _kinds(predictions)]
-
-        @cache
-        def judged(
-            timesteps: tuple[int, ...], of_kinds: Sequence[np.ndarray] = tuple(of_kinds)
-        ) -> dict[str, Judgement]:
-            results = [
-                judge_query_sets(subject, over(of_kind, timesteps), losses) for of_kind in of_kinds
-            ]
-            return _mean_over_kinds(results)
-
-        for family, rules in candidate_rules().items():
-            for name, rule in rules.items():
-                for count in COUNTS:
-                    results = judged(rule(count))
-                    rows.append(
-                        {
-                            "family": family,
-                            "rule": name,
-                            "treatment": scoring.treatment,
-                            "timesteps": count,
-                            "chosen": rule(count),
-                            **_beside(results, judged(_even(count))),
-                        }
-                    )
+        judged = {
+            timesteps: _mean_over_kinds(
+                [judge_query_sets(subject, over(part, timesteps), losses) for part in of_kinds]
+            )
+            for timesteps in set(sets.values())
+        }
+        for (family, name, count), timesteps in sets.items():
+            rows.append(
+                {
+                    "family": family,
+                    "rule": name,
+                    "treatment": scoring.treatment,
+                    "timesteps": count,
+                    "chosen": timesteps,
+                    **_beside(judged[timesteps], judged[_even(count)]),
+                }
+            )
     return rows
 
 
