@@ -334,3 +334,18 @@ def test_embeddings_that_do_not_fit_are_one_line(built: Path, data: Path, tmp_pa
     done = run("evaluate", "lds", built, data / NAMES[0], *files)
     assert done.returncode == 2
     assert "embeddings: training (4, 5), queries (1, 6); give [4, E] and [1, E]" in done.stderr
+
+
+def test_too_little_memory_is_one_line(
+    built: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise MemoryError("Unable to allocate 11.9 GiB for an array")
+
+    monkeypatch.setattr("gradindex.search.index.Index.query", fail)
+    done = run("query", built, data / NAMES[3])
+    assert (done.returncode, done.stderr) == (
+        1,
+        "Error: out of memory (Unable to allocate 11.9 GiB for an array); give a smaller resolution"
+        " or batch; what was committed stays\n",
+    )

@@ -187,3 +187,15 @@ def test_a_mask_that_does_not_fit(tmp_path: Path, model: Path, fault: str, messa
 def test_a_denoiser_of_ones_own_has_its_own_loss(tmp_path: Path) -> None:
     with pytest.raises(CallError, match=r"^masks: a denoiser of your own has one loss, its own;"):
         gradindex.build(tmp_path / "idx", denoiser=object(), data=tmp_path, masks="alpha")
+
+
+def test_pictures_without_an_alpha_channel_are_counted(tmp_path: Path) -> None:
+    """`masks = 'alpha'` masks nothing of them."""
+    for number, mode in enumerate(("RGB", "RGBA", "L", "LA")):
+        Image.new(mode, (8, 8)).save(tmp_path / f"{number}.png")
+    (tmp_path / "4.png").write_text("no picture")
+    dataset = with_masks(open_dataset(tmp_path), "alpha")
+    assert dataset.describe_changes(SIZE, np.arange(5)) == [
+        "pictures: 2 grey, made colour; 1 cannot be opened; 2 of no alpha channel, count wholly"
+    ]
+    assert dataset.describe_changes(SIZE, np.array([1])) == []

@@ -18,6 +18,7 @@ from gradindex.errors import CallError
 from gradindex.search import ann_index
 from gradindex.search.ann_builder import build_ann_index
 from gradindex.search.ann_index import saved_ann_index
+from gradindex.search.pictures import read_prompts
 from gradindex.store.disk import Disk
 
 
@@ -209,3 +210,11 @@ def test_one_picture_is_one_query(index: gradindex.Index, many_queries: list[Pat
     np.testing.assert_array_equal(index.scores(path), index.scores([path]))
     with pytest.raises(CallError, match="give"):
         index.query(path.parent, 3)
+
+
+@pytest.mark.parametrize("prompt", ["a\udc80b", ["a dog", "\ud800"]])
+def test_prompts_that_are_no_text(prompt: str | list[str]) -> None:
+    """Bytes on a command line that are not UTF-8: no tokenizer takes them."""
+    with pytest.raises(CallError, match=r"^prompt = '.*\\ud[c8][80]0.*': not UTF-8$"):
+        read_prompts(prompt, ["a.png", "b.png"], [])
+    assert read_prompts(["a dog", ""], ["a.png", "b.png"], []) == ["a dog", ""]
