@@ -11,9 +11,11 @@ from gradindex.cli.options import (
     DAMPING,
     DEVICE,
     GROUP_BY,
+    INDEX,
     METHOD,
     MODEL,
     OUTPUT,
+    PATH,
     RANGE,
     RAY,
     WHITEN,
@@ -25,8 +27,8 @@ TITLES = ("most helpful", "most harmful")
 
 
 @click.command()
-@click.argument("index")
-@click.argument("held_out")
+@INDEX
+@click.argument("held_out", type=PATH)
 @click.option("-k", default=10, show_default=True, help="How many on either side.")
 @METHOD
 @RANGE

@@ -7,6 +7,8 @@ import click
 from gradindex.cli.messages import log_to_stderr, say
 from gradindex.cli.options import (
     DEVICE,
+    INDEX,
+    PATH,
     to_batch_size,
     to_buckets,
     to_checkpoints,
@@ -21,18 +23,23 @@ if TYPE_CHECKING:  # it imports NumPy and zarr, which take long
 
 
 @click.command()
-@click.argument("index")
+@INDEX
 @click.option(
     "--model",
+    type=PATH,
     required=True,
     help="Diffusers pipeline folder, model folder, or training checkpoint.",
 )
 @click.option(
-    "--data", required=True, help="Folder of pictures, or anything that `datasets` opens."
+    "--data",
+    type=PATH,
+    required=True,
+    help="Folder of pictures, or anything that `datasets` opens.",
 )
 @click.option(
     "--checkpoint",
     "checkpoints",
+    type=PATH,
     multiple=True,
     callback=to_checkpoints,
     metavar="PATH[=WEIGHT]",
@@ -43,6 +50,7 @@ if TYPE_CHECKING:  # it imports NumPy and zarr, which take long
 @click.option(
     "--adapter",
     "adapters",
+    type=PATH,
     multiple=True,
     callback=to_checkpoints,
     metavar="PATH[=WEIGHT]",
@@ -50,7 +58,9 @@ if TYPE_CHECKING:  # it imports NumPy and zarr, which take long
     " are the checkpoints of one run.",
 )
 @click.option(
-    "--scheduler", help="Scheduler folder or JSON file, when it does not lie beside the model."
+    "--scheduler",
+    type=PATH,
+    help="Scheduler folder or JSON file, when it does not lie beside the model.",
 )
 @click.option("--image-column", help="Column of a table that holds the pictures.")
 @click.option("--id-column", help="Column that holds their ids.")
@@ -64,7 +74,11 @@ if TYPE_CHECKING:  # it imports NumPy and zarr, which take long
     help="How many timesteps, evenly spaced (more than 100: even:N), or which (a single one:"
     " `500,`), or those of the training log (weaker than a grid).",
 )
-@click.option("--log", help="Training log: a TrainingRecorder's folder, a CSV or a Parquet file.")
+@click.option(
+    "--log",
+    type=PATH,
+    help="Training log: a TrainingRecorder's folder, a CSV or a Parquet file.",
+)
 @click.option(
     "--events",
     default=1,
@@ -129,6 +143,7 @@ if TYPE_CHECKING:  # it imports NumPy and zarr, which take long
 )
 @click.option(
     "--masks",
+    type=PATH,
     metavar="FOLDER|alpha",
     help="Of a training with a masked loss: folder with a mask x.png of each picture x.png, or the"
     " pictures' own alpha channels.",

@@ -7,13 +7,21 @@ from typing import Any
 import click
 
 from gradindex.cli.messages import say
-from gradindex.cli.options import CLASS_LABEL, DEVICE, MODEL, TABLE_OR_JSON, WHITEN
+from gradindex.cli.options import (
+    CLASS_LABEL,
+    DEVICE,
+    INDEX,
+    MODEL,
+    PATH,
+    TABLE_OR_JSON,
+    WHITEN,
+)
 from gradindex.store.memory import keep_freed_memory
 
 
 @click.command()
-@click.argument("index")
-@click.argument("pictures", nargs=-1, metavar="[PICTURE]...")
+@INDEX
+@click.argument("pictures", nargs=-1, type=PATH, metavar="[PICTURE]...")
 @click.option("-k", default=10, show_default=True, help="Length of the lists.")
 @click.option(
     "--queries",

@@ -11,9 +11,11 @@ import click
 from gradindex.cli.options import (
     CLASS_LABEL,
     DEVICE,
+    INDEX,
     METHOD_CHOICE,
     MODEL,
     PAIRING,
+    PATH,
     PROMPT,
     TABLE_OR_JSON,
     WHITEN,
@@ -32,18 +34,21 @@ def evaluate() -> None:
 
 
 @evaluate.command()
-@click.argument("index")
-@click.argument("pictures", nargs=-1, required=True, metavar="PICTURE...")
+@INDEX
+@click.argument("pictures", nargs=-1, type=PATH, required=True, metavar="PICTURE...")
 @click.option(
     "--models",
+    type=PATH,
     help="Folder of folders: a model or adapter each, and subset.txt, the ids of its training.",
 )
 @click.option(
     "--arrays",
+    type=PATH,
     help="Or a .npz file: subsets [M, N] bool, columns in the order of the index, losses [M, Q].",
 )
 @click.option(
     "--embeddings",
+    type=PATH,
     help="A .npz file: training [N, E], queries [Q, E]; their cosine is compared, too.",
 )
 @PAIRING
@@ -149,8 +154,8 @@ def _table(rows: Mapping[str, Mapping[str, float]]) -> str:
 
 
 @evaluate.command()
-@click.argument("index")
-@click.argument("pictures", nargs=-1, required=True, metavar="PICTURE...")
+@INDEX
+@click.argument("pictures", nargs=-1, type=PATH, required=True, metavar="PICTURE...")
 @click.option(
     "--command",
     required=True,
@@ -159,6 +164,7 @@ def _table(rows: Mapping[str, Mapping[str, float]]) -> str:
 )
 @click.option(
     "--work",
+    type=PATH,
     default="counterfactual",
     show_default=True,
     help="Folder for both; a second run uses them.",

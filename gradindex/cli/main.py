@@ -15,7 +15,7 @@ from gradindex.cli.build import build
 from gradindex.cli.diagnose import diagnose
 from gradindex.cli.evaluate import evaluate
 from gradindex.cli.messages import fail, flags_of, say, usage_text, with_flags
-from gradindex.cli.options import METHOD_CHOICE
+from gradindex.cli.options import INDEX, METHOD_CHOICE, PATH
 from gradindex.cli.query import query
 from gradindex.errors import CallError, GradindexError, first_line
 from gradindex.report.printable import one_line
@@ -120,7 +120,7 @@ main.add_command(evaluate)
 
 
 @main.command("index")
-@click.argument("index")
+@INDEX
 @click.option("--method", type=METHOD_CHOICE, help="Only this one.  [default: both]")
 @click.option(
     "--factory",
@@ -153,7 +153,7 @@ def index_command(index: str, method: str | None, factory: str, whiten: bool | N
 
 
 @main.command()
-@click.argument("index")
+@INDEX
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @click.option("--file", type=IDS_FILE, help="File with one id a line; - is standard input.")
 def remove(index: str, ids: tuple[str, ...], file: Any) -> None:
@@ -172,9 +172,11 @@ def remove(index: str, ids: tuple[str, ...], file: Any) -> None:
 
 
 @main.command()
-@click.argument("index")
+@INDEX
 @click.option(
-    "--out", help="Write the new index there, and leave INDEX; needed in an object store."
+    "--out",
+    type=PATH,
+    help="Write the new index there, and leave INDEX; needed in an object store.",
 )
 def compact(index: str, out: str | None) -> None:
     """Erase from INDEX what was removed: write it anew without these rows and ids, then exchange
@@ -187,9 +189,10 @@ def compact(index: str, out: str | None) -> None:
 
 
 @main.command()
-@click.argument("index")
+@INDEX
 @click.option(
     "--data",
+    type=PATH,
     is_flag=False,
     flag_value="",
     metavar="[PATH]",
@@ -222,7 +225,7 @@ def _print_lines(lines: Iterable[str]) -> int:
 
 
 @main.command()
-@click.argument("index")
+@INDEX
 def info(index: str) -> None:
     """Show what INDEX holds and what is missing; status 3 while it is unfinished."""
     from gradindex.report.info import describe

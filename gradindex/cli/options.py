@@ -9,6 +9,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
+from click.shell_completion import CompletionItem
+
+
+class _PathType(click.ParamType):
+    """A path or URL as it was typed; the shell completes the names of files."""
+
+    name = "path"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Have the shell complete it."""
+        return [CompletionItem(incomplete, type="file")]
+
+
+PATH = _PathType()
+INDEX = click.argument("index", type=PATH)
 
 
 def to_prompt(
@@ -22,7 +39,9 @@ EVEN = "even:"  # before a number of timesteps that is meant, however large
 TIMESTEP = re.compile(r"\d+(\.\d*)?", re.ASCII)
 METHOD_CHOICE = click.Choice(["retrac", "tracin"])
 DEVICE = click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda")
-MODEL = click.option("--model", help="Where the model is now, when it was moved since the build.")
+MODEL = click.option(
+    "--model", type=PATH, help="Where the model is now, when it was moved since the build."
+)
 WHITEN = click.option(
     "--whiten/--no-whiten",
     default=True,
@@ -282,6 +301,7 @@ RANGE = click.option(
 )
 GROUP_BY = click.option(
     "--group-by",
+    type=PATH,
     metavar="folder|COLUMN|FILE.csv",
     help="Also the shares of groups of training pictures: of each folder, by a column of the data's"
     " table, or by a file of the columns id and group.",
@@ -295,6 +315,7 @@ DAMPING = click.option(
 ADAPTERS = click.option(
     "--adapter",
     "adapters",
+    type=PATH,
     multiple=True,
     metavar="PATH",
     help="Where an adapter is now, when it was moved since the build; all, in the build's order.",

@@ -14,9 +14,11 @@ from gradindex.cli.options import (
     DAMPING,
     DEVICE,
     GROUP_BY,
+    INDEX,
     METHOD,
     MODEL,
     OUTPUT,
+    PATH,
     PROMPT,
     RANGE,
     RAY,
@@ -35,8 +37,8 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("index")
-@click.argument("pictures", nargs=-1, required=True, metavar="PICTURE...")
+@INDEX
+@click.argument("pictures", nargs=-1, type=PATH, required=True, metavar="PICTURE...")
 @click.option("-k", default=10, show_default=True, help="How many training pictures.")
 @METHOD
 @click.option("--opponents", is_flag=True, help="Also the most negative ones.")
@@ -67,11 +69,12 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--mask",
-    type=click.Path(dir_okay=False),
+    type=PATH,
     help="Only what shaped what is white in this picture, which is as large as the PICTUREs.",
 )
 @click.option(
     "--against",
+    type=PATH,
     multiple=True,
     metavar="PICTURE",
     help="What makes the PICTUREs differ from this one: one for all, or one each.",

@@ -382,6 +382,31 @@ def test_a_dry_run_says_what_a_build_makes_and_writes_nothing(
     assert re.search(r"memory +[\d.]+ [MG]iB", done.stdout)
 
 
+@pytest.mark.parametrize(
+    ("typed", "completions"),
+    [
+        ("gradindex que", "plain,query\n"),
+        ("gradindex query --meth", "plain,--method\n"),
+        ("gradindex query --method re", "plain,retrac\n"),
+        ("gradindex query id", "file,id\n"),
+        ("gradindex build idx --data pic", "file,pic\n"),
+    ],
+)
+def test_the_shell_completes(
+    typed: str,
+    completions: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = typed.split()
+    monkeypatch.setenv("_GRADINDEX_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", typed)
+    monkeypatch.setenv("COMP_CWORD", str(len(words) - 1))
+    with pytest.raises(SystemExit, match="0"):
+        main(prog_name="gradindex")
+    assert capsys.readouterr().out == completions
+
+
 @pytest.mark.parametrize("module", ["gradindex", "gradindex.cli.main"])
 def test_the_command_line_as_a_module(module: str) -> None:
     command = [sys.executable, "-m", module, "--version"]
