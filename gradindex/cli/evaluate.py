@@ -25,6 +25,8 @@ from gradindex.errors import CallError, first_line
 if TYPE_CHECKING:
     import numpy as np
 
+    from gradindex.report.ceiling import Ceiling
+    from gradindex.report.evaluate import LDS
     from gradindex.search.index import Index
 
 
@@ -44,7 +46,8 @@ def evaluate() -> None:
 @click.option(
     "--arrays",
     type=PATH,
-    help="Or a .npz file: subsets [M, N] bool, columns in the order of the index, losses [M, Q].",
+    help="Or a .npz file: subsets [M, N] bool, columns in the order of the index, losses [M, Q], or"
+    " [S, M, Q] of S trainings on each subset.",
 )
 @click.option(
     "--embeddings",
@@ -74,6 +77,7 @@ def lds(
     Higher is better, 100 is perfect, 0 is chance. Both methods, plain and whitened, beside the
     cosine of pixels.
     """
+    from gradindex.report.ceiling import ceiling
     from gradindex.report.evaluate import compare
     from gradindex.search.index import open as open_index
 
@@ -81,20 +85,52 @@ def lds(
         raise click.UsageError("give --models or --arrays")
     opened = open_index(index, model=model, device=device)
     vectors = None if embeddings is None else _read_arrays(embeddings, "training", "queries")
-    subsets, losses = _subsets_and_losses(opened, models, arrays, pictures, options)
-    scores = compare(opened, pictures, subsets, losses, vectors, **options)
-    rows = {
-        name: {"lds": 100 * score.mean, "low": 100 * score.low, "high": 100 * score.high}
-        for name, score in scores.items()
-    }
+    subsets, losses, are_trainings = _subsets_and_losses(opened, models, arrays, pictures, options)
+    scores = compare(opened, pictures, subsets, losses.mean(0), vectors, **options)
+    highest = ceiling(losses) if len(losses) > 1 else None
+    rows = {name: _row(score, highest) for name, score in scores.items()}
     if style == "json":
-        click.echo(json.dumps({"index": index, "subsets": len(subsets), "scores": rows}, indent=1))
+        answer: dict[str, Any] = {"index": index, "subsets": len(subsets)}
+        if highest is not None:
+            answer["ceiling"] = {
+                "lds": 100 * highest.value,
+                "low": 100 * highest.low,
+                "high": 100 * highest.high,
+                "reliability": highest.reliability,
+                "of": "trainings" if are_trainings else "timesteps",
+            }
+        click.echo(json.dumps({**answer, "scores": rows}, indent=1))
         return
     click.echo(
         f"linear datamodeling score × 100, {len(subsets)} subsets,"
         " 95 % interval over pictures and models"
     )
     click.echo(_table(rows))
+    if highest is not None:
+        click.echo(_ceiling_text(highest, are_trainings))
+
+
+def _row(score: "LDS", highest: "Ceiling | None") -> dict[str, float]:
+    """A score, its interval, and how much of the ceiling it reaches."""
+    row = {"lds": 100 * score.mean, "low": 100 * score.low, "high": 100 * score.high}
+    if highest is not None and highest.value > 0:
+        share, low, high = highest.share(score)
+        row |= {"share": 100 * share, "share_low": 100 * low, "share_high": 100 * high}
+    return row
+
+
+def _ceiling_text(highest: "Ceiling", are_trainings: bool) -> str:
+    """What a ceiling is and where it is from, in words."""
+    first = (
+        f"ceiling: {100 * highest.value:.1f}, {100 * highest.low:.1f} to {100 * highest.high:.1f};"
+        " no prediction can score more, since the losses themselves are noisy. "
+    )
+    if are_trainings:
+        return first + f"Measured by {highest.parts} trainings on each subset."
+    return first + (
+        "Measured by two halves of the timesteps of one training: two trainings on each subset"
+        " (two folders with the same subset.txt) would show that it is lower."
+    )
 
 
 def _subsets_and_losses(
@@ -103,17 +139,24 @@ def _subsets_and_losses(
     arrays: str | None,
     pictures: Sequence[str],
     options: Mapping[str, Any],
-) -> tuple["np.ndarray", "np.ndarray"]:
-    """The subsets [M, N] bool of M models, and their losses [M, Q]: from --models or --arrays."""
-    from gradindex.report.evaluate import model_losses, read_models
+) -> tuple["np.ndarray", "np.ndarray", bool]:
+    """The subsets and losses of models, from --models or --arrays.
+
+    Returns:
+        Subsets [M, N] bool, losses [S, M, Q], and whether these are of S trainings on each subset,
+        not of S parts of the timesteps.
+    """
+    from gradindex.report.ceiling import by_subset
+    from gradindex.report.evaluate import half_losses, read_models
 
     if arrays is not None:
-        return _read_arrays(arrays, "subsets", "losses")
+        subsets, losses = _read_arrays(arrays, "subsets", "losses")
+        return subsets, losses if losses.ndim == 3 else losses[None], True
     assert models is not None, "the command checks that one of the two is given"
     folders, subsets = read_models(models, opened)
-    return subsets, model_losses(
-        opened, folders, pictures, options["prompt"], options["class_label"]
-    )
+    halves = half_losses(opened, folders, pictures, options["prompt"], options["class_label"])
+    several = by_subset(subsets, halves.mean(0))
+    return (subsets, halves, False) if several is None else (*several, True)
 
 
 def _read_arrays(file: str, first: str, second: str) -> tuple["np.ndarray", "np.ndarray"]:
@@ -146,11 +189,14 @@ def _numbers(array: "np.ndarray") -> "np.ndarray":
 
 
 def _table(rows: Mapping[str, Mapping[str, float]]) -> str:
-    """A line for each score: 100 × LDS, its interval, its name."""
-    return "\n".join(
-        f"{row['lds']:7.1f}  ({row['low']:.1f} … {row['high']:.1f})  {name}"
-        for name, row in rows.items()
-    )
+    """A line for each score: 100 × LDS, its interval, its share of the ceiling, its name."""
+    lines = []
+    for name, row in rows.items():
+        line = f"{row['lds']:7.1f}  ({row['low']:.1f} … {row['high']:.1f})  "
+        if "share" in row:
+            line += f"{row['share']:4.0f} % of the ceiling  "
+        lines.append(line + name)
+    return "\n".join(lines)
 
 
 @evaluate.command()

@@ -146,7 +146,20 @@ def model_losses(
 ) -> np.ndarray:
     """Return each model's loss on each picture, [M, Q] float64.
 
-    It is the mean over 50 timesteps × 2 draws of noise that all pictures share.
+    It is the mean over 50 timesteps × 2 draws of noise that all pictures share. The arguments and
+    errors are those of `half_losses`.
+    """
+    return half_losses(index, models, pictures, prompt, class_label).mean(0)
+
+
+def half_losses(
+    index: Index,
+    models: Sequence[str | Path],
+    pictures: Sequence[Picture],
+    prompt: str | Sequence[str] | None = None,
+    class_label: int | Sequence[int] | None = None,
+) -> np.ndarray:
+    """Return each model's loss at either half of the timesteps, every other one, [2, M, Q] float64.
 
     Args:
         models: M folders, each a model as `build` takes it; adapters on the base of an index of
@@ -162,8 +175,9 @@ def model_losses(
     for denoiser in index.gradients.others(models):
         timesteps = denoiser.process.grid(TIMESTEPS)
         examples = make_examples(denoiser.encoder, queries)
-        losses.append(mean_losses(denoiser, examples, timesteps, DRAWS, SEED, recipe.loss))
-    return np.stack(losses)
+        for half in (timesteps[::2], timesteps[1::2]):
+            losses.append(mean_losses(denoiser, examples, half, DRAWS, SEED, recipe.loss))
+    return np.reshape(losses, (-1, 2, len(pictures))).transpose(1, 0, 2)
 
 
 def pixel_scores(index: Index, pictures: Sequence[Picture]) -> np.ndarray:
