@@ -1,6 +1,7 @@
 """`tools/bench parts` makes its figures of products of gradients; here of gradients themselves."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from gradindex.search.scoring import METHODS
 from gradindex.search.whitening import DAMPING
 
 sys.path.append(str(Path(__file__).parents[2] / "tools" / "benchmarks"))
+import record
 from oracles import gradient, load
 from parts import FILE, finished, run
 from parts_choice import AIMS, Halves, Part, aims, choose_timesteps
@@ -323,3 +325,27 @@ def test_a_page_is_made_of_the_subjects_that_are_finished(tmp_path: Path) -> Non
 def test_a_subject_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="digits: no subject; give train, page or fashion"):
         run(tmp_path, "cpu", ["train", "digits"])
+
+
+STARTED = """
+import os, sys
+sys.path.append(sys.argv[1])
+import record
+
+if __name__ == "__main__":
+    with record.processes(1) as pool:
+        print(pool.submit(os.getpid).result(), flush=True)
+        sys.stdin.read()
+"""
+
+
+def test_processes_end_with_a_benchmark_that_is_killed(tmp_path: Path) -> None:
+    """They would train on, beside the run that takes the benchmark up again."""
+    script = tmp_path / "started.py"
+    script.write_text(STARTED)
+    command = [sys.executable, str(script), str(Path(record.__file__).parent)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as benchmark:
+        assert benchmark.stdout is not None
+        assert int(benchmark.stdout.readline()) != benchmark.pid
+        benchmark.kill()
+        benchmark.communicate(timeout=20)  # ends when the worker, which has its output too, does

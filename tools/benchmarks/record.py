@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -124,7 +125,10 @@ def measure(folder: Path, parts: Mapping[str, Callable[[], Any]], device: str) -
 
 
 def processes(count: int) -> ProcessPoolExecutor:
-    """Return a pool of new processes, each with one of torch's threads."""
+    """Return a pool of new processes, each with one of torch's threads.
+
+    They end with this one, however it ends.
+    """
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(count, mp_context=context, initializer=_start_process)
 
@@ -132,6 +136,15 @@ def processes(count: int) -> ProcessPoolExecutor:
 def _start_process() -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process with the one that started it, which cannot say so where it is killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _part(folder: Path, tree: str, name: str, measured: Callable[[], Any]) -> Any:
