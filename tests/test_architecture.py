@@ -16,7 +16,7 @@ PACKAGE = Path(gradindex.__file__).parent
 
 # From the top down: a package imports only those after it. The modules beside them are the ground.
 PACKAGES = ["cli", "report", "builder", "search", "store", "gradients", "models", "data"]
-GROUND = ["recipe", "errors", "machine_memory", "random_numbers", "ray_connection"]
+GROUND = ["recipe", "errors", "machine_memory", "random_numbers", "ray_connection", "wording"]
 
 # The only packages and modules that import a library. `report.demo` plays the user, who trains.
 LIBRARIES = {

@@ -41,6 +41,7 @@ from gradindex.search.whitening import mend_whitening, whitening_of_index
 from gradindex.store.location import locate
 from gradindex.store.manifest import Shard
 from gradindex.store.store import Store
+from gradindex.wording import counted, share
 
 LOGGER = logging.getLogger("gradindex")
 
@@ -290,7 +291,9 @@ def _finish(store: Store, data: str | Path, device: str) -> None:
     """
     store.finish()
     if len(store.excluded) == len(store.sample_ids):
-        raise DataError(f"data {data}: not one of {len(store.sample_ids)} pictures can be read")
+        raise DataError(
+            f"data {data}: not one of {counted(len(store.sample_ids), 'picture')} can be read"
+        )
     _warn_of_zeros(store)
     for method in METHODS:
         mend_whitening(store, method, device)
@@ -309,8 +312,9 @@ def _warn_of_zeros(store: Store) -> None:
     zeros, rows = store.summary.zero_gradients, math.prod(store.shape[:3])
     if zeros:
         warnings.warn(
-            f"{store.location}: {zeros} of {rows} gradients are zero, and score 0 whatever is"
-            " asked; the parameters that count may be untrained, or dtype too narrow for them",
+            f"{store.location}: {share(zeros, rows, 'gradient', 'is', 'are')} zero, and score 0"
+            " whatever is asked; the parameters that count may be untrained, or dtype too narrow"
+            " for them",
             stacklevel=3,
         )
 

@@ -23,6 +23,7 @@ from gradindex.store.location import Location
 from gradindex.store.manifest import is_store
 from gradindex.store.memory import give_back_freed_memory
 from gradindex.store.store import Store
+from gradindex.wording import share
 
 HIGH_RANK_PICTURES = 8  # whose gradients tell which weights have a high rank
 
@@ -168,8 +169,8 @@ def in_store_order(store: Store, dataset: Dataset) -> tuple[Dataset, list[str]]:
     if gone:
         raise _other_data(
             store,
-            f"{len(gone)} of {len(stored_ids)} pictures are gone, such as {gone[0]!r};"
-            " `remove` them first",
+            f"{share(len(gone), len(stored_ids), 'picture', 'is', 'are')} gone, such as"
+            f" {gone[0]!r}; `remove` them first",
         )
     not_stored = np.setdiff1d(np.arange(len(dataset)), positions).tolist()
     new = [row for row in not_stored if not _is_removed(store, dataset.sample_ids[row])]

@@ -1,6 +1,7 @@
-"""What a build would make and take, before it is begun."""
+"""What a build would make and take: rows, bytes on disk, and time from a batch that is timed."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -18,8 +19,15 @@ from gradindex.machine_memory import peak_memory
 from gradindex.models.checkpoints import Checkpoints
 from gradindex.models.examples import Examples
 from gradindex.recipe import Recipe
+from gradindex.search.ann_builder import FLAT_BYTES
+from gradindex.search.factors import WIDEST, factor_bytes, is_few_for
+from gradindex.search.scoring import METHODS
 from gradindex.store.records import ParameterChoice
 from gradindex.store.store import SHARD_ROWS
+
+ENTRY_BYTES = 3000  # of a shard's entry in the manifest, but for its pictures
+PICTURE_BYTES = 44  # that an entry has for each picture: fingerprint, content, stat
+ID_BYTES = 4  # of an id's length, before it
 
 
 @dataclass(frozen=True)
@@ -30,7 +38,8 @@ class Estimate:
         pictures: N.
         rows: [C, N, T, D] of the arrays.
         shards: units of work.
-        bytes: of each array on disk, {name: bytes}.
+        bytes: of each part of the finished index on disk, {name: bytes}; of search files the most
+            that may come of measuring them.
         gradients: how many (checkpoint, picture, timestep, draw) go through the model.
         batch_size: how many of them at once.
         seconds: for all gradients, at the pace of one batch on this device.
@@ -72,7 +81,7 @@ def estimate(plan: Plan) -> Estimate:
         pictures=pictures,
         rows=shape,
         shards=checkpoints * -(-pictures // SHARD_ROWS),
-        bytes=job.recipe.array_bytes(pictures),
+        bytes=index_bytes(job.recipe, job.dataset.sample_ids),
         gradients=gradients,
         batch_size=plan.batch_size,
         seconds=_seconds_per_gradient(plan, job, readable, examples) * gradients,
@@ -83,6 +92,30 @@ def estimate(plan: Plan) -> Estimate:
         recipe=job.recipe,
         parameters=parameter_choice(plan.denoisers[0], job.recipe),
     )
+
+
+def index_bytes(recipe: Recipe, sample_ids: Sequence[str]) -> dict[str, int]:
+    """Return the bytes of each part of an index of some pictures, {name: bytes}."""
+    shape = recipe.shape(len(sample_ids))
+    checkpoints, pictures, _, dim = shape
+    shards = checkpoints * -(-pictures // SHARD_ROWS)
+    id_bytes = sum(len(name.encode("utf-8", "surrogateescape")) + ID_BYTES for name in sample_ids)
+    has_factors = dim <= WIDEST and not is_few_for(shape, pictures)
+    searches = len(METHODS) * (2 if has_factors else 1)
+    return {
+        **recipe.array_bytes(pictures),
+        "ids": 2 * id_bytes,  # each file has a copy
+        "manifest": shards * ENTRY_BYTES + checkpoints * pictures * PICTURE_BYTES,
+        "whitening": factor_bytes(shape) if has_factors else 0,
+        "search files": searches * pictures * _search_bytes(recipe.search_width, pictures),
+    }
+
+
+def _search_bytes(width: int, pictures: int) -> int:
+    """The most bytes of a search vector: float32 up to a gigabyte of them, then RaBitQ's codes."""
+    if 4 * width * pictures <= FLAT_BYTES:
+        return 4 * width
+    return width // 2 + 22
 
 
 def _first_batch(plan: Plan, job: BuildJob) -> tuple[list[int], Examples]:

@@ -16,6 +16,7 @@ from gradindex.models.pipeline import Encoder, make_examples
 from gradindex.models.processes import Process
 from gradindex.recipe import FLOW, FOLDED, Recipe
 from gradindex.store.manifest import Shard
+from gradindex.wording import counted
 
 CHANNELS = (1, 3)  # that pictures can have: grey, colour
 
@@ -173,7 +174,8 @@ class BuildJob:
         except DataError as error:
             example = ": " + str(error).removeprefix(f"{self.dataset.source}: ")
         return DataError(
-            f"data {self.dataset.source}: not one of {len(rows)} pictures tried can be read"
+            f"data {self.dataset.source}: not one of {counted(len(rows), 'picture')} tried can be"
+            " read"
             f"{example}"
         )
 

@@ -1,5 +1,6 @@
 """The shards of a build: which are missing, and pictures → gradients → folded → written."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -24,6 +25,8 @@ from gradindex.store.progress import Progress
 from gradindex.store.progress import progress as show_progress
 from gradindex.store.records import ShardEntry
 from gradindex.store.store import Shard, Store
+
+LOGGER = logging.getLogger("gradindex")
 
 
 def missing_shards(
@@ -334,3 +337,4 @@ def write_shard(store: Store, job: BuildJob, shard_rows: ShardRows) -> None:
         "".join(shard_rows.contents),
         job.stats(shard),
     )
+    LOGGER.debug(f"{shard.name}: pictures {shard.start} to {shard.stop - 1} committed")

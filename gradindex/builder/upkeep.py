@@ -20,6 +20,7 @@ from gradindex.store.location import Location, locate
 from gradindex.store.manifest import COPIES, is_store, read_header
 from gradindex.store.removals import discard_removal, mend_removals, publish_removal
 from gradindex.store.store import Store
+from gradindex.wording import share
 
 REMOVE_ATTEMPTS = 3  # of a removal while other processes change the rows of the index
 
@@ -110,7 +111,7 @@ def _not_removed_yet(store: Store, id_of_key: Mapping[str, str]) -> dict[str, in
     ]
     if unknown:
         raise CallError(
-            f"{store.location}: {len(unknown)} of {len(id_of_key)} ids are not in it,"
+            f"{store.location}: {share(len(unknown), len(id_of_key), 'id', 'is', 'are')} not in it,"
             f" such as {unknown[0]!r}; none is removed, give ids as a query shows them"
         )
     return {key: row for key, row in row_of_key.items() if key not in removed}

@@ -31,6 +31,7 @@ from gradindex.store.progress import progress
 from gradindex.store.records import Summary
 from gradindex.store.removals import removal_damages
 from gradindex.store.store import Store
+from gradindex.wording import counted
 
 
 def damages(path: str | Path | Location) -> Iterator[str]:
@@ -92,8 +93,8 @@ def data_damages(path: str | Path | Location, data: str | Path | None = None) ->
         unknown |= {row for row in rows if entry.content(row) == NO_CONTENT} - excluded
     if unknown:
         warnings.warn(
-            f"{store.location}: of {len(unknown)} pictures the size alone was compared: an earlier"
-            " gradindex kept no digest of their bytes",
+            f"{store.location}: of {counted(len(unknown), 'picture')} the size alone was compared:"
+            " an earlier gradindex kept no digest of their bytes",
             stacklevel=2,
         )
 

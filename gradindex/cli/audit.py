@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from gradindex.cli.messages import log_to_stderr, say, write_or_print
+from gradindex.cli.messages import say, write_or_print
 from gradindex.cli.options import (
     ADAPTERS,
     DAMPING,
@@ -65,7 +65,6 @@ def audit(
     from gradindex.search.index import open as open_index
 
     keep_freed_memory()
-    log_to_stderr()
     if style is None:
         style = "json" if output is not None and output.suffix.lower() == ".json" else "table"
     opened = open_index(index, model=model, device=device, ray=ray, adapters=adapters or None)

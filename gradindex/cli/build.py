@@ -1,10 +1,11 @@
 """The command that builds an index."""
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from gradindex.cli.messages import log_to_stderr, say
+from gradindex.cli.messages import say
 from gradindex.cli.options import (
     DEVICE,
     INDEX,
@@ -17,6 +18,7 @@ from gradindex.cli.options import (
     to_timesteps,
 )
 from gradindex.store.memory import keep_freed_memory
+from gradindex.wording import counted, share
 
 if TYPE_CHECKING:  # it imports NumPy and zarr, which take long
     from gradindex.store.store import Store
@@ -244,25 +246,29 @@ def build(
     from gradindex.report.info import describe
 
     keep_freed_memory()
-    log_to_stderr()
     options["columns"] = Columns(image_column, id_column, label_column, caption_column)
     if dry_run:
         click.echo(_estimate(**options))
     else:
         store = build_index(index, **options).store
         say(describe(store))
-        _say_what_is_missing(store, options["part"])
+        _say_what_is_next(store, options["part"])
 
 
-def _say_what_is_missing(store: "Store", part: tuple[int, int]) -> None:
-    """Say, after a part, that the index is unfinished, if it is, and what to do."""
+def _say_what_is_next(store: "Store", part: tuple[int, int]) -> None:
+    """Say that the index is ready and how to ask it, or after a part what is missing."""
     missing = len(store.missing())
     if missing:
+        shards = share(missing, len(store.shards()), "shard", "is", "are")
         say(
             f"unfinished: part {part[0]} of {part[1]}, counted from 0, is done;"
-            f" {missing} of {len(store.shards())} shards of {store.location} are missing and no"
-            " query is answered; run the other parts"
+            f" {shards} missing in {store.location} and no query is answered; run the other parts"
         )
+        return
+    pictures = counted(store.shape[1] - len(store.excluded), "training picture")
+    prompt = ' --prompt "…"' if store.recipe.captioned else ""
+    index = shlex.quote(str(store.location))
+    say(f"ready: {pictures} to be found; next: gradindex query {index} PICTURE{prompt}")
 
 
 def _estimate(device: str, part: object, ray: object, overwrite: bool, **options: Any) -> str:

@@ -9,6 +9,7 @@ import click
 from gradindex.cli.messages import say
 from gradindex.cli.options import (
     CLASS_LABEL,
+    DATA,
     DEVICE,
     INDEX,
     MODEL,
@@ -44,6 +45,7 @@ from gradindex.store.memory import keep_freed_memory
 @WHITEN
 @CLASS_LABEL
 @MODEL
+@DATA
 @DEVICE
 @TABLE_OR_JSON
 @click.option(
@@ -57,6 +59,7 @@ def diagnose(
     index: str,
     pictures: tuple[str, ...],
     model: str | None,
+    data: str | None,
     device: str,
     style: str,
     out: Path,
@@ -72,7 +75,7 @@ def diagnose(
     from gradindex.search.index import open as open_index
 
     keep_freed_memory()
-    opened = open_index(index, model=model, device=device)
+    opened = open_index(index, model=model, device=device, data=data)
     diagnosis = report(opened, pictures, **options)
     click.echo(json.dumps(diagnosis, indent=1) if style == "json" else to_text(diagnosis))
     for file in save(diagnosis, out):

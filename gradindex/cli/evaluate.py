@@ -10,6 +10,7 @@ import click
 
 from gradindex.cli.options import (
     CLASS_LABEL,
+    DATA,
     DEVICE,
     INDEX,
     METHOD_CHOICE,
@@ -58,6 +59,7 @@ def evaluate() -> None:
 @PROMPT
 @CLASS_LABEL
 @MODEL
+@DATA
 @DEVICE
 @TABLE_OR_JSON
 def lds(
@@ -67,6 +69,7 @@ def lds(
     arrays: str | None,
     embeddings: str | None,
     model: str | None,
+    data: str | None,
     device: str,
     style: str,
     **options: Any,
@@ -83,7 +86,7 @@ def lds(
 
     if (models is None) == (arrays is None):
         raise click.UsageError("give --models or --arrays")
-    opened = open_index(index, model=model, device=device)
+    opened = open_index(index, model=model, device=device, data=data)
     vectors = None if embeddings is None else _read_arrays(embeddings, "training", "queries")
     subsets, losses, are_trainings = _subsets_and_losses(opened, models, arrays, pictures, options)
     scores = compare(opened, pictures, subsets, losses.mean(0), vectors, **options)
@@ -225,6 +228,7 @@ def _table(rows: Mapping[str, Mapping[str, float]]) -> str:
 @PROMPT
 @CLASS_LABEL
 @MODEL
+@DATA
 @DEVICE
 @TABLE_OR_JSON
 def counterfactual(
@@ -233,6 +237,7 @@ def counterfactual(
     command: str,
     work: str,
     model: str | None,
+    data: str | None,
     device: str,
     style: str,
     **options: Any,
@@ -248,7 +253,7 @@ def counterfactual(
     from gradindex.report.printable import printable
     from gradindex.search.index import open as open_index
 
-    opened = open_index(index, model=model, device=device)
+    opened = open_index(index, model=model, device=device, data=data)
     removals = train_without(opened, pictures, command, work, **options)
     if style == "json":
         click.echo(json.dumps([asdict(removal) for removal in removals], indent=1))

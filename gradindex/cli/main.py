@@ -1,9 +1,11 @@
 """The command line: parse, call, print. No other package prints or exits."""
 
+import json
+import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,27 +16,50 @@ from gradindex.cli.audit import audit
 from gradindex.cli.build import build
 from gradindex.cli.diagnose import diagnose
 from gradindex.cli.evaluate import evaluate
-from gradindex.cli.messages import fail, flags_of, say, usage_text, with_flags
-from gradindex.cli.options import INDEX, METHOD_CHOICE, PATH
+from gradindex.cli.messages import fail, flags_of, log_to_stderr, say, usage_text, with_flags
+from gradindex.cli.options import INDEX, METHOD_CHOICE, PATH, TABLE_OR_JSON
 from gradindex.cli.query import query
-from gradindex.errors import CallError, GradindexError, first_line
+from gradindex.cli.upkeep import compact, ids, remove
+from gradindex.errors import GradindexError, first_line
 from gradindex.report.printable import one_line
 from gradindex.store.memory import keep_freed_memory
+from gradindex.wording import counted, share
 
-# Ids are any names of files. Windows' Notepad begins a text with a mark of its encoding.
-IDS_FILE = click.File(encoding="utf-8-sig", errors="surrogateescape")
-
-
+# What may stand before or after the subcommand, and which of them it is.
+SWITCHES = {"--debug": "--debug", "-q": "-q", "--quiet": "-q", "-v": "-v", "--verbose": "-v"}
 UNFINISHED = 3  # status of `info`; 1 is a failure, 2 a wrong call
+
+
+# The commands in the order of work, each under one heading.
+SECTIONS = {
+    "Begin": ["demo", "build", "info"],
+    "Ask": ["query", "audit"],
+    "Know what an answer is worth": ["diagnose", "evaluate"],
+    "Keep an index": ["verify", "ids", "remove", "compact", "index"],
+}
 
 
 class _Commands(click.Group):
     """A group whose commands end in one line and a status, not in a traceback."""
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands into the help, section by section."""
+        width = max(map(len, self.commands))
+        for title, names in SECTIONS.items():
+            with formatter.section(title):
+                limit = formatter.width - 6 - width
+                lines = [(name, self.commands[name].get_short_help_str(limit)) for name in names]
+                # Padded, so that all sections have their texts in one column.
+                formatter.write_dl([(name.ljust(width), text) for name, text in lines])
+
     def main(self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any) -> Any:
         """Run a command; the arguments are those of `click.Group.main`."""
         typed = list(sys.argv[1:] if args is None else args)
-        args, debug = _take_debug(args)
+        args, switches = _take_switches(typed)
+        debug = "--debug" in switches
+        log_to_stderr(_level(switches))
+        if "-q" in switches:
+            os.environ["TQDM_DISABLE"] = "1"  # before any bar is made
         warnings.formatwarning = partial(_format_warning, typed=typed)
         _show_any_name()
         try:
@@ -68,13 +93,22 @@ class _Commands(click.Group):
             fail(f"{subject}: {error.strerror or error}; what was committed stays", 1)
 
 
-def _take_debug(args: Sequence[str] | None) -> tuple[Sequence[str] | None, bool]:
-    """Take `--debug` out of the arguments, before or after the subcommand; whether it was there."""
-    given = list(sys.argv[1:] if args is None else args)
-    end = given.index("--") if "--" in given else len(given)
-    if "--debug" not in given[:end]:
-        return args, False
-    return [arg for arg in given[:end] if arg != "--debug"] + given[end:], True
+def _take_switches(typed: Sequence[str]) -> tuple[list[str], set[str]]:
+    """Take --debug, -q and -v out of the arguments, before or after the subcommand.
+
+    >>> _take_switches(["build", "idx", "-q", "--", "-v"])
+    (['build', 'idx', '--', '-v'], {'-q'})
+    """
+    end = typed.index("--") if "--" in typed else len(typed)
+    switches = {SWITCHES[word] for word in typed[:end] if word in SWITCHES}
+    return [word for word in typed[:end] if word not in SWITCHES] + [*typed[end:]], switches
+
+
+def _level(switches: Collection[str]) -> int:
+    """The least level of messages that is shown."""
+    if "-v" in switches:
+        return logging.DEBUG
+    return logging.WARNING if "-q" in switches else logging.INFO
 
 
 def _show_any_name() -> None:
@@ -101,9 +135,11 @@ def _format_warning(
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
+@click.option("-q", "--quiet", is_flag=True, help="Only results, warnings and errors.")
+@click.option("-v", "--verbose", is_flag=True, help="More messages, with the time in each.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(package_name="gradindex")
-def main(debug: bool) -> None:
+def main(quiet: bool, verbose: bool, debug: bool) -> None:
     """Which training pictures shaped this generated picture?
 
     `build` walks a training set once and keeps a projected gradient of every picture; `query` looks
@@ -112,11 +148,8 @@ def main(debug: bool) -> None:
     """
 
 
-main.add_command(build)
-main.add_command(query)
-main.add_command(audit)
-main.add_command(diagnose)
-main.add_command(evaluate)
+for command in (build, query, audit, diagnose, evaluate, ids, remove, compact):
+    main.add_command(command)
 
 
 @main.command("index")
@@ -154,42 +187,6 @@ def index_command(index: str, method: str | None, factory: str, whiten: bool | N
 
 @main.command()
 @INDEX
-@click.argument("ids", nargs=-1, metavar="[ID]...")
-@click.option("--file", type=IDS_FILE, help="File with one id a line; - is standard input.")
-def remove(index: str, ids: tuple[str, ...], file: Any) -> None:
-    """Take training pictures out of INDEX: no query returns them, and no build adds them again."""
-    from gradindex.builder.upkeep import remove as remove_pictures
-
-    lines = [] if file is None else [line.rstrip("\r\n") for line in file if line.strip()]
-    names = [*ids, *lines]
-    if not names:
-        raise click.UsageError("give ids, or --file")
-    for name in names:
-        if any("\ud800" <= character <= "\udfff" for character in name):
-            raise CallError(f"id {name!r}: these bytes are not UTF-8; the ids of an index are")
-    count = remove_pictures(index, names)
-    click.echo(f"{index}: {count} of {len(set(names))} pictures removed")
-
-
-@main.command()
-@INDEX
-@click.option(
-    "--out",
-    type=PATH,
-    help="Write the new index there, and leave INDEX; needed in an object store.",
-)
-def compact(index: str, out: str | None) -> None:
-    """Erase from INDEX what was removed: write it anew without these rows and ids, then exchange
-    the two.
-    """
-    from gradindex.builder.upkeep import compact as compact_index
-    from gradindex.report.info import describe
-
-    click.echo(describe(compact_index(index, out)))
-
-
-@main.command()
-@INDEX
 @click.option(
     "--data",
     type=PATH,
@@ -206,11 +203,12 @@ def verify(index: str, data: str | None) -> None:
 
     count = _print_lines(damages(index))
     if count:
-        problem = f"{count} files are damaged or missing"
+        problem = f"{counted(count, 'file is', 'files are')} damaged or missing"
         fail(f"{index}: {problem}; run the same build again, it makes only those", 1)
     changed = 0 if data is None else _print_lines(data_damages(index, data or None))
     if changed:
-        problem = f"{changed} training pictures are not those that were indexed"
+        wrong = "training picture is not what was", "training pictures are not those that were"
+        problem = f"{counted(changed, *wrong)} indexed"
         fail(f"{index}: {problem}; put them back, remove their ids, or build it anew", 1)
     click.echo(f"{index}: whole")
 
@@ -226,17 +224,23 @@ def _print_lines(lines: Iterable[str]) -> int:
 
 @main.command()
 @INDEX
-def info(index: str) -> None:
-    """Show what INDEX holds and what is missing; status 3 while it is unfinished."""
+@TABLE_OR_JSON
+def info(index: str, style: str) -> None:
+    """Show what INDEX holds, where it came from, the bytes of each part and what is missing; status
+    3 while it is unfinished.
+    """
+    from gradindex.report.index_facts import index_facts
     from gradindex.report.info import describe
     from gradindex.store.store import Store
 
     store = Store(index)
-    click.echo(describe(store))
+    click.echo(json.dumps(index_facts(store), indent=1) if style == "json" else describe(store))
     missing = len(store.missing())
     if missing:
-        shards = f"{missing} of {len(store.shards())} shards of {index} are missing"
-        say(f"unfinished: {shards}; run the same build again, or its other parts")
+        shards = share(missing, len(store.shards()), "shard", "is", "are")
+        say(
+            f"unfinished: {shards} missing in {index}; run the same build again, or its other parts"
+        )
         sys.exit(UNFINISHED)
 
 

@@ -4,6 +4,7 @@ import logging
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import NoReturn
 
@@ -27,29 +28,37 @@ NOT_AFTER = r"(?![\w/\\'\"-]|\.\w)"
 QUOTED = r"""(?<!\w)(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")(?!\w)"""
 
 
+LOGGER = logging.getLogger("gradindex")
+
+
 def say(text: str) -> None:
-    """Print a text to stderr."""
-    click.echo(text, err=True)
+    """Print a text to stderr, unless -q was given."""
+    if LOGGER.isEnabledFor(logging.INFO):
+        click.echo(text, err=True)
 
 
-def log_to_stderr() -> None:
-    """Have what gradindex logs, such as the labels of classes, shown as lines on stderr."""
-    logger = logging.getLogger("gradindex")
-    if not logger.handlers:
-        logger.addHandler(_Lines())
-        logger.setLevel(logging.INFO)
+def log_to_stderr(level: int) -> None:
+    """Have what gradindex logs, such as the labels of classes, shown as lines on stderr.
+
+    Args:
+        level: the least that is shown: WARNING, INFO, or DEBUG, which has the time in each line.
+    """
+    if not any(isinstance(handler, _Lines) for handler in LOGGER.handlers):
+        LOGGER.addHandler(_Lines())
+    LOGGER.setLevel(level)
 
 
 class _Lines(logging.Handler):
     """A line for each record, on the stderr of the moment."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        say(one_line(record.getMessage()))
+        time = f"{datetime.now():%H:%M:%S} " if LOGGER.isEnabledFor(logging.DEBUG) else ""
+        click.echo(time + one_line(record.getMessage()), err=True)
 
 
 def fail(text: str, status: int) -> NoReturn:
     """Print an error as one line to stderr and exit with a status."""
-    say(f"Error: {one_line(text)}")
+    click.echo(f"Error: {one_line(text)}", err=True)
     sys.exit(status)
 
 

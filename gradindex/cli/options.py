@@ -42,6 +42,11 @@ DEVICE = click.option("--device", default="auto", show_default=True, metavar="au
 MODEL = click.option(
     "--model", type=PATH, help="Where the model is now, when it was moved since the build."
 )
+DATA = click.option(
+    "--data",
+    type=PATH,
+    help="Where the training pictures are now, when they were moved since the build.",
+)
 WHITEN = click.option(
     "--whiten/--no-whiten",
     default=True,

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gradindex.cli.messages import log_to_stderr, say, write_or_print
+from gradindex.cli.messages import say, write_or_print
 from gradindex.cli.options import (
     ADAPTERS,
     CLASS_LABEL,
     DAMPING,
+    DATA,
     DEVICE,
     GROUP_BY,
     INDEX,
@@ -29,7 +30,12 @@ from gradindex.cli.options import (
 )
 from gradindex.store.memory import keep_freed_memory
 
-STYLES = {".json": "json", ".html": "html", ".htm": "html"}  # by the end of a file's name
+STYLES = {
+    ".json": "json",
+    ".csv": "csv",
+    ".html": "html",
+    ".htm": "html",
+}  # by the end of a file's name
 
 if TYPE_CHECKING:
     from gradindex.search.index import Index
@@ -88,6 +94,7 @@ if TYPE_CHECKING:
 )
 @MODEL
 @ADAPTERS
+@DATA
 @DEVICE
 @RAY
 @click.option(
@@ -106,6 +113,7 @@ def query(
     damping: float | None,
     model: str | None,
     adapters: tuple[str, ...],
+    data: str | None,
     device: str,
     ray: str | None,
     style: str | None,
@@ -118,9 +126,11 @@ def query(
 
     style = style or _style_of(output)
     keep_freed_memory()
-    log_to_stderr()
     options["against"] = options["against"] or None
-    opened = open_index(index, model=model, device=device, ray=ray, adapters=adapters or None)
+    adapters_now = adapters or None
+    opened = open_index(
+        index, model=model, device=device, ray=ray, adapters=adapters_now, data=data
+    )
     options["whiten"] = to_whiten(whiten, damping)
     results = opened.query(pictures, k, method, **options)
     seconds = results[0].seconds
@@ -155,5 +165,11 @@ def _page(
     from gradindex.report.page import to_html
     from gradindex.report.thumbnails import read_small
 
+    if opened.training_pictures.dataset is None:
+        source = opened.training_pictures.source or "the index does not say where"
+        say(
+            f"no thumbnails: training pictures are not as they were ({source}); --data PATH says"
+            " where they are now"
+        )
     thumbnails = [read_small(partial(read_thumbnail, path)) for path in pictures]
     return to_html([(method, results)], opened.thumbnail, thumbnails, whitened=whitened)

@@ -6,6 +6,8 @@ from typing import NamedTuple, overload
 
 import numpy as np
 
+from gradindex.wording import counted
+
 
 class Caption(NamedTuple):
     """What a file or a cell says of a picture.
@@ -31,8 +33,8 @@ class Captions(Sequence[str | None]):
         read: given a row number, reads that picture's caption. It raises DataError where there is
             one that cannot be read.
         origin: for people, where captions come from.
-        of_more: for people, what `has_more` means of these: "2 files have more lines" without the
-            number.
+        of_more: for people, what `has_more` means of these: ("file has more lines", "files have
+            more lines").
         notes: for people, what else is to be known.
         known: {row: caption} of those that were read.
     """
@@ -40,7 +42,7 @@ class Captions(Sequence[str | None]):
     length: int
     read: Callable[[int], Caption]
     origin: str
-    of_more: str = ""
+    of_more: tuple[str, str] = ("", "")
     notes: Sequence[str] = ()
     known: dict[int, Caption] = field(default_factory=dict)
 
@@ -118,5 +120,5 @@ def captions_text(captions: Sequence[str | None]) -> str:
     counts.append(f"at most {words:,} word{'s' if words != 1 else ''}")
     parts = [", ".join(counts), f"from {source.origin}"]
     if more:
-        parts.append(f"{more:,} {source.of_more}")
+        parts.append(counted(more, *source.of_more))
     return "captions: " + "; ".join([*parts, *source.notes])

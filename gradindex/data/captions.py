@@ -10,6 +10,7 @@ from dataclasses import replace
 from gradindex.data.caption_list import Caption, Captions, listed
 from gradindex.data.dataset import Dataset
 from gradindex.errors import CallError, DataError
+from gradindex.wording import counted, share
 
 MISSING_CAPTION = ("error", "empty")  # what becomes of pictures without a caption
 TRIGGER = "[trigger]"  # ai-toolkit writes its trigger word, or nothing, in place of this
@@ -96,13 +97,15 @@ def _check_captions(dataset: Dataset, missing: str) -> None:
             unfinished.append(row)
     if unfinished:
         raise DataError(
-            f"data {dataset.source}: {len(unfinished):,} captions have {TRIGGER} in them"
+            f"data {dataset.source}:"
+            f" {counted(len(unfinished), 'caption holds', 'captions hold')} {TRIGGER}"
             f" ({dataset.names(unfinished)}); write the trigger word of the training there, or"
             " give --caption TEXT for all pictures"
         )
     if lacking and missing == "error":
         raise CallError(
-            f"data {dataset.source}: {len(lacking):,} of {len(dataset):,} pictures have no caption"
+            f"data {dataset.source}:"
+            f" {share(len(lacking), len(dataset), 'picture', 'has', 'have')} no caption"
             f" ({dataset.names(lacking)}); write it to a text file x.txt beside x.png, name a"
             " table's column with --caption-column, or give --caption TEXT for all pictures or"
             " --missing-caption empty"

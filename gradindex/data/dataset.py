@@ -32,6 +32,7 @@ from gradindex.data.images import (
 from gradindex.data.mask_files import Masks
 from gradindex.data.picture_facts import NO_CONTENT, content_digest, stat_digests
 from gradindex.errors import DataError, quoted
+from gradindex.wording import counted
 
 FINGERPRINT_DIGITS = 8  # hex digits of a picture's fingerprint
 GONE = FINGERPRINT_DIGITS * "-"  # in place of the fingerprint of a picture that is not there
@@ -198,9 +199,9 @@ class Dataset:
         >>> open_nothing = lambda row: Image.new("L", (1, 1))
         >>> dataset = Dataset("a", Columns(), ["x"], np.array([0]), np.array([1]), open_nothing)
         >>> dataset.describe()
-        ['a: 1 pictures', 'labels: 0 (1)']
+        ['a: 1 picture', 'labels: 0 (1)']
         """
-        lines = [f"{self.source}: {len(self):,} pictures"]
+        lines = [f"{self.source}: {counted(len(self), 'picture')}"]
         if self.labels is not None:
             lines.append(f"labels: {self._labels_text(self.labels)}")
         if self.captions is not None:

@@ -18,6 +18,7 @@ from gradindex.data.images import open_encoded, picture_suffixes
 from gradindex.data.sidecars import SIDECAR_SUFFIXES, folder_captions
 from gradindex.data.splits import class_labels, counts_text, select_training
 from gradindex.errors import CallError, DataError
+from gradindex.wording import counted
 
 # Files that describe pictures or belong to the system: that these are no pictures surprises nobody.
 DESCRIPTIONS = {
@@ -62,7 +63,9 @@ class Listing:
             lines.append(f"{_named(self.circles)} leads to a folder that it is in; not followed")
         if self.others:
             count = sum(self.others.values())
-            lines.append(f"{count} files of other kinds left out: {counts_text(self.others)}")
+            lines.append(
+                f"{counted(count, 'file')} of other kinds left out: {counts_text(self.others)}"
+            )
         return lines
 
 

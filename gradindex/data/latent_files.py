@@ -31,6 +31,7 @@ from gradindex.data.picture_facts import (
     stat_digests,
 )
 from gradindex.errors import CallError, DataError, first_line, quoted
+from gradindex.wording import share
 
 NAMED = 5  # pictures or sizes in an error
 LARGEST_SIDE = 2**16  # of a latent
@@ -192,9 +193,9 @@ def check_latent_files(dataset: LatentDataset, kind: str | None, factor: int) ->
     if lacking:
         more = f" and {len(lacking) - NAMED} more" if len(lacking) > NAMED else ""
         raise DataError(
-            f"{dataset.source}: {len(lacking)} of {len(present)} pictures have no latents beside"
-            f" them: {', '.join(lacking[:NAMED])}{more}; kohya's scripts leave them there with"
-            f" --cache_latents_to_disk, x.npz or x_0640x0480_{kind}.npz"
+            f"{dataset.source}: {share(len(lacking), len(present), 'picture', 'has', 'have')} no"
+            f" latents beside them: {', '.join(lacking[:NAMED])}{more}; kohya's scripts leave"
+            f" them there with --cache_latents_to_disk, x.npz or x_0640x0480_{kind}.npz"
         )
     sizes: set[Size] = set()
     misfit = None

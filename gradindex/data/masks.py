@@ -14,6 +14,7 @@ from gradindex.data.folder import list_files, sample_id
 from gradindex.data.mask_files import Masks
 from gradindex.errors import CallError
 from gradindex.recipe import ALPHA, FILES
+from gradindex.wording import share
 
 
 def mask_kind(masks: str | Path) -> str:
@@ -58,7 +59,7 @@ def with_masks(dataset: Dataset, masks: str | Path) -> Dataset:
     lacking = [row for row in present if files[row] is None]
     if lacking:
         raise CallError(
-            f"masks {masks}: {len(lacking):,} of {len(present):,} pictures have no mask"
+            f"masks {masks}: {share(len(lacking), len(present), 'picture', 'has', 'have')} no mask"
             f" ({dataset.names(lacking)}); put one of the same name there for each, white where"
             " the whole picture counts"
         )

@@ -9,6 +9,7 @@ from gradindex.data.dataset import Columns, Dataset
 from gradindex.data.folder import open_folder
 from gradindex.data.table import column_by_id, is_table, open_table
 from gradindex.errors import CallError, DataError, quoted
+from gradindex.wording import counted
 
 
 def open_dataset(
@@ -79,8 +80,8 @@ def _check_ids(source: str | Path, dataset: Dataset) -> None:
         counts = Counter(dataset.sample_ids)
         repeated = sorted(name for name, count in counts.items() if count > 1)
         raise DataError(
-            f"data {source}: {len(repeated)} ids stand for several pictures,"
-            f" such as {quoted(repeated[0])}; give each picture its own"
+            f"data {source}: {counted(len(repeated), 'id stands', 'ids stand')} for several"
+            f" pictures, such as {quoted(repeated[0])}; give each picture its own"
         )
 
 

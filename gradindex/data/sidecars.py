@@ -12,6 +12,7 @@ from pathlib import Path
 
 from gradindex.data.caption_list import Caption, Captions
 from gradindex.errors import DataError
+from gradindex.wording import counted
 
 # In the order of preference: `.caption` is what sd-scripts takes when nothing else is said.
 SIDECAR_SUFFIXES = (".caption", ".txt")
@@ -47,7 +48,8 @@ def folder_captions(root: Path, files: Sequence[str], sidecars: Collection[str])
         notes.append("repeats of kohya's folders do not count, a picture is one row")
     both = sum(len(names) > 1 for names in found)
     if both:
-        notes.append(f"{both:,} pictures have a .caption and a .txt, of which the first is taken")
+        having = counted(both, "picture has", "pictures have")
+        notes.append(f"{having} a .caption and a .txt, of which the first is taken")
     if not origin:
         return None
 
@@ -56,7 +58,8 @@ def folder_captions(root: Path, files: Sequence[str], sidecars: Collection[str])
             return read_sidecar(root / found[row][0])
         return Caption(tokens[row])
 
-    of_more = "files have more lines, of which only the first is taken"
+    rest = "more lines, of which only the first is taken"
+    of_more = f"file has {rest}", f"files have {rest}"
     return Captions(len(files), read, origin, of_more, notes)
 
 

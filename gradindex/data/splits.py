@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gradindex.wording import counted
+
 TRAIN, HELD_OUT = "train", "held out"
 
 # The words by which `datasets` knows a split, alone or set apart by -, _, ., a space or digits;
@@ -48,7 +50,7 @@ class Selection:
     def __str__(self) -> str:
         """What is taken and what is left out, as part of a line."""
         return (
-            f"takes the {len(self.kept)} pictures of folders for training and leaves out"
+            f"takes the {counted(len(self.kept), 'picture')} of folders for training and leaves out"
             f" {sum(self.left_out.values())}: {counts_text(self.left_out)};"
             " to take some of these, give their folder"
         )

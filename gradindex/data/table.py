@@ -55,6 +55,7 @@ from gradindex.data.table_files import (
     read_parquet,
 )
 from gradindex.errors import CallError, GradindexError, first_line
+from gradindex.wording import counted
 
 if TYPE_CHECKING:
     import datasets
@@ -285,8 +286,9 @@ def _read_metadata(root: Path, metadata: Path) -> _Table:
     unlisted = sorted(list_files(root).sizes.keys() - set(named))
     if unlisted:
         warnings.append(
-            f"{len(unlisted)} pictures there have no row in {metadata.name} and are left out, such"
-            f" as {unlisted[0]!r}"
+            f"{counted(len(unlisted), 'picture there has', 'pictures there have')} no row in"
+            f" {metadata.name} and {'is' if len(unlisted) == 1 else 'are'} left out,"
+            f" such as {unlisted[0]!r}"
         )
     names, faults = {}, {}
     for column in picture_columns:

@@ -155,7 +155,8 @@ def column_captions(source: str, rows: Any, column: str | None) -> Captions | No
             return Caption(cell[0] if cell else None, len(cell) > 1)
         return Caption(cell)
 
-    of_more = "cells hold several captions, of which only the first is taken"
+    rest = "several captions, of which only the first is taken"
+    of_more = f"cell holds {rest}", f"cells hold {rest}"
     return Captions(len(rows), read, f"column {name!r}", of_more)
 
 

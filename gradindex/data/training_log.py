@@ -17,6 +17,7 @@ from gradindex.data.log_table import read_table
 from gradindex.data.log_values import is_inside
 from gradindex.errors import CallError
 from gradindex.recipe import grid
+from gradindex.wording import counted
 
 MISSING = ("error", "skip", "grid")  # what pictures with too few events get
 NO_EVENT = (np.nan, UNKNOWN, 0)  # the EVENT of a picture that is left out
@@ -179,7 +180,9 @@ class TrainingLog:
         if len(sample_ids) > NAMED_PICTURES:
             names += f" and {len(sample_ids) - NAMED_PICTURES} more"
         return CallError(
-            f"log {self.source}: {len(sample_ids)} pictures have fewer than {count} events"
+            f"log {self.source}:"
+            f" {counted(len(sample_ids), 'picture has', 'pictures have')} fewer than"
+            f" {counted(count, 'event')}"
             f" before a checkpoint: {names}; missing = 'skip' leaves them out,"
             " 'grid' gives them evenly spaced timesteps"
         )

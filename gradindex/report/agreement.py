@@ -1,6 +1,6 @@
 """Noise agreement: how far scores with the noise of one seed agree with those of another."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypedDict
 
@@ -79,25 +79,43 @@ def noise_agreement(
     rows = _sampled_rows(index.store, compared, query_rows)
     agreements = []
     settings = _settings(recipe, denoiser.num_train_timesteps)
-    for timesteps, draws in progress(settings, "noise", unit="setting"):
-        if timesteps == len(recipe.timesteps):
-            chosen = recipe.timesteps
-        else:
-            chosen = denoiser.process.grid(timesteps)
-        setting = replace(recipe, timesteps=chosen, draws=draws, events=None)
-        first, second = (
-            _scores_of_seed(index, denoiser, replace(setting, seed=seed), queries, rows, whiten)
-            for seed in (recipe.seed, recipe.seed + 1)
-        )
-        agreement: SettingAgreement = {
-            "timesteps": timesteps,
-            "draws": draws,
-            "gradients": timesteps * draws,
-            "tracin": _agreement(first["tracin"], second["tracin"], k),
-            "retrac": _agreement(first["retrac"], second["retrac"], k),
-        }
-        agreements.append(agreement)
+    total = _count(settings, recipe, len(queries.arrays), len(rows))
+    with progress(title="noise", total=total, unit="gradient") as bar:
+        for timesteps, draws in settings:
+            if timesteps == len(recipe.timesteps):
+                chosen = recipe.timesteps
+            else:
+                chosen = denoiser.process.grid(timesteps)
+            setting = replace(recipe, timesteps=chosen, draws=draws, events=None)
+            first, second = (
+                _scores_of_seed(
+                    index, denoiser, replace(setting, seed=seed), queries, rows, whiten, bar.update
+                )
+                for seed in (recipe.seed, recipe.seed + 1)
+            )
+            agreement: SettingAgreement = {
+                "timesteps": timesteps,
+                "draws": draws,
+                "gradients": timesteps * draws,
+                "tracin": _agreement(first["tracin"], second["tracin"], k),
+                "retrac": _agreement(first["retrac"], second["retrac"], k),
+            }
+            agreements.append(agreement)
     return agreements
+
+
+def count_gradients(index: Index, queries: int, compared: int) -> int:
+    """Return how many gradients `noise_agreement` takes of so many queries and pictures."""
+    recipe = index.store.recipe
+    settings = _settings(recipe, index.gradients.checkpoints[-1].num_train_timesteps)
+    rows = min(compared, len(kept_rows(index.store)))
+    return _count(settings, recipe, queries, rows)
+
+
+def _count(settings: Sequence[tuple[int, int]], recipe: Recipe, queries: int, rows: int) -> int:
+    """How many gradients some settings take with two seeds; recorded rows are not taken anew."""
+    pictures = queries + (rows if recipe.events is None else 0)
+    return 2 * pictures * sum(timesteps * draws for timesteps, draws in settings)
 
 
 def _settings(recipe: Recipe, num_train_timesteps: int) -> list[tuple[int, int]]:
@@ -139,20 +157,26 @@ def _scores_of_seed(
     queries: Pictures,
     rows: np.ndarray,
     whiten: bool,
+    on_taken: Callable[[int], object],
 ) -> dict[str, np.ndarray]:
     """Scores of each method with the noise of a setting's seed, {method: [Q, rows]}.
 
     The projection stays the index's. At a grid of T timesteps a score is the sum over them, T
     times what a query shows, which changes no rank.
     """
+    per_picture = len(setting.timesteps) * setting.draws
     (gradients,) = take_gradients(index, denoiser, setting, [queries])
+    on_taken(len(gradients) * per_picture)
     query_gradients = {"tracin": gradients, "retrac": unit(gradients)}
     scores = {}
     if index.store.recipe.events is not None:
         for method, q in query_gradients.items():
             scores[method] = _scores_of_means(index, method, q.mean(1), whiten)[:, rows]
         return scores
-    groups = [group for _, group in training_gradients(index, denoiser, setting, rows)]
+    groups = []
+    for _, group in training_gradients(index, denoiser, setting, rows):
+        groups.append(group)
+        on_taken(len(group) * per_picture)
     training = np.concatenate(groups)
     for method, q in query_gradients.items():
         g = unit(training) if method == "retrac" else training

@@ -1,5 +1,6 @@
 """Counterfactuals: what a picture's loss becomes when training pictures are left out."""
 
+import logging
 import shlex
 import shutil
 import subprocess
@@ -21,8 +22,12 @@ from gradindex.search.index import Index
 from gradindex.search.pictures import Picture, picture_list
 from gradindex.search.query import QueryOptions
 from gradindex.search.results import Result
+from gradindex.store.progress import progress
 from gradindex.store.records import masks_of, one_caption
 from gradindex.store.store import Store
+from gradindex.wording import counted, size_text
+
+LOGGER = logging.getLogger("gradindex")
 
 HIGHEST = "highest"
 RANDOM = "random"
@@ -101,7 +106,7 @@ def counterfactual(
     count = len(kept_rows(index.store))
     if k >= count:
         raise CallError(
-            f"k = {k}: the index has {count} pictures, and some have to stay; give fewer"
+            f"k = {k}: the index has {counted(count, 'picture')}, and some have to stay; give fewer"
         )
     _require_folder(index)
     queries = picture_list(pictures)
@@ -144,7 +149,10 @@ def _removals_of(
 ) -> Iterator[Removal]:
     """Do what `counterfactual` says, whose arguments these are."""
     results = index.query(pictures, k, method, **options)
-    for number, removal in enumerate(_removals(index.store, results, k, random)):
+    removals = _removals(index.store, results, k, random)
+    _announce(index, len(removals), k, work)
+    bar = progress(removals, "trainings", unit="training")
+    for number, removal in enumerate(bar):
         folder = work / str(number)
         model = _train_without(index, removal.rows, command, folder)
         prompt, class_label = options.get("prompt"), options.get("class_label")
@@ -153,6 +161,24 @@ def _removals_of(
         for result, loss in zip(results, losses, strict=True):
             if removal.picture in (None, result.picture):
                 yield Removal(result.picture, removal.which, removed, float(loss))
+
+
+def _announce(index: Index, trainings: int, k: int, work: Path) -> None:
+    """Log how many trainings there will be, of how many pictures, and the disk that they take.
+
+    How long one takes is not known before the first has ended: then the progress says it.
+    """
+    pictures = counted(len(kept_rows(index.store)) - k, "picture")
+    paths = [checkpoint.path for checkpoint in index.store.header.checkpoints]
+    size = max((_bytes_of(Path(path)) for path in paths if path), default=0)
+    disk = f"; about {size_text(trainings * size)} in {work}" if size else ""
+    LOGGER.info(f"{counted(trainings, 'training')} on {pictures} each{disk}")
+
+
+def _bytes_of(path: Path) -> int:
+    """The bytes of a file, or of all files in a folder; 0 where there is none."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _removals(store: Store, results: Sequence[Result], k: int, random: int) -> list[_RemovedRows]:

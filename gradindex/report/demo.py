@@ -6,7 +6,7 @@ part that knows diffusers.
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -175,7 +175,9 @@ def _table(method: str, results: Sequence[Result]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _report(index: Index, generated: Sequence[Path], answers: dict[str, list[Result]]) -> str:
+def _report(
+    index: Index, generated: Sequence[Path], answers: Mapping[str, Sequence[Result]]
+) -> str:
     """The page of the generated pictures and their rankings by each method."""
     notes = [INTRODUCTION]
     for method, results in answers.items():

@@ -4,6 +4,7 @@ Gradient norms by timestep, which pictures are influential for everything, which
 self-influence, and how far scores depend on the noise.
 """
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NotRequired, TypedDict
@@ -13,20 +14,30 @@ import numpy as np
 from gradindex.errors import CallError
 from gradindex.models.examples import Pictures
 from gradindex.recipe import FOLDED, require_positive
-from gradindex.report.agreement import SettingAgreement, noise_agreement
+from gradindex.report.agreement import SettingAgreement, count_gradients, noise_agreement
 from gradindex.report.ranking import Influence, influence
-from gradindex.report.self_influence import Outliers, find_outliers, self_influence
+from gradindex.report.self_influence import (
+    SELF_DRAWS,
+    SELF_TIMESTEPS,
+    Outliers,
+    find_outliers,
+    self_influence,
+)
 from gradindex.report.training_sample import (
     ADVICE,
     evenly_spaced,
     kept_rows,
     read_training_pictures,
 )
+from gradindex.report.verdict import verdict
 from gradindex.search.index import Index
 from gradindex.search.pictures import Picture, picture_list, picture_name
 from gradindex.search.query import read_query
 from gradindex.search.scoring import METHODS
 from gradindex.store.store import Store
+from gradindex.wording import counted, duration_text
+
+LOGGER = logging.getLogger("gradindex")
 
 BINS = 20  # of timesteps, where every picture has recorded ones of its own
 NOISE_QUERIES = 8  # queries that the noise seeds are compared by
@@ -61,6 +72,7 @@ class Diagnosis(TypedDict):
         influence: {method: how general the influential pictures are}.
         self_influence: {method: pictures that stand out}, unless left out.
         noise: how far two noise seeds agree, one entry per setting, unless left out.
+        verdict: all of it in some sentences.
     """
 
     index: str
@@ -71,6 +83,7 @@ class Diagnosis(TypedDict):
     influence: dict[str, Influence]
     self_influence: NotRequired[dict[str, Outliers]]
     noise: NotRequired[list[SettingAgreement]]
+    verdict: NotRequired[list[str]]
 
 
 @dataclass(frozen=True)
@@ -126,7 +139,8 @@ def report(
     if compared or (outliers and store.recipe.events):
         index.training_pictures.require(ADVICE)
     chosen = _choose_queries(index, picture_list(pictures), queries, class_label)
-    scores = _scores(index, chosen, whiten)
+    scores, seconds_per_gradient = _scores(index, chosen, whiten)
+    _announce(index, len(chosen.rows), compared, outliers, seconds_per_gradient)
     norm = picture_norms(store)
     diagnosis: Diagnosis = {
         "index": str(store.location),
@@ -143,7 +157,26 @@ def report(
         }
     if compared:
         diagnosis["noise"] = _agreement_of_few(index, chosen, compared, k, whiten)
+    diagnosis["verdict"] = verdict(diagnosis, store.recipe)
     return diagnosis
+
+
+def _announce(index: Index, queries: int, compared: int, outliers: bool, seconds: float) -> None:
+    """Log how many gradients a diagnosis still takes and how long that will be.
+
+    Args:
+        seconds: that one gradient of the queries took.
+    """
+    store = index.store
+    count = 0
+    if compared:
+        count = count_gradients(index, min(queries, NOISE_QUERIES), compared)
+    if outliers and store.recipe.events:
+        per_picture = SELF_TIMESTEPS * SELF_DRAWS * len(store.header.weights)
+        count += len(kept_rows(store)) * per_picture
+    if count:
+        duration = duration_text(count * seconds)
+        LOGGER.info(f"diagnosis: {counted(count, 'more gradient')}, about {duration}")
 
 
 def _choose_queries(
@@ -163,21 +196,33 @@ def _choose_queries(
     return QueryPictures(training, rows.tolist())
 
 
-def _scores(index: Index, queries: QueryPictures, whiten: bool) -> dict[str, np.ndarray]:
-    """The scores of each method, {method: [Q, N]}; NaN for a training picture and itself."""
+def _scores(
+    index: Index, queries: QueryPictures, whiten: bool
+) -> tuple[dict[str, np.ndarray], float]:
+    """The scores of each method, {method: [Q, N]}, and the seconds that a gradient took.
+
+    The score of a training picture and itself is NaN.
+    """
     pictures = queries.pictures
-    scores = index.scores_by_method(
+    query = index.to_query(
         list(pictures.arrays),
-        *METHODS,
         whiten=whiten,
         class_label=pictures.labels,
         prompt=pictures.captions,
     )
+    blocks, seconds = index.gradients.blocks(query, METHODS)
+    scores = {}
+    for method, block in zip(METHODS, blocks, strict=True):
+        if query.damping is not None:
+            block = index.ranker.whitened(method, block, query.damping)
+        scores[method] = index.ranker.scores(method, block, query.span)
     for table in scores.values():
-        for query, row in enumerate(queries.rows):
+        for number, row in enumerate(queries.rows):
             if row is not None:
-                table[query, row] = np.nan
-    return scores
+                table[number, row] = np.nan
+    timesteps = len(index.gradients.checkpoints[0].process.grid(query.timesteps))
+    gradients = len(queries.rows) * len(query.weights) * timesteps * query.draws
+    return scores, seconds / gradients
 
 
 def _agreement_of_few(

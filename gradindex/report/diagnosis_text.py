@@ -13,6 +13,7 @@ from gradindex.report.printable import printable
 from gradindex.report.ranking import Influence
 from gradindex.report.self_influence import Outliers
 from gradindex.search.scoring import METHODS
+from gradindex.wording import counted
 
 NAME_WIDTH = 44  # columns of text
 VALUE_WIDTH = 10
@@ -22,8 +23,9 @@ OUTLIERS_SHOWN = 5
 def to_text(diagnosis: Diagnosis) -> str:
     """Return the diagnosis as some lines of text, a column for each method."""
     kind = "whitened" if diagnosis["whitened"] else "plain"
+    queries = counted(len(diagnosis["queries"]), "query", "queries")
     lines = [
-        f"{len(diagnosis['queries'])} queries, their {diagnosis['k']} highest {kind} scores",
+        f"{queries}, their {diagnosis['k']} highest {kind} scores",
         "",
         _table_line("", METHODS),
         *_influence_lines([diagnosis["influence"][method] for method in METHODS]),
@@ -32,6 +34,7 @@ def to_text(diagnosis: Diagnosis) -> str:
         lines += _agreement_lines(setting)
     for method, outliers in diagnosis.get("self_influence", {}).items():
         lines.append(_outlier_line(method, outliers))
+    lines += ["", *diagnosis.get("verdict", [])]
     return "\n".join(lines)
 
 
@@ -59,7 +62,8 @@ def _agreement_lines(setting: SettingAgreement) -> list[str]:
     agreements = [setting["tracin"], setting["retrac"]]
     correlations = [agreement["spearman"] for agreement in agreements]
     overlaps = [agreement["overlap"] for agreement in agreements]
-    budget = f"{setting['timesteps']} timesteps × {setting['draws']} draws"
+    timesteps = counted(setting["timesteps"], "timestep")
+    budget = f"{timesteps} × {counted(setting['draws'], 'draw')}"
     return [
         _table_line(f"two noise seeds agree, {budget}: ρ", correlations, ".2f"),
         _table_line(f"{'overlap of the lists':>{NAME_WIDTH}}", overlaps, ".2f"),

@@ -16,6 +16,8 @@ from gradindex.search.index import Index
 from gradindex.search.pictures import Picture, picture_list, read_pictures
 from gradindex.search.query import QueryOptions, read_query
 from gradindex.search.scoring import METHODS
+from gradindex.store.progress import progress
+from gradindex.wording import counted
 
 RESAMPLES = 2000  # of a bootstrap
 INTERVAL = [0.025, 0.975]  # quantiles at the ends of a 95 % interval
@@ -116,7 +118,8 @@ def read_models(folder: str | Path, index: Index) -> tuple[list[Path], np.ndarra
     files = sorted(Path(folder).glob("*/subset.txt"))
     if len(files) < FEWEST_MODELS:
         raise CallError(
-            f"{folder}: {len(files)} folders with a subset.txt; give three models or more"
+            f"{folder}: {counted(len(files), 'folder')} with a subset.txt;"
+            " give three models or more"
         )
     row_of = {name: row for row, name in enumerate(index.store.sample_ids)}
     subsets = np.zeros((len(files), len(row_of)), bool)
@@ -125,7 +128,8 @@ def read_models(folder: str | Path, index: Index) -> tuple[list[Path], np.ndarra
         unknown = [name for name in names if name not in row_of]
         if unknown:
             raise CallError(
-                f"{file}: {len(unknown)} ids are not in the index, such as {unknown[0]!r}"
+                f"{file}: {counted(len(unknown), 'id is', 'ids are')} not in the index,"
+                f" such as {unknown[0]!r}"
             )
         subset[[row_of[name] for name in names]] = True
     return [file.parent for file in files], subsets
@@ -172,7 +176,8 @@ def half_losses(
     recipe = index.store.recipe
     queries = read_query(recipe, pictures, prompt=prompt, class_label=class_label)
     losses = []
-    for denoiser in index.gradients.others(models):
+    each = progress(index.gradients.others(models), "losses", len(models), unit="model")
+    for denoiser in each:
         timesteps = denoiser.process.grid(TIMESTEPS)
         examples = make_examples(denoiser.encoder, queries)
         for half in (timesteps[::2], timesteps[1::2]):
@@ -255,7 +260,8 @@ def _require_shapes(
     if subsets.shape != (models, rows) or losses.shape != (models, count) or models < FEWEST_MODELS:
         raise CallError(
             f"subsets {subsets.shape}, losses {losses.shape}: give [M, {rows}] and [M, {count}],"
-            f" {rows} pictures in the index and {count} asked, with three subsets or more"
+            f" {counted(rows, 'picture')} in the index and {count} asked, with three"
+            " subsets or more"
         )
     if embeddings is None:
         return

@@ -8,21 +8,21 @@ from msgspec import UNSET, UnsetType
 
 from gradindex.data.buckets import sizes_text
 from gradindex.recipe import ALPHA, NPZ, Recipe, timestep_text
+from gradindex.report.index_facts import Files, index_files
 from gradindex.report.printable import printable
 from gradindex.search.ann_index import INDEX_NAMES, saved_ann_index
 from gradindex.search.ann_record import AnnRecord
 from gradindex.store.manifest import Shard
-from gradindex.store.records import ParameterChoice
+from gradindex.store.records import ParameterChoice, masks_of, one_caption
 from gradindex.store.store import Store
+from gradindex.wording import counted, duration_text, size_text
 
 if TYPE_CHECKING:  # it imports torch, which takes seconds
     from gradindex.builder.estimate import Estimate
 
 NAME_WIDTH = 11  # columns of text, at the least
-RUNS_SHOWN = 8  # of missing shards
-
-SIZE_UNITS = ("bytes", "KiB", "MiB", "GiB")
-SECONDS = {"days": 86400, "hours": 3600, "minutes": 60}
+RUNS_SHOWN = 8  # of missing shards; also checkpoints
+AXES = ("checkpoint", "picture", "timestep", "number")
 
 
 def describe(store: Store) -> str:
@@ -30,22 +30,27 @@ def describe(store: Store) -> str:
     recipe = store.recipe
     missing = store.missing()
     shards = len(store.shards())
+    files = index_files(store)
     lines = {
         "index": str(store.location),
+        "data": _data(store),
         "pictures": _pictures(store, finished=not missing),
         "rows": _rows(store.shape),
         "shards": f"{shards - len(missing)} of {shards} done",
         "missing": _shard_runs(missing),
+        "written": _written(files),
+        "disk": _sizes(files.bytes),
         "model": f"{recipe.model}, {recipe.prediction_type}, in {recipe.dtype}",
         "parameters": _parameters(recipe, store.header.parameters),
         "a picture": _picture(recipe),
+        "checkpoints": _checkpoints(store),
         "adapters": _adapters(store),
         "trained": _trained(store),
         "latents": _latents(recipe),
         "buckets": sizes_text(recipe.buckets or ()),
         "loss": _loss(recipe),
         "timesteps": _timesteps(recipe),
-        "noise": f"{recipe.noise}, {recipe.draws} draws, seed {recipe.seed}",
+        "noise": f"{recipe.noise}, {counted(recipe.draws, 'draw')}, seed {recipe.seed}",
         "projection": _projection(recipe),
         "folded": _folded(recipe),
         "recipe": recipe.digest,
@@ -59,10 +64,8 @@ def describe(store: Store) -> str:
 
 def describe_plan(estimate: "Estimate") -> str:
     """Return what a build would make and take, as text of a line each."""
-    sizes = [f"{name} {_size(count)}" for name, count in estimate.bytes.items()]
-    total = _size(sum(estimate.bytes.values()))
-    prepared = f"; {_size(estimate.prepared)} more until it is finished, for encoded pictures"
-    duration = _duration(estimate.seconds)
+    prepared = f"; {size_text(estimate.prepared)} more until it is finished, for encoded pictures"
+    duration = duration_text(estimate.seconds)
     memory = estimate.memory
     lines = {
         "pictures": str(estimate.pictures),
@@ -71,12 +74,11 @@ def describe_plan(estimate: "Estimate") -> str:
         "projection": _projection(estimate.recipe),
         "a picture": _picture(estimate.recipe, estimate.forward_passes),
         "rows": _rows(estimate.rows),
-        "disk": f"{total} ({', '.join(sizes)}), and search files"
-        + (prepared if estimate.prepared else ""),
+        "disk": _sizes(estimate.bytes) + (prepared if estimate.prepared else ""),
         "shards": str(estimate.shards),
         "gradients": f"{estimate.gradients:,}, {estimate.batch_size} at once",
         "time": f"{duration} at the pace of a batch just timed, on one such device",
-        "memory": f"{_size(memory)} of this process so far" if memory else "",
+        "memory": f"{size_text(memory)} of this process so far" if memory else "",
     }
     return _aligned(lines)
 
@@ -85,10 +87,10 @@ def search_facts(record: AnnRecord) -> str:
     """Return what a search index is and what was measured of it, in one line."""
     if not record.files:
         return "scans the store"
-    mebibytes = sum(part.bytes for part in record.files) / 2**20
+    size = size_text(sum(part.bytes for part in record.files))
     milliseconds = (record.query_seconds or 0.0) * 1e3
     return (
-        f"{record.factory}, {mebibytes:.1f} MiB in {len(record.files)} files; recall@10"
+        f"{record.factory}, {size} in {counted(len(record.files), 'file')}; recall@10"
         f" {record.recall_at_10:.3f} with {record.candidates} candidates,"
         f" {milliseconds:.1f} ms a query here"
     )
@@ -121,12 +123,59 @@ def _rows(shape: Sequence[int]) -> str:
     """The shape [C, N, T, D] of rows in words.
 
     >>> _rows([1, 9, 2, 16])
-    '1 checkpoints × 9 pictures × 2 timesteps × 16 numbers'
+    '1 checkpoint × 9 pictures × 2 timesteps × 16 numbers'
     """
-    checkpoints, pictures, timesteps, dim = shape
-    return (
-        f"{checkpoints} checkpoints × {pictures} pictures × {timesteps} timesteps × {dim} numbers"
+    return " × ".join(
+        f"{count} {noun if count == 1 else noun + 's'}"
+        for count, noun in zip(shape, AXES, strict=True)
     )
+
+
+def _data(store: Store) -> str:
+    """Where the training pictures were, and what else the build was told of them."""
+    data = store.header.data
+    if data is None:
+        return ""
+    parts = [f"{name} column {column}" for name, column in data.columns.items() if column]
+    if (caption := one_caption(data)) is not None:
+        parts.append(f"all with the caption {caption!r}")
+    if (masks := masks_of(data)) is not None:
+        parts.append(f"masks {masks}")
+    return printable("; ".join([data.source, *parts]))
+
+
+def _checkpoints(store: Store) -> str:
+    """Where the weights were, and what each counts; empty for a denoiser of the user's own."""
+    header = store.header
+    paths = [checkpoint.path for checkpoint in header.checkpoints]
+    if not any(paths):
+        return ""
+    texts = [
+        path if len(paths) == 1 else f"{path} (weight {weight:.3g})"
+        for path, weight in zip(paths, header.weights, strict=False)
+    ]
+    if len(texts) > RUNS_SHOWN:
+        texts = [*texts[:RUNS_SHOWN], f"and {len(texts) - RUNS_SHOWN} more"]
+    base = f" on {header.model}" if store.recipe.base is not None else ""
+    return printable(", ".join(texts) + base)
+
+
+def _written(files: Files) -> str:
+    """When the shards were written, in the time of this machine; empty before the first."""
+    if files.first is None or files.last is None:
+        return ""
+    first, last = (f"{time.astimezone():%Y-%m-%d %H:%M}" for time in (files.first, files.last))
+    return first if first == last else f"{first} to {last}"
+
+
+def _sizes(sizes: Mapping[str, int]) -> str:
+    """Bytes of parts, and of all of them.
+
+    >>> _sizes({"normalized": 2048, "norm": 512})
+    '2.5 KiB (normalized 2 KiB, norm 512 bytes)'
+    """
+    parts = ", ".join(f"{name} {size_text(count)}" for name, count in sizes.items())
+    return f"{size_text(sum(sizes.values()))} ({parts})"
 
 
 def _parameters(recipe: Recipe, choice: ParameterChoice | UnsetType) -> str:
@@ -144,10 +193,10 @@ def _parameters(recipe: Recipe, choice: ParameterChoice | UnsetType) -> str:
 def _picture(recipe: Recipe, forward_passes: float | None = None) -> str:
     """What a picture costs, and what of it is kept; the search files are not counted."""
     count = len(recipe.checkpoints) * recipe.per_picture * recipe.draws
-    cost = f"{count:,} gradients"
+    cost = counted(count, "gradient")
     if forward_passes is not None:
         cost += f", each as long as {forward_passes:.1f} forward passes"
-    return f"{cost}; {_size(sum(recipe.array_bytes(1).values()))} of rows"
+    return f"{cost}; {size_text(sum(recipe.array_bytes(1).values()))} of rows"
 
 
 def _projection(recipe: Recipe) -> str:
@@ -209,7 +258,8 @@ def _folded(recipe: Recipe) -> str:
     """What was folded into one row; empty where rows are not folded."""
     if not recipe.rows:
         return ""
-    return f"{len(recipe.checkpoints)} checkpoints × {recipe.per_picture} timesteps"
+    checkpoints = counted(len(recipe.checkpoints), "checkpoint")
+    return f"{checkpoints} × {counted(recipe.per_picture, 'timestep')}"
 
 
 def _shard_runs(shards: Sequence[Shard]) -> str:
@@ -229,35 +279,10 @@ def _shard_runs(shards: Sequence[Shard]) -> str:
         first, last = run[0], run[-1]
         texts.append(f"{first.name} to {last.name} (pictures {first.start} to {last.stop - 1})")
     if len(runs) > RUNS_SHOWN:
-        texts.append(f"and {len(runs) - RUNS_SHOWN} more runs")
+        texts.append(f"and {counted(len(runs) - RUNS_SHOWN, 'more run')}")
     return ", ".join(texts)
 
 
 def _are_neighbours(first: Shard, second: Shard) -> bool:
     """Whether the second shard goes on where the first one ends."""
     return first.checkpoint == second.checkpoint and first.stop == second.start
-
-
-def _size(count: float) -> str:
-    """Bytes in the unit that leaves one to three digits before the point.
-
-    >>> _size(1536), _size(7 << 40)
-    ('1.5 KiB', '7.0 TiB')
-    """
-    for unit in SIZE_UNITS:
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1024
-    return f"{count:,.1f} TiB"
-
-
-def _duration(seconds: float) -> str:
-    """Seconds as a person would say them.
-
-    >>> _duration(90), _duration(9000)
-    ('90.0 seconds', '2.5 hours')
-    """
-    for unit, length in SECONDS.items():
-        if seconds >= 2 * length:
-            return f"{seconds / length:,.1f} {unit}"
-    return f"{seconds:.1f} seconds"

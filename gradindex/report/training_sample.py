@@ -14,7 +14,7 @@ from gradindex.recipe import Recipe
 from gradindex.search.index import Index
 from gradindex.store.store import Store
 
-ADVICE = "; give pictures, compared=0 and, with recorded timesteps, outliers=False"
+ADVICE = "; or give pictures, compared=0 and, with recorded timesteps, outliers=False"
 GROUP = 64  # training pictures whose gradients are in memory at once
 
 

@@ -5,6 +5,7 @@ It needs no torch, which searching does without. The factors themselves are `whi
 
 import math
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from itertools import product
 
@@ -71,10 +72,19 @@ def is_wide(store: Store) -> bool:
 
 def is_few(store: Store) -> bool:
     """Whether there are so few pictures that factors, and search files by them, do not pay."""
-    checkpoints, _, timesteps, dim = store.shape
-    counted = store.shape[1] - len(store.summary.skipped)
-    factor_bytes = 4 * checkpoints * timesteps * dim**2 * len(METHODS)
-    return counted <= min(FEW, FEW_SHARE * dim) and factor_bytes > SMALL_FACTORS
+    return is_few_for(store.shape, store.shape[1] - len(store.summary.skipped))
+
+
+def is_few_for(shape: Sequence[int], counted: int) -> bool:
+    """The same of rows [C, N, T, D], so many of whose pictures were not skipped."""
+    few = counted <= min(FEW, FEW_SHARE * shape[3])
+    return few and factor_bytes(shape) > SMALL_FACTORS
+
+
+def factor_bytes(shape: Sequence[int]) -> int:
+    """The bytes of all factors of rows [C, N, T, D], of both methods."""
+    checkpoints, _, timesteps, dim = shape
+    return 4 * checkpoints * timesteps * dim**2 * len(METHODS)
 
 
 def goes_by_rows(store: Store, method: str) -> bool:

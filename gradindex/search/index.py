@@ -33,6 +33,7 @@ def open(
     ray: str | None = None,
     denoiser: Any = None,
     adapters: Sequence[str | Path] | str | Path | None = None,
+    data: str | Path | None = None,
 ) -> "Index":
     """Open an index that `build` made.
 
@@ -44,6 +45,8 @@ def open(
 
         denoiser: the one of your own that the index was built with.
         adapters: where the adapters are now, in the build's order, when they were moved.
+        data: where the training pictures are now, when they were moved; a query needs them for
+            thumbnails alone.
 
     Raises:
         CallError: not an index. StoreError: unfinished, damaged or of another format version.
@@ -53,7 +56,7 @@ def open(
         >>> results = index.query(["gen.png"], k=10, method="retrac")  # doctest: +SKIP
     """
     store = Store.finished(path)
-    return Index(store, model, resolve_device(device), ray, denoiser, adapters)
+    return Index(store, model, resolve_device(device), ray, denoiser, adapters, data)
 
 
 class Index:
@@ -80,11 +83,12 @@ class Index:
         ray: str | None = None,
         denoiser: Any = None,
         adapters: Sequence[str | Path] | str | Path | None = None,
+        data: str | Path | None = None,
     ) -> None:
         self.store, self.device = store, device
         self.gradients = QueryGradients(store, model, device, denoiser, adapters)
         self.ranker = Ranker(store, device, ray)
-        self.training_pictures = TrainingPictures(store)
+        self.training_pictures = TrainingPictures(store, data)
 
     def query(
         self,

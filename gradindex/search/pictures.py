@@ -22,6 +22,7 @@ from gradindex.data.images import (
 )
 from gradindex.data.prompts import prompt_of, sidecar_prompt
 from gradindex.errors import CallError, first_line
+from gradindex.wording import counted
 
 LOGGER = logging.getLogger("gradindex")
 
@@ -255,7 +256,9 @@ def read_prompts(
     if prompt is not None:
         prompts = [prompt] * count if isinstance(prompt, str) else list(prompt)
         if len(prompts) != count or not all(isinstance(text, str) for text in prompts):
-            raise CallError(f"prompt: {len(prompts)} for {count} pictures; give one, or one each")
+            raise CallError(
+                f"prompt: {len(prompts)} for {counted(count, 'picture')}; give one, or one each"
+            )
         for given in prompts:
             if any("\ud800" <= letter <= "\udfff" for letter in given):  # bytes that are no UTF-8
                 raise CallError(f"prompt = {given!r}: not UTF-8")

@@ -22,6 +22,7 @@ from gradindex.search.regions import Mask, Region, part_masks
 from gradindex.search.scoring import Span, inside, to_span
 from gradindex.search.whitening import DAMPING
 from gradindex.store.store import Store
+from gradindex.wording import counted
 
 QUERY_TIMESTEPS = 25  # of the mean pairing
 QUERY_DRAWS = 2
@@ -146,7 +147,8 @@ class Query:
             weights = store.header.weights
         if len(weights) != len(recipe.checkpoints):
             raise CallError(
-                f"weights = {list(weights)}: this index has {len(recipe.checkpoints)} checkpoints"
+                f"weights = {list(weights)}: this index has"
+                f" {counted(len(recipe.checkpoints), 'checkpoint')}"
             )
         if batch_size != "auto":
             require_positive(batch_size=batch_size)  # type: ignore[arg-type]
@@ -218,7 +220,7 @@ def read_query(
     if not len(pictures):
         raise CallError("pictures: give at least one")
     if ids is not None and len(ids) != len(pictures):
-        raise CallError(f"ids: {len(ids)} for {len(pictures)} pictures")
+        raise CallError(f"ids: {len(ids)} for {counted(len(pictures), 'picture')}")
     labels = read_labels(class_label, len(pictures), recipe.classes)
     if prompt is not None and not recipe.captioned:
         raise CallError(f"prompt = {prompt!r}: the model is given no captions")

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -15,6 +16,7 @@ from gradindex.errors import CallError, GradindexError
 from gradindex.recipe import NPZ
 from gradindex.store.records import masks_of, one_caption
 from gradindex.store.store import Store
+from gradindex.wording import share
 
 
 def open_pictures(store: Store, source: str) -> Dataset:
@@ -40,34 +42,58 @@ def open_pictures(store: Store, source: str) -> Dataset:
 
 
 class TrainingPictures:
-    """The training pictures of a store, in the order of its rows, opened when first used."""
+    """The training pictures of a store, in the order of its rows, opened when first used.
 
-    def __init__(self, store: Store) -> None:
+    Args:
+        moved_to: where they are now; None: where they were when the index was built.
+    """
+
+    def __init__(self, store: Store, moved_to: str | Path | None = None) -> None:
         self._store = store
-        data = store.header.data
-        self._fault = f"data{f' {data.source}' if data else ''}: no longer there, or changed"
+        self._moved_to = moved_to
+        self._fault = ""  # why there is no data set
+
+    @property
+    def source(self) -> str:
+        """Where they are looked for; empty where the index does not say it."""
+        data = self._store.header.data
+        return str(self._moved_to or ("" if data is None else data.source))
 
     @cached_property
     def dataset(self) -> Dataset | None:
-        """The data set; None when the pictures, or their masks, are no longer where they were."""
-        data = self._store.header.data
-        if data is None:
-            return None
+        """The data set; None when the pictures are no longer where they were, or their masks.
+
+        Raises:
+            CallError, DataError: they are not where the caller says that they are now.
+        """
+        if self._moved_to is not None:
+            return self._open()
         try:
-            dataset = open_pictures(self._store, data.source)
+            return self._open()
         except GradindexError as error:
             self._fault = str(error)
             return None
-        positions = dataset.positions(self._store.sample_ids)
+
+    def _open(self) -> Dataset:
+        """The data set where it is looked for; GradindexError where that has other pictures."""
+        if not self.source:
+            raise CallError(f"{self._store.location}: does not say where its pictures are")
+        dataset = open_pictures(self._store, self.source)
+        ids = self._store.sample_ids
+        positions = dataset.positions(ids)
         absent = np.setdiff1d(np.flatnonzero(positions < 0), self._store.excluded)
         if len(absent):
-            return None
-        return dataset.in_order(self._store.sample_ids, positions)
+            count = share(len(absent), len(ids), "picture", "is", "are")
+            raise CallError(
+                f"data {self.source}: {count} not there, such as {ids[int(absent[0])]!r}; give the"
+                " folder, or table, that the index was built from"
+            )
+        return dataset.in_order(ids, positions)
 
     def require(self, advice: str = "") -> Dataset:
         """The data set; CallError, with some advice, when it is no longer where it was."""
         if self.dataset is None:
-            raise CallError(f"{self._fault}{advice}")
+            raise CallError(f"{self._fault}; say where it is now (data=){advice}")
         return self.dataset
 
     def thumbnail(self, row: int) -> Image.Image | None:

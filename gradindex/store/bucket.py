@@ -2,8 +2,9 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -133,6 +134,10 @@ class Bucket:
                 sizes[name] = self._call("size", self._key(name))
         return sizes
 
+    def files(self) -> Iterator[tuple[str, int, float]]:
+        for key, details in self._call("find", self._root, detail=True).items():
+            yield key[len(self._root) + 1 :], details["size"], _written(details)
+
     def digest(self, name: str) -> str:
         with self._one_line_errors(), self._fs.open(self._key(name), "rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -181,6 +186,17 @@ def is_chained(address: str) -> bool:
     from fsspec import available_protocols
 
     return "://" in address or address.partition("::")[0] in available_protocols()
+
+
+def _written(details: Mapping[str, Any]) -> float:
+    """When an object was written, in seconds since 1970, however its file system says it."""
+    for name in ("LastModified", "last_modified", "mtime", "updated", "created"):
+        value = details.get(name)
+        if isinstance(value, datetime):
+            return value.timestamp()
+        if isinstance(value, int | float):
+            return float(value)
+    return 0.0
 
 
 def _batched(items: Iterable[Item], count: int) -> Iterator[list[Item]]:

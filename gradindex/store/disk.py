@@ -194,6 +194,16 @@ class Disk:
                 sizes[name] = (self.path / name).stat().st_size
         return sizes
 
+    def files(self) -> Iterator[tuple[str, int, float]]:
+        """All files in it: name, bytes, and when it was written, in seconds since 1970."""
+        for folder, _, names in os.walk(self.path):
+            for name in names:
+                file = Path(folder, name)
+                with suppress(FileNotFoundError):  # a draft that was renamed since
+                    status = file.stat()
+                    name_inside = file.relative_to(self.path).as_posix()
+                    yield name_inside, status.st_size, status.st_mtime
+
     def digest(self, name: str) -> str:
         """SHA-256 hex of a file; FileNotFoundError when there is none."""
         with (self.path / name).open("rb") as stream:

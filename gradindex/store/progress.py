@@ -139,7 +139,8 @@ class LoggedProgress(Generic[Item]):
         else:
             times = f"{duration} so far"
         title = f"{self._title}: " if self._title else ""
-        sys.stderr.write(f"{title}{self._done:,}{of_total} {self._unit}s, {times}\n")
+        unit = self._unit if (self._total or self._done) == 1 else f"{self._unit}s"
+        sys.stderr.write(f"{title}{self._done:,}{of_total} {unit}, {times}\n")
         sys.stderr.flush()
 
 

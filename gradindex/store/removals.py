@@ -14,6 +14,7 @@ from gradindex.store.digests import sha256
 from gradindex.store.location import Location
 from gradindex.store.manifest import read_header, read_record, seal
 from gradindex.store.records import Count, Header
+from gradindex.wording import counted
 
 REMOVED = "removed"
 SUFFIXES = (".json", ".copy.json")  # of a removal's file and of its copy
@@ -68,7 +69,8 @@ def header_with_removals(location: Location) -> Header:
         header = read_header(location)  # pictures may have been added, and one of them removed
     if last >= header.pictures:
         raise StoreError(
-            f"{location}: a removal names row {last}, and there are {header.pictures} pictures;"
+            f"{location}: a removal names row {last}, and the index has"
+            f" {counted(header.pictures, 'picture')};"
             " build it again with overwrite"
         )
     return msgspec.structs.replace(header, removed={**header.removed, **since})

@@ -12,6 +12,7 @@ from gradindex.store.location import Location
 from gradindex.store.manifest import Shard, differences, read_record
 from gradindex.store.records import ShardEntry, Summary
 from gradindex.store.shard_files import shard_file_names
+from gradindex.wording import share
 
 LARGE_BYTES = 64 << 20  # of a picture's rows, from which on their files are looked at first
 
@@ -58,8 +59,9 @@ class ShardList:
             yield entry
         if missing:
             count, first = len(missing), next(iter(missing)).name
+            of_all = share(count, len(self.shards()), "shard", "is", "are")
             raise StoreError(
-                f"{self.location}: {count} of {len(self.shards())} shards are missing or damaged"
+                f"{self.location}: {of_all} missing or damaged"
                 f" ({first} first); run the same build again, it makes only those"
             )
 

@@ -368,7 +368,7 @@ def test_pictures_that_changed_are_another_data_set(
 def test_not_one_picture_can_be_read(build: Build, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data/a.png").write_text("text")
-    with pytest.raises(DataError, match="not one of 1 pictures tried can be read"):
+    with pytest.raises(DataError, match="not one of 1 picture tried can be read"):
         build(data=tmp_path / "data", skip_bad=True)
 
 
@@ -501,7 +501,7 @@ def test_columns_that_do_not_exist_and_ids_that_repeat(
     table.cast_column("image", datasets.Image()).to_parquet(tmp_path / "t.parquet")
     with pytest.raises(CallError, match="no column 'title'; there are image, name"):
         build(data=tmp_path / "t.parquet", columns=gradindex.Columns(id="title"))
-    with pytest.raises(DataError, match="1 ids stand for several pictures, such as 'a'"):
+    with pytest.raises(DataError, match="1 id stands for several pictures, such as 'a'"):
         build(data=tmp_path / "t.parquet", columns=gradindex.Columns(id="name"))
 
 

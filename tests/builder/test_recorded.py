@@ -276,7 +276,7 @@ def test_pictures_without_events(tmp_path: Path, build: Build, queries: list[Pat
     log = table(tmp_path, [{"sample_id": name, "timestep": 40, "step": 0} for name in NAMES[2:]])
     with pytest.raises(
         CallError,
-        match=r"2 pictures have fewer than 1 events before a checkpoint: p000.png, p001.png",
+        match=r"2 pictures have fewer than 1 event before a checkpoint: p000.png, p001.png",
     ):
         build(log)
     index = build(log, missing="skip")

@@ -171,7 +171,7 @@ def test_a_picture_that_is_gone_must_be_removed_first(
     index = build()
     (data / "p003.png").unlink()
     with pytest.raises(
-        RecipeMismatch, match=r"1 of 6 pictures are gone, such as 'p003\.png'; `remove` them first"
+        RecipeMismatch, match=r"1 of 6 pictures is gone, such as 'p003\.png'; `remove` them first"
     ):
         build()
     assert remove(index.store.location, ["p003.png"]) == 1
@@ -203,7 +203,7 @@ def test_removed_pictures_are_never_returned(
 
 def test_an_unknown_id_removes_nothing(build: Build, tmp_path: Path) -> None:
     index = build()
-    with pytest.raises(CallError, match=r"1 of 2 ids are not in it, such as 'nobody'"):
+    with pytest.raises(CallError, match=r"1 of 2 ids is not in it, such as 'nobody'"):
         remove(tmp_path / "idx", ["p003.png", "nobody"])
     assert gradindex.open(tmp_path / "idx").store.excluded == index.store.excluded == []
 

@@ -64,7 +64,7 @@ DATA = [
     Bad(
         "not one readable picture",
         BUILD + "d --skip-bad",
-        "data d: not one of 1 pictures tried can be read: 'a.png' is not a readable picture"
+        "data d: not one of 1 picture tried can be read: 'a.png' is not a readable picture"
         " (no format that Pillow reads)",
         file("d/a.png", "no picture"),
         1,
@@ -148,7 +148,7 @@ DATA = [
     Bad(
         "an id of two pictures",
         BUILD + "d.parquet --id-column name",
-        "data d.parquet: 1 ids stand for several pictures, such as 'a'; give each picture its own",
+        "data d.parquet: 1 id stands for several pictures, such as 'a'; give each picture its own",
         table(image=[GREY, GREY], name=["a", "a"]),
         1,
     ),

@@ -51,7 +51,7 @@ INDEXES = [
     Bad(
         "an index that is unfinished",
         "query i {picture}",
-        "i: 1 of 1 shards are missing or damaged (c000-s000000 first); run the same build again,"
+        "i: 1 of 1 shard is missing or damaged (c000-s000000 first); run the same build again,"
         " it makes only those",
         index(unfinished),
         1,
@@ -59,7 +59,7 @@ INDEXES = [
     Bad(
         "a damaged manifest",
         "verify i",
-        "i: 1 files are damaged or missing; run the same build again, it makes only those",
+        "i: 1 file is damaged or missing; run the same build again, it makes only those",
         index(shorter(ENTRY)),
         1,
         "manifest/c000-s000000.json was changed: pictures 0 to 8 do not count\n",
@@ -80,14 +80,14 @@ INDEXES = [
     Bad(
         "a picture that is gone",
         AGAIN,
-        "i: built over another data set (--overwrite replaces it): data: 1 of 9 pictures are"
+        "i: built over another data set (--overwrite replaces it): data: 1 of 9 pictures is"
         " gone, such as 'p004.png'; `remove` them first",
         built(lambda place: (place / "d/p004.png").unlink()),
     ),
     Bad(
         "pictures that are not those",
         "verify i --data",
-        "i: 1 training pictures are not those that were indexed; put them back, remove their"
+        "i: 1 training picture is not what was indexed; put them back, remove their"
         " ids, or build it anew",
         built(other_picture),
         1,
@@ -102,11 +102,16 @@ INDEXES = [
     Bad(
         "an id that is not in it",
         "remove i p000.png x.png",
-        "i: 1 of 2 ids are not in it, such as 'x.png'; none is removed, give ids as a query"
+        "i: 1 of 2 ids is not in it, such as 'x.png'; none is removed, give ids as a query"
         " shows them",
         index(),
     ),
-    Bad("no id", "remove i", "give ids, or --file; see `gradindex remove --help`", index()),
+    Bad(
+        "no id",
+        "remove i",
+        "give ids or patterns, --under, or --file; see `gradindex remove --help`",
+        index(),
+    ),
     Bad(
         "no such file of ids",
         "remove i --file ids.txt",

@@ -33,6 +33,8 @@ def built(tmp_path_factory: pytest.TempPathFactory, model: Path, pictures: Path)
     )
     assert (done.returncode, done.stdout) == (0, "")
     assert "shards          1 of 1 done" in done.stderr
+    ready = f"ready: 9 training pictures to be found; next: gradindex query {place} PICTURE"
+    assert done.stderr.splitlines()[-1] == ready
     return place
 
 
@@ -61,7 +63,7 @@ def test_query_table_and_page(built: Path, queries: list[Path], tmp_path: Path) 
 
 
 def test_info_and_index(built: Path) -> None:
-    assert "1 checkpoints × 9 pictures × 2 timesteps × 16 numbers" in run("info", built).stdout
+    assert "1 checkpoint × 9 pictures × 2 timesteps × 16 numbers" in run("info", built).stdout
     (built / "faiss/retrac.faiss").unlink()
     assert run("index", built, "--method", "retrac").returncode == 0
     assert (built / "faiss/retrac.faiss").exists()
@@ -375,9 +377,11 @@ def test_a_dry_run_says_what_a_build_makes_and_writes_nothing(
     done = run(*command, "--dry-run")
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "idx").exists()
-    assert "1 checkpoints × 9 pictures × 3 timesteps × 4096 numbers" in done.stdout
+    assert "1 checkpoint × 9 pictures × 3 timesteps × 4096 numbers" in done.stdout
     arrays = r"normalized 216 KiB, unnormalized 432 KiB, norm 108 bytes, timestep 108 bytes"
-    assert re.search(rf"disk +648 KiB \({arrays}\)", done.stdout)
+    # Of so few pictures there is no whitening by factors: two search files of 4096 numbers.
+    rest = r"ids 216 bytes, manifest 3.32 KiB, whitening 0 bytes, search files 288 KiB"
+    assert re.search(rf"disk +940 KiB \({arrays}, {rest}\)", done.stdout)
     assert re.search(r"gradients +54, \d+ at once\ntime +[\d.]+ seconds", done.stdout)
     assert re.search(r"memory +[\d.]+ [MG]iB", done.stdout)
 
@@ -405,6 +409,24 @@ def test_the_shell_completes(
     with pytest.raises(SystemExit, match="0"):
         main(prog_name="gradindex")
     assert capsys.readouterr().out == completions
+
+
+def test_quiet_and_verbose(
+    model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """-q leaves results, warnings and errors; -v adds messages, each with the time."""
+    monkeypatch.setenv("TQDM_DISABLE", "0")  # which -q changes
+    command = ["--model", model, "--data", pictures, "--timesteps", "500,", "--dim", 8]
+    quiet = run("build", tmp_path / "quiet", *command, "-q")
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
+    assert os.environ["TQDM_DISABLE"] == "1"
+    failed = run("-q", "info", tmp_path / "absent")
+    assert failed.stderr.startswith(f"Error: {tmp_path / 'absent'}: no such index")
+    verbose = run("-v", "build", tmp_path / "verbose", *command)
+    assert re.search(r"\d\d:\d\d:\d\d c000-s000000: pictures 0 to 8 committed", verbose.stderr)
+    usual = run("build", tmp_path / "usual", *command).stderr
+    assert f"{pictures}: 9 pictures\n" in usual
+    assert "committed" not in usual
 
 
 @pytest.mark.parametrize("module", ["gradindex", "gradindex.cli.main"])

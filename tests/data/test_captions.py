@@ -92,7 +92,7 @@ def test_the_first_line_is_the_caption_as_sd_scripts_reads_it(
 ) -> None:
     dataset = open_dataset(fill(tmp_path, "a.png", a_txt=content))
     assert captions(dataset) == [caption]
-    more = "1 files have more lines, of which only the first is taken"
+    more = "1 file has more lines, of which only the first is taken"
     assert (more in caption_lines(dataset)[0]) == has_more
 
 
@@ -100,7 +100,7 @@ def test_of_two_text_files_the_caption_is_taken_aloud(tmp_path: Path) -> None:
     fill(tmp_path, "a.png", "b.png", a_txt="from txt", a_caption="from caption", b_txt="of b")
     dataset = open_dataset(tmp_path)
     assert captions(dataset) == ["from caption", "of b"]
-    said = "1 pictures have a .caption and a .txt, of which the first is taken"
+    said = "1 picture has a .caption and a .txt, of which the first is taken"
     assert said in caption_lines(dataset)[0]
 
 
@@ -231,7 +231,7 @@ def test_of_a_list_of_captions_the_first_is_taken_aloud(tmp_path: Path) -> None:
     table(caption=[["a dog", "one dog"], ["a cat"], [], None]).save_to_disk(tmp_path)
     dataset = open_dataset(tmp_path)
     assert captions(dataset) == ["a dog", "a cat", None, None]
-    said = "1 cells hold several captions, of which only the first is taken"
+    said = "1 cell holds several captions, of which only the first is taken"
     assert said in caption_lines(dataset)[0]
 
 
@@ -301,7 +301,7 @@ def test_ai_toolkits_placeholder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         with_captions(open_dataset(tmp_path))
     assert str(caught.value) == (
-        f"data {tmp_path}: 1 captions have [trigger] in them ('a.png'); write the trigger word of"
+        f"data {tmp_path}: 1 caption holds [trigger] ('a.png'); write the trigger word of"
         " the training there, or give --caption TEXT for all pictures"
     )
     assert captions(with_captions(open_dataset(tmp_path), "sks")) == ["sks", "sks"]

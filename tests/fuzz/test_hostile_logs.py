@@ -224,7 +224,7 @@ def test_ids_in_an_error_are_in_one_line(tmp_path: Path) -> None:
     file.write_text('sample_id,timestep,step\n"a\nb",1,0\n')
     log = open_log(file)
     line = refusal(lambda: log.replay(["a\nb"], [1], 2, "error", 1000), CallError)
-    assert "1 pictures have fewer than 2 events before a checkpoint: a\\nb;" in line
+    assert "1 picture has fewer than 2 events before a checkpoint: a\\nb;" in line
 
 
 def test_checksums_of_the_plain_reader_are_those_of_the_format() -> None:

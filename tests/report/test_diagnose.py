@@ -19,6 +19,7 @@ from gradindex.models.examples import Pictures
 from gradindex.recipe import Recipe
 from gradindex.report import agreement, diagnose, ranking, self_influence
 from gradindex.report.diagnosis_text import save, to_text
+from gradindex.report.verdict import verdict
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +129,7 @@ def test_the_whole_report(index: gradindex.Index, tmp_path: Path) -> None:
         assert picture.size == (900, 600)
     text = to_text(found)
     assert "distinct pictures (of 9 possible)" in text
-    assert "two noise seeds agree, 2 timesteps × 1 draws: ρ" in text
+    assert "two noise seeds agree, 2 timesteps × 1 draw: ρ" in text
 
 
 def test_the_same_seed_would_agree_entirely(
@@ -160,7 +161,10 @@ def test_agreement_at_the_index_s_own_setting_starts_from_its_scores(
         setting = replace(each.store.recipe, **events)
         ids = [f"query {number}" for number in range(len(queries))]
         asked = Pictures(each.read_pictures(queries), ids)
-        found = agreement._scores_of_seed(each, denoiser, setting, asked, np.arange(9), True)
+        rows, taken = np.arange(9), list[int]()
+        found = agreement._scores_of_seed(each, denoiser, setting, asked, rows, True, taken.append)
+        per_picture = len(setting.timesteps) * setting.draws
+        assert sum(taken) == per_picture * (2 if each is recorded else 2 + 9)
         own = {"query_timesteps": [500], "query_draws": 1, "ids": ids} if each is recorded else {}
         for method in ("tracin", "retrac"):
             shown = each.scores(queries, method, **own)  # type: ignore[arg-type]
@@ -222,10 +226,58 @@ def test_no_pictures_and_no_matplotlib(
         tmp_path / "idx", model=model, data=tmp_path / "data", timesteps=1, dim=8, device="cpu"
     )
     (tmp_path / "data").rename(tmp_path / "moved")
-    with pytest.raises(CallError, match="data: no such file or folder; give pictures"):
+    with pytest.raises(
+        CallError,
+        match=r"data: no such file or folder; say where it is now \(data=\); or give",
+    ):
         diagnose.report(index)
     found = diagnose.report(index, [tmp_path / "moved/p000.png"], compared=0)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.warns(UserWarning, match=r"no norms\.png .* pip install 'gradindex\[plot\]'"):
         assert save(found, tmp_path / "out") == [tmp_path / "out/diagnose.json"]
     assert json.loads((tmp_path / "out/diagnose.json").read_text()) == found
+
+
+def test_a_diagnosis_says_before_how_much_it_takes_and_after_what_it_means(
+    index: gradindex.Index, recorded: gradindex.Index, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is counted before is what is taken: two seeds at all settings, and self-influence."""
+    caplog.set_level("INFO", "gradindex")
+    report = diagnose.report(index, k=3, queries=2, compared=4)
+    settings = 1 + 2 + 4 + 2 * 2  # timesteps × draws
+    assert f"diagnosis: {2 * (2 + 4) * settings} more gradients, about " in caplog.text
+    assert report["verdict"] == verdict(report, index.store.recipe)
+    assert to_text(report).splitlines()[-len(report["verdict"]) :] == report["verdict"]
+    caplog.clear()
+    report = diagnose.report(recorded, k=3, queries=2, compared=4)
+    settings = 12 * 2 + 25 * 2 + 50 * 2 + 25 * 4
+    assert f"diagnosis: {2 * 2 * settings + 9 * 10:,} more gradients, about " in caplog.text
+    assert report["verdict"][0].split(":")[0] in ("steady", "partly noise", "mostly noise")
+    caplog.clear()
+    diagnose.report(index, queries=2, compared=0)
+    assert "diagnosis" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("overlap", "words"),
+    [
+        (0.8, "steady: 80% of a list would be in it with other noise too (retrac)"),
+        (0.5, "partly noise: 50% of a list"),
+        (0.49, "mostly noise: 49% of a list"),
+    ],
+)
+def test_the_verdict_in_words(overlap: float, words: str, index: gradindex.Index) -> None:
+    """By the index's own setting, not by the others that are tried."""
+
+    def agreement_at(timesteps: int, draws: int, overlap: float) -> dict[str, Any]:
+        return {"timesteps": timesteps, "draws": draws, "retrac": {"overlap": overlap}}
+
+    noise = [agreement_at(1, 1, 0.0), agreement_at(2, 1, overlap), agreement_at(2, 2, 1.0)]
+    influence = {
+        "retrac": {"general": {"0.5": 1}, "norm_correlation": 0.9},
+        "tracin": {"general": {"0.5": 5}, "norm_correlation": -0.7},
+    }
+    lines = verdict({"noise": noise, "influence": influence}, index.store.recipe)
+    assert lines[0].startswith(words)
+    assert lines[1].startswith("1 picture is in half of the lists or more")
+    assert "prefer --method retrac" in lines[2]

@@ -218,5 +218,5 @@ def test_models_of_other_pictures_are_refused(
         read_models(tmp_path, index)
     shutil.copytree(models, tmp_path / "models")
     (tmp_path / "models/1/subset.txt").write_text("nobody.png\n")
-    with pytest.raises(CallError, match=r"1 ids are not in the index, such as 'nobody\.png'"):
+    with pytest.raises(CallError, match=r"1 id is not in the index, such as 'nobody\.png'"):
         read_models(tmp_path / "models", index)

@@ -208,7 +208,7 @@ def test_a_subset_may_hold_any_name(
     names = [name for name, there in zip(odd.store.sample_ids, subsets[0], strict=True) if there]
     assert sorted(names) == ["a\u2028b\x0c.png", "p000.png"]
     (tmp_path / "models/1/subset.txt").write_bytes(b"\xff.png\n")
-    with pytest.raises(CallError, match="1 ids are not in the index"):
+    with pytest.raises(CallError, match="1 id is not in the index"):
         read_models(tmp_path / "models", odd)
 
 

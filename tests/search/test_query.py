@@ -217,7 +217,7 @@ def test_a_store_made_by_other_noise_code_is_refused(
         ({"query_draws": 5}, "with pairing matched the timesteps and draws are the store's"),
         ({"pairing": "mean", "query_timesteps": 0}, "timesteps = 0"),
         ({"pairing": "mean", "query_draws": 0}, "query_draws = 0"),
-        ({"weights": [1, 2]}, "weights = [1, 2]: this index has 1 checkpoints"),
+        ({"weights": [1, 2]}, "weights = [1, 2]: this index has 1 checkpoint"),
         ({"class_label": 1}, "the model is not class-conditional"),
         ({"ids": ["a"]}, "ids: 1 for 2 pictures"),
         ({"batch_size": 0}, "batch_size = 0"),

@@ -54,7 +54,7 @@ def test_work_that_fails_is_not_done(clock: Clock, capsys: pytest.CaptureFixture
         clock.seconds += 31
         bar.update()
         raise RuntimeError
-    assert capsys.readouterr().err == "shards: 1 shards, 0:31 so far\n"
+    assert capsys.readouterr().err == "shards: 1 shard, 0:31 so far\n"
 
 
 def test_items_are_counted_one_by_one(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:

@@ -136,7 +136,7 @@ def test_only_what_the_manifest_lists_counts(tmp_path: Path, small_shards: None)
     assert store.missing() == shards[:1]
     with pytest.raises(
         StoreError,
-        match=r"1 of 6 shards are missing or damaged \(c000-s000000 first\); run the same",
+        match=r"1 of 6 shards is missing or damaged \(c000-s000000 first\); run the same",
     ):
         list(store.entries())
 

@@ -1,0 +1,51 @@
+"""Numbers in words: counts with their nouns, bytes, durations."""
+
+SIZE_UNITS = ("bytes", "KiB", "MiB", "GiB")
+SECONDS = {"days": 86400, "hours": 3600, "minutes": 60}
+
+
+def counted(count: int, one: str, several: str | None = None) -> str:
+    """Return a number and what is counted, in the singular for 1.
+
+    Args:
+        several: the plural; by default `one` with an s.
+
+    >>> counted(1, "picture"), counted(1200, "picture"), counted(2, "query", "queries")
+    ('1 picture', '1,200 pictures', '2 queries')
+    """
+    noun = one if count == 1 else several or f"{one}s"
+    return f"{count:,} {noun}"
+
+
+def share(count: int, total: int, noun: str, one: str, several: str) -> str:
+    """Return how many of how many, and the verb that goes with it.
+
+    >>> share(1, 6, "picture", "has", "have"), share(2, 6, "picture", "has", "have")
+    ('1 of 6 pictures has', '2 of 6 pictures have')
+    """
+    return f"{count:,} of {counted(total, noun)} {one if count == 1 else several}"
+
+
+def size_text(count: float) -> str:
+    """Return bytes in the unit that leaves one to three digits before the point.
+
+    >>> size_text(1536), size_text(7 << 40)
+    ('1.5 KiB', '7.0 TiB')
+    """
+    for unit in SIZE_UNITS:
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:,.1f} TiB"
+
+
+def duration_text(seconds: float) -> str:
+    """Return seconds as a person would say them.
+
+    >>> duration_text(90), duration_text(9000)
+    ('90.0 seconds', '2.5 hours')
+    """
+    for unit, length in SECONDS.items():
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.1f} {unit}"
+    return f"{seconds:.1f} seconds"
