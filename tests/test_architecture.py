@@ -25,7 +25,7 @@ LIBRARIES = {
     "safetensors": ["models"],
     "peft": ["models.adapters"],
     "datasets": ["data.table", "data.table_files"],
-    "pyarrow": ["data.table", "data.table_files", "data.log_table"],
+    "pyarrow": ["data.table", "data.table_files", "data.log_table", "search.results"],
     "PIL": ["data", "search", "report"],
     "zarr": ["store.arrays"],
     "google_crc32c": ["store.arrays"],

@@ -100,8 +100,8 @@ if TYPE_CHECKING:
 @click.option(
     "--format",
     "style",
-    type=click.Choice(["table", "json", "html"]),
-    help="[default: what the name of --output ends in, .json, .html or .htm; else table]",
+    type=click.Choice(["table", "json", "csv", "html"]),
+    help="[default: what the name of --output ends in, .json, .csv, .html or .htm; else table]",
 )
 @OUTPUT
 def query(
@@ -137,6 +137,8 @@ def query(
     say(f"gradients {seconds['gradients']:.2f} s, search {seconds['search']:.2f} s")
     if style == "json":
         text = to_json(results, index, method, k, whiten)
+    elif style == "csv":
+        text = results.to_csv().rstrip("\n")
     elif style == "table":
         text = to_table(results, method, whiten)
     else:

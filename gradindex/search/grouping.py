@@ -34,13 +34,14 @@ class Grouping:
     numbers: np.ndarray
 
 
-def grouping(store: Store, group_by: GroupBy) -> Grouping:
+def grouping(store: Store, group_by: GroupBy, source: str) -> Grouping:
     """Return the groups of a store's pictures.
 
     Args:
         group_by: "folder": that which a picture is in; the name of a column of the data set's
             table; a CSV file of the columns id and group; or {id: group}. Pictures without one
             are together in the group "(no group)".
+        source: where the data set is now.
 
     Raises:
         CallError: there is no such column or file; an id is not in the index, or in two groups.
@@ -52,7 +53,7 @@ def grouping(store: Store, group_by: GroupBy) -> Grouping:
     elif Path(group_by).suffix.lower() == ".csv":
         groups = _of_mapping(store, _read_csv(Path(group_by)), str(group_by))
     else:
-        groups = _column(store, str(group_by))
+        groups = _column(store, str(group_by), source)
     names, numbers = np.unique(np.array(groups, dtype=object).astype(str), return_inverse=True)
     return Grouping(names.tolist(), numbers.astype(np.int64))
 
@@ -68,21 +69,21 @@ def _folders(store: Store) -> list[str]:
     return folders
 
 
-def _column(store: Store, name: str) -> list[str]:
-    """The cell of each row's picture in a column of the data set's table."""
+def _column(store: Store, name: str, source: str) -> list[str]:
+    """The cell of each row's picture in a column of the table at `source`."""
     data = store.header.data
     if data is None:
         raise CallError(
             f"group_by = {name!r}: the index does not know its data set; give 'folder', or a CSV"
             " file of the columns id and group"
         )
-    if not Path(data.source).exists() and Path(data.source).is_absolute():
+    if not Path(source).exists() and Path(source).is_absolute():
         raise CallError(
-            f"group_by = {name!r}: data {data.source}: no longer there; give a CSV file of the"
-            " columns id and group"
+            f"group_by = {name!r}: data {source}: no longer there; say where it is now (data=), or"
+            " give a CSV file of the columns id and group"
         )
     try:
-        cells = read_column(data.source, Columns(**data.columns), name)
+        cells = read_column(source, Columns(**data.columns), name)
     except CallError as error:
         advice = (
             "give 'folder', a column of the data set, or a CSV file of the columns id and group"

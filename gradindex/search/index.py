@@ -14,15 +14,17 @@ from gradindex.recipe import FOLDED, require, require_positive
 from gradindex.search.audit import open_held_out, queries_of
 from gradindex.search.group_scores import group_scores
 from gradindex.search.grouping import GroupBy, Grouping, grouping
+from gradindex.search.notebook import facts_html
 from gradindex.search.pictures import Picture, picture_list, picture_name, read_with_origins
 from gradindex.search.query import OF_ONE_PICTURE, Query, QueryOptions, range_text
 from gradindex.search.query_gradients import QueryGradients
 from gradindex.search.ranker import Ranker
-from gradindex.search.results import Group, Result
+from gradindex.search.results import Group, Result, Results
 from gradindex.search.scoring import METHODS
 from gradindex.search.training_pictures import TrainingPictures
 from gradindex.store.location import Location
 from gradindex.store.store import Store
+from gradindex.wording import counted
 
 
 def open(
@@ -90,6 +92,40 @@ class Index:
         self.ranker = Ranker(store, device, ray)
         self.training_pictures = TrainingPictures(store, data)
 
+    @property
+    def ids(self) -> Sequence[str]:
+        """The ids of all N pictures, in the order of rows: the columns of `scores`.
+
+        Those that were skipped or removed are among them, with scores of NaN.
+        """
+        return self.store.sample_ids
+
+    def __len__(self) -> int:
+        """Return N, how many pictures there are; skipped and removed ones count."""
+        return self.store.shape[1]
+
+    def __repr__(self) -> str:
+        """Return where it lies and what it holds, on one line."""
+        return f"<gradindex.Index {', '.join(self._facts().values())}>"
+
+    def _repr_html_(self) -> str:
+        """Return a table of what it holds, for a notebook."""
+        return facts_html(self._facts())
+
+    def _facts(self) -> dict[str, str]:
+        """What the index holds, in words."""
+        checkpoints, pictures, timesteps, dim = self.store.shape
+        recipe = self.store.recipe
+        counts = [counted(pictures, "picture"), counted(timesteps, "timestep")]
+        if checkpoints > 1:
+            counts.insert(0, counted(checkpoints, "checkpoint"))
+        return {
+            "index": str(self.store.location),
+            "rows": f"{' × '.join(counts)} × {dim} numbers",
+            "model": f"{recipe.model} ({recipe.prediction_type})",
+            "device": self.device,
+        }
+
     def query(
         self,
         pictures: Picture | Iterable[Picture],
@@ -100,7 +136,7 @@ class Index:
         by_timestep: bool = False,
         group_by: GroupBy | None = None,
         **options: Unpack[QueryOptions],
-    ) -> list[Result]:
+    ) -> Results:
         """The training pictures with the highest influence on each picture.
 
         Args:
@@ -115,7 +151,8 @@ class Index:
             options: see `QueryOptions`.
 
         Returns:
-            Q results, each with exact scores, best first; equal scores in the order of rows.
+            Q results, each with exact scores, best first; equal scores in the order of rows. They
+            are a list, and write a table of all hits: `results.to_frame()`, `to_csv`, `to_parquet`.
 
         Raises:
             CallError, RecipeMismatch: the call, or the model where the build found it, does not fit
@@ -129,7 +166,11 @@ class Index:
                 "by_timestep: the rows of this index are folded into one for each picture; leave it"
                 " out"
             )
-        groups = None if group_by is None else grouping(self.store, group_by)
+        groups = (
+            None
+            if group_by is None
+            else grouping(self.store, group_by, self.training_pictures.source)
+        )
         query = self.to_query(pictures, **options)
         (block,), gradient_seconds = self.gradients.blocks(query, [method])
         names = [picture_name(picture, number) for number, picture in enumerate(pictures)]
@@ -148,7 +189,7 @@ class Index:
         by_timestep: bool,
         groups: Grouping | None,
         gradient_seconds: float,
-    ) -> list[Result]:
+    ) -> Results:
         """The answers to query blocks that are not whitened yet, one for each name."""
         began = time.perf_counter()
         (block,) = self._whitened([block], query, [method])
@@ -174,7 +215,7 @@ class Index:
             worst = lists[-1][number] if opponents else None
             of_groups = None if by_group is None else by_group[number]
             results.append(Result(name, lists[1][number], worst, of_groups, seconds))
-        return results
+        return Results(results, self.thumbnail)
 
     def audit(
         self,
@@ -208,7 +249,11 @@ class Index:
         require("method", method, METHODS)
         if unfit := [name for name in OF_ONE_PICTURE if options.get(name) is not None]:
             raise CallError(f"{unfit[0]}: of single pictures; an audit takes all of a data set's")
-        groups = None if group_by is None else grouping(self.store, group_by)
+        groups = (
+            None
+            if group_by is None
+            else grouping(self.store, group_by, self.training_pictures.source)
+        )
         dataset = open_held_out(self.store, str(held_out))
         _ = self.store.summary  # raises unless a build has finished
         total, count, seconds = np.zeros(()), 0, 0.0
@@ -220,7 +265,7 @@ class Index:
         if not count:
             raise CallError(f"data {held_out}: none of its pictures is there")
         block = (total / count).astype(np.float32)
-        name = f"{held_out} ({count:,} picture{'' if count == 1 else 's'})"
+        name = f"{held_out} ({counted(count, 'picture')})"
         (result,) = self._results(block, [name], k, method, query, True, False, groups, seconds)
         return result
 
@@ -246,10 +291,14 @@ class Index:
                 or see `query`.
         """
         require("method", method, METHODS)
-        groups = grouping(self.store, group_by)
+        groups = self._grouping(group_by)
         query = self.to_query(pictures, **options)
         (block,) = self.query_blocks(query, method)
         return group_scores(self.store, block, method, query.span, groups)
+
+    def _grouping(self, group_by: GroupBy) -> Grouping:
+        """The groups of the store's pictures."""
+        return grouping(self.store, group_by, self.training_pictures.source)
 
     def scores(
         self,

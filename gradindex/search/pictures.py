@@ -26,10 +26,13 @@ from gradindex.wording import counted
 
 LOGGER = logging.getLogger("gradindex")
 
-# A path, the bytes of a file, a file that is open, a PIL picture, or a tensor
-# [channels, height, width] in [−1, 1]
+# A path, the bytes of a file, a file that is open, a PIL picture, an array of uint8 pixels, or a
+# tensor [channels, height, width] in [−1, 1]
 Picture = str | Path | bytes | Image.Image | Any
-ALLOWED = "give paths, bytes, PIL pictures, or tensors [channels, height, width] in [-1, 1]"
+ALLOWED = (
+    "give paths, bytes, PIL pictures, uint8 arrays, or tensors [channels, height, width] in [-1, 1]"
+)
+CHANNELS = (1, 3, 4)  # of uint8 pixels: grey, colour, colour with transparency
 
 
 def picture_list(pictures: Picture | Iterable[Picture]) -> list[Picture]:
@@ -131,6 +134,8 @@ def _read_picture(
         return _read_file(picture, name, image, buckets)
     if isinstance(picture, Image.Image):
         return _to_array(picture, name, image, buckets)
+    if (pixels := _bytes_of_pixels(picture)) is not None:
+        return _to_array(pixels, name, image, buckets)
     array = _read_tensor(picture, name, image, buckets)
     height, width = array.shape[1:]
     return ReadPicture(array, Geometry((height, width), (0, 0)), None)
@@ -185,6 +190,30 @@ def _to_array(
         raise
     except Exception as error:
         raise CallError(f"{name}: not a picture that opens ({picture_fault(error)})") from error
+
+
+def _bytes_of_pixels(picture: Any) -> Image.Image | None:
+    """A picture that is an array or tensor of uint8, as a program's own pixels are; None of others.
+
+    It is [height, width], [height, width, channels] or [channels, height, width], with 1, 3 or 4
+    channels.
+
+    Raises:
+        CallError: it has another shape.
+    """
+    if str(getattr(picture, "dtype", "")).removeprefix("torch.") != "uint8":
+        return None
+    array = np.asarray(picture.cpu() if hasattr(picture, "cpu") else picture)
+    if array.ndim == 3 and array.shape[2] not in CHANNELS and array.shape[0] in CHANNELS:
+        array = array.transpose(1, 2, 0)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if not array.size or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in CHANNELS)):
+        raise CallError(
+            f"a uint8 picture of shape {tuple(picture.shape)}: give [height, width, channels] or"
+            " [channels, height, width] with 1, 3 or 4 channels"
+        )
+    return Image.fromarray(np.ascontiguousarray(array))
 
 
 def _read_tensor(

@@ -1,6 +1,21 @@
 """What a query gives back: a ranking of training pictures for each of its pictures."""
 
+import csv
+import io
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from gradindex.search.notebook import results_html
+
+if TYPE_CHECKING:
+    import pandas
+
+# A table's columns, a row for each hit.
+COLUMNS = ("picture", "list", "rank", "id", "row", "score", "stderr")
 
 
 @dataclass(frozen=True)
@@ -84,3 +99,95 @@ class Result:
     def scores(self) -> list[float]:
         """The scores of the hits, best first."""
         return [hit.score for hit in self.hits]
+
+
+class Results(list[Result]):
+    """The results of a query, one for each picture: a list, and a table of all hits.
+
+    A notebook shows it as a table with pictures.
+
+    Args:
+        results: of the pictures, in their order.
+        picture_of: the training picture of a row, for the notebook; None where it is gone.
+
+    >>> hit = Hit(1, "cat/7.png", row=17, score=0.4, stderr=None)
+    >>> results = Results([Result("gen.png", [hit])])
+    >>> len(results), results[0].ids
+    (1, ['cat/7.png'])
+    >>> next(results.rows())
+    ('gen.png', 'proponents', 1, 'cat/7.png', 17, 0.4, None)
+    """
+
+    def __init__(
+        self,
+        results: Iterable[Result] = (),
+        picture_of: Callable[[int], Image.Image | None] | None = None,
+    ) -> None:
+        super().__init__(results)
+        self._picture_of = picture_of
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the results alone, without the index that they come from."""
+        return type(self), (list(self),)
+
+    def rows(self) -> Iterator[tuple[Any, ...]]:
+        """Yield the values of COLUMNS for every hit: proponents, then opponents where asked for."""
+        for result in self:
+            for title, hits in (("proponents", result.hits), ("opponents", result.opponents or [])):
+                for hit in hits:
+                    place = (result.picture, title, hit.rank)
+                    yield *place, hit.id, hit.row, hit.score, hit.stderr
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """Return a pandas table of all hits with the columns picture, list, rank, id, row, score,
+        stderr.
+        """
+        import pandas
+
+        return pandas.DataFrame(list(self.rows()), columns=list(COLUMNS))
+
+    def to_csv(self, path: str | Path | None = None) -> str:
+        """Return the table as CSV, and write it to a file in UTF-8 where a path is given.
+
+        A standard error that is not known is empty.
+        """
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows(self.rows())
+        if path is not None:
+            # A name of other bytes than UTF-8 has characters that no text file can hold.
+            content = text.getvalue().encode("utf-8", "backslashreplace")
+            Path(path).write_bytes(content)
+        return text.getvalue()
+
+    def to_parquet(self, path: str | Path) -> None:
+        """Write the table as a Parquet file."""
+        import pyarrow
+        from pyarrow import parquet
+
+        columns = list(zip(*self.rows(), strict=True)) or [()] * len(COLUMNS)
+        text, whole, number = pyarrow.string(), pyarrow.int64(), pyarrow.float64()
+        kinds = (text, text, whole, text, whole, number, number)
+        table = {
+            name: pyarrow.array([_utf8(value) for value in values], kind)
+            for name, values, kind in zip(COLUMNS, columns, kinds, strict=True)
+        }
+        parquet.write_table(pyarrow.table(table), path)
+
+    def _repr_html_(self) -> str:
+        """Return a table with pictures, for a notebook."""
+        return results_html(
+            [(result.picture, result.hits) for result in self], self._picture_of or _nothing
+        )
+
+
+def _utf8(value: Any) -> Any:
+    """A value; a name of other bytes than UTF-8 with escapes for these."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    return value
+
+
+def _nothing(row: int) -> None:
+    """No picture."""

@@ -411,6 +411,17 @@ def test_the_shell_completes(
     assert capsys.readouterr().out == completions
 
 
+def test_query_csv(built: Path, queries: list[Path], tmp_path: Path) -> None:
+    done = run("query", built, queries[0], "-k", 2, "--output", tmp_path / "hits.csv")
+    assert (done.returncode, done.stdout) == (0, "")
+    lines = (tmp_path / "hits.csv").read_text().splitlines()
+    assert lines[0] == "picture,list,rank,id,row,score,stderr"
+    assert [line.split(",")[:3] for line in lines[1:]] == [
+        [str(queries[0]), "proponents", rank] for rank in ("1", "2")
+    ]
+    assert run("query", built, queries[0], "-k", 2, "--format", "csv").stdout.splitlines() == lines
+
+
 def test_quiet_and_verbose(
     model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -214,9 +214,12 @@ def test_groups_by_the_names_of_classes(tmp_path: Path, model: Path) -> None:
     index = gradindex.build(
         place, model=model, data=tmp_path / "set", timesteps=2, dim=16, device="cpu"
     )
-    names, numbers = (found := grouping(index.store, "kind")).names, found.numbers
+    names, numbers = (
+        (found := grouping(index.store, "kind", str(tmp_path / "set"))).names,
+        found.numbers,
+    )
     assert [names[number] for number in numbers] == ["dog", "cat", "dog"]
-    assert grouping(index.store, "n").names == ["7", "8"]
+    assert grouping(index.store, "n", str(tmp_path / "set")).names == ["7", "8"]
 
 
 @pytest.mark.parametrize(
