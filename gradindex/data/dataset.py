@@ -248,9 +248,8 @@ class Dataset:
         if self.masks is not None and self.masks.files is None:
             masked = counts.pop(TRANSPARENT, 0) + counts["cannot be opened"]
             counts["of no alpha channel, count wholly"] = len(looked_at) - masked
-        counts = +counts  # without zeros
-        line = f"pictures{sample}: " + "; ".join(f"{counts[key]} {key}" for key in counts)
-        return [line] if counts else []
+        texts = [f"{count} {change}" for change, count in counts.items() if count]
+        return [f"pictures{sample}: {'; '.join(texts)}"] if texts else []
 
     def looked_at(self, rows: np.ndarray) -> tuple[list[int], str]:
         """Return some of these rows that have a picture, and a text of how many of them they are.

@@ -207,20 +207,14 @@ class Encoder:
     def _load(self) -> Any:
         name = self._parts.get("_class_name")
         needed = self._needed_parts()
-        unused = [
-            part
-            for part in self._parts
-            if not part.startswith("_") and part not in needed and part != "scheduler"
-        ]
+        others = self._parts.keys() - {*needed, "scheduler"}
+        unused = [part for part in others if not part.startswith("_")]
         try:
             with quiet_libraries():
-                pipeline = pipeline_class(
-                    self.folder, name, self._family.captioned
-                ).from_pretrained(
-                    self.folder,
-                    local_files_only=True,
-                    variant=common_variant(self.folder, needed),
-                    **dict.fromkeys(unused),
+                kind = pipeline_class(self.folder, name, self._family.captioned)
+                variant = common_variant(self.folder, needed)
+                pipeline = kind.from_pretrained(
+                    self.folder, local_files_only=True, variant=variant, **dict.fromkeys(unused)
                 )
         except ModelError:
             raise

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,13 +14,53 @@ from gradindex.errors import CallError
 from gradindex.models.examples import Pictures
 from gradindex.recipe import Recipe
 from gradindex.search.query import Query
+from gradindex.search.query_gradients import QueryGradients
 from gradindex.store.records import one_caption
 from gradindex.store.store import Store
 
 GROUP = 64  # held-out pictures whose gradients are in memory at once
 
 
-def open_held_out(store: Store, source: str) -> Dataset:
+class MeanQuery(NamedTuple):
+    """Many pictures as one query.
+
+    Attributes:
+        block: the mean of their query blocks, [1, C, T, D], not whitened.
+        query: of some of them, with the options of all.
+        pictures: how many there are. seconds: that their gradients took.
+    """
+
+    block: np.ndarray
+    query: Query
+    pictures: int
+    seconds: float
+
+
+def mean_query(
+    store: Store, gradients: QueryGradients, source: str, method: str, options: Any
+) -> MeanQuery:
+    """Return the mean of the query blocks of a data set's pictures.
+
+    Args:
+        source: of the data set. options: as for `Index.query`.
+
+    Raises:
+        CallError, DataError: the data set or the options do not fit.
+    """
+    dataset = _open_held_out(store, source)
+    total, count, seconds, last = np.zeros(()), 0, 0.0, None
+    for query in _queries_of(store, dataset, options):
+        (block,), duration = gradients.blocks(query, [method])
+        total = total + block.sum(0, keepdims=True, dtype=np.float64)
+        count += len(block)
+        seconds += duration
+        last = query
+    if last is None:
+        raise CallError(f"data {source}: none of its pictures is there")
+    return MeanQuery((total / count).astype(np.float32), last, count, seconds)
+
+
+def _open_held_out(store: Store, source: str) -> Dataset:
     """Return a data set of held-out pictures, with the labels and captions that the model takes.
 
     It is opened as the build opened the training pictures, with the same columns; masks and latents
@@ -41,7 +81,7 @@ def open_held_out(store: Store, source: str) -> Dataset:
     return replace(dataset, captions=None)
 
 
-def queries_of(store: Store, dataset: Dataset, options: Any) -> Iterator[Query]:
+def _queries_of(store: Store, dataset: Dataset, options: Any) -> Iterator[Query]:
     """Yield the queries of a data set's pictures, some pictures at a time.
 
     Args:

@@ -11,10 +11,10 @@ from PIL import Image
 from gradindex.errors import CallError
 from gradindex.models.devices import resolve_device
 from gradindex.recipe import FOLDED, require, require_positive
-from gradindex.search.audit import open_held_out, queries_of
+from gradindex.search.audit import mean_query
 from gradindex.search.group_scores import group_scores
 from gradindex.search.grouping import GroupBy, Grouping, grouping
-from gradindex.search.notebook import facts_html
+from gradindex.search.notebook import facts_html, facts_of
 from gradindex.search.pictures import Picture, picture_list, picture_name, read_with_origins
 from gradindex.search.query import OF_ONE_PICTURE, Query, QueryOptions, range_text
 from gradindex.search.query_gradients import QueryGradients
@@ -106,25 +106,11 @@ class Index:
 
     def __repr__(self) -> str:
         """Return where it lies and what it holds, on one line."""
-        return f"<gradindex.Index {', '.join(self._facts().values())}>"
+        return f"<gradindex.Index {', '.join(facts_of(self.store, self.device).values())}>"
 
     def _repr_html_(self) -> str:
         """Return a table of what it holds, for a notebook."""
-        return facts_html(self._facts())
-
-    def _facts(self) -> dict[str, str]:
-        """What the index holds, in words."""
-        checkpoints, pictures, timesteps, dim = self.store.shape
-        recipe = self.store.recipe
-        counts = [counted(pictures, "picture"), counted(timesteps, "timestep")]
-        if checkpoints > 1:
-            counts.insert(0, counted(checkpoints, "checkpoint"))
-        return {
-            "index": str(self.store.location),
-            "rows": f"{' × '.join(counts)} × {dim} numbers",
-            "model": f"{recipe.model} ({recipe.prediction_type})",
-            "device": self.device,
-        }
+        return facts_html(facts_of(self.store, self.device))
 
     def query(
         self,
@@ -254,19 +240,12 @@ class Index:
             if group_by is None
             else grouping(self.store, group_by, self.training_pictures.source)
         )
-        dataset = open_held_out(self.store, str(held_out))
         _ = self.store.summary  # raises unless a build has finished
-        total, count, seconds = np.zeros(()), 0, 0.0
-        for query in queries_of(self.store, dataset, options):
-            (block,), duration = self.gradients.blocks(query, [method])
-            total = total + block.sum(0, keepdims=True, dtype=np.float64)
-            count += len(block)
-            seconds += duration
-        if not count:
-            raise CallError(f"data {held_out}: none of its pictures is there")
-        block = (total / count).astype(np.float32)
-        name = f"{held_out} ({counted(count, 'picture')})"
-        (result,) = self._results(block, [name], k, method, query, True, False, groups, seconds)
+        asked = mean_query(self.store, self.gradients, str(held_out), method, options)
+        name = f"{held_out} ({counted(asked.pictures, 'picture')})"
+        (result,) = self._results(
+            asked.block, [name], k, method, asked.query, True, False, groups, asked.seconds
+        )
         return result
 
     def query_groups(

@@ -8,6 +8,9 @@ from typing import Any
 
 from PIL import Image
 
+from gradindex.store.store import Store
+from gradindex.wording import counted
+
 SIDE = 96  # pixels of a thumbnail, at the most
 SHOWN = 10  # hits of a picture, and pictures
 
@@ -23,6 +26,25 @@ def facts_html(facts: Mapping[str, str]) -> str:
         for name, text in facts.items()
     )
     return f"<table>{lines}</table>"
+
+
+def facts_of(store: Store, device: str) -> dict[str, str]:
+    """Return what an open index holds, in words.
+
+    Args:
+        device: where gradients are taken.
+    """
+    checkpoints, pictures, timesteps, dim = store.shape
+    recipe = store.recipe
+    counts = [counted(pictures, "picture"), counted(timesteps, "timestep")]
+    if checkpoints > 1:
+        counts.insert(0, counted(checkpoints, "checkpoint"))
+    return {
+        "index": str(store.location),
+        "rows": f"{' × '.join(counts)} × {dim} numbers",
+        "model": f"{recipe.model} ({recipe.prediction_type})",
+        "device": device,
+    }
 
 
 def results_html(
