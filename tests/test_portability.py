@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 from bare_system import MODULES, NAMES
+from helpers import RECIPE
+from msgspec import UNSET
 
 import gradindex
 from gradindex import machine_memory as memory_module
@@ -172,8 +174,11 @@ def test_a_plan_says_nothing_of_memory_that_the_system_does_not_tell() -> None:
         "gradients": 18,
         "batch_size": 4,
         "seconds": 3.0,
+        "forward_passes": 2.0,
         "buckets": "",
         "prepared": 0,
+        "recipe": RECIPE,
+        "parameters": UNSET,
     }
     known, unknown = (describe_plan(Estimate(**facts, memory=size)) for size in (3 << 20, None))
     assert known.splitlines()[-1].endswith(" 3 MiB of this process so far")

@@ -16,7 +16,7 @@ from gradindex.report.evaluate import half_losses, lds, model_losses
 
 
 def drawn_losses(
-    parts: int, noise: float, subsets: int = 200, pictures: int = 20
+    parts: int, noise: float, subsets: int = 1000, pictures: int = 20
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scores, subsets, and losses that the scores predict but for noise."""
     random = np.random.default_rng(0)
