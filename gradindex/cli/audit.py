@@ -9,6 +9,7 @@ from gradindex.cli.messages import say, write_or_print
 from gradindex.cli.options import (
     ADAPTERS,
     DAMPING,
+    DATA,
     DEVICE,
     GROUP_BY,
     INDEX,
@@ -23,6 +24,7 @@ from gradindex.cli.options import (
 )
 from gradindex.store.memory import keep_freed_memory
 
+OTHER_STYLES = (".csv", ".html", ".htm")  # that answers to a query have
 TITLES = ("most helpful", "most harmful")
 
 
@@ -37,6 +39,7 @@ TITLES = ("most helpful", "most harmful")
 @DAMPING
 @MODEL
 @ADAPTERS
+@DATA
 @DEVICE
 @RAY
 @click.option("--format", "style", type=click.Choice(["table", "json"]), help="[default: table]")
@@ -50,6 +53,7 @@ def audit(
     damping: float | None,
     model: str | None,
     adapters: tuple[str, ...],
+    data: str | None,
     device: str,
     ray: str | None,
     style: str | None,
@@ -65,9 +69,14 @@ def audit(
     from gradindex.search.index import open as open_index
 
     keep_freed_memory()
-    if style is None:
-        style = "json" if output is not None and output.suffix.lower() == ".json" else "table"
-    opened = open_index(index, model=model, device=device, ray=ray, adapters=adapters or None)
+    ending = "" if output is None else output.suffix.lower()
+    if style is None and ending in OTHER_STYLES:
+        raise click.UsageError(f"--output {output}: an audit is a table or JSON, no {ending} file")
+    style = style or ("json" if ending == ".json" else "table")
+    adapters_now = adapters or None
+    opened = open_index(
+        index, model=model, device=device, ray=ray, adapters=adapters_now, data=data
+    )
     options["whiten"] = to_whiten(whiten, damping)
     result = opened.audit(held_out, k, method, **options)
     seconds = result.seconds

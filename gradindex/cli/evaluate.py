@@ -125,8 +125,9 @@ def _row(score: "LDS", highest: "Ceiling | None") -> dict[str, float]:
 def _ceiling_text(highest: "Ceiling", are_trainings: bool) -> str:
     """What a ceiling is and where it is from, in words."""
     first = (
-        f"ceiling: {100 * highest.value:.1f}, {100 * highest.low:.1f} to {100 * highest.high:.1f};"
-        " no prediction can score more, since the losses themselves are noisy. "
+        f"ceiling: about {100 * highest.value:.1f} ({100 * highest.low:.1f} …"
+        f" {100 * highest.high:.1f}), what perfect predictions would score, since the losses"
+        " themselves are noisy. "
     )
     if are_trainings:
         return first + f"Measured by {highest.parts} trainings on each subset."

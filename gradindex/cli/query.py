@@ -125,6 +125,8 @@ def query(
     from gradindex.search.index import open as open_index
 
     style = style or _style_of(output)
+    if style in ("csv", "html") and options["group_by"] is not None:
+        raise click.UsageError("--group-by: groups are in tables and JSON; give --format json")
     keep_freed_memory()
     options["against"] = options["against"] or None
     adapters_now = adapters or None

@@ -36,7 +36,7 @@ def open_dataset(
     """
     columns = columns or Columns()
     path = Path(source)
-    if _is_plain_folder(path, columns):
+    if is_plain_folder(path, columns):
         dataset = open_folder(path, columns)
     else:
         dataset = open_table(str(source), path, columns)
@@ -59,14 +59,14 @@ def read_column(source: str, columns: Columns, name: str) -> dict[str, Any]:
         CallError: the data set has no such column, or is no table.
     """
     path = Path(source)
-    if _is_plain_folder(path, columns):
+    if is_plain_folder(path, columns):
         raise CallError(
             f"data {source}: a folder of pictures without a table has no column {name!r}"
         )
     return column_by_id(source, path, columns, name)
 
 
-def _is_plain_folder(path: Path, columns: Columns) -> bool:
+def is_plain_folder(path: Path, columns: Columns) -> bool:
     """Whether a path is that of a folder of pictures, not of a table."""
     return path.is_dir() and not is_table(path, columns)
 

@@ -62,6 +62,8 @@ def ceiling(losses: np.ndarray) -> Ceiling:
             f"losses {losses.shape}: give [S, M, Q], of two or more of each of three subsets or"
             " more"
         )
+    if not np.isfinite(losses).all():
+        raise CallError("losses: some are no finite numbers; leave out the models that failed")
     parts, subsets, pictures = losses.shape
     random = np.random.default_rng(0)
     subset_counts = random.multinomial(subsets, np.full(subsets, 1 / subsets), RESAMPLES)

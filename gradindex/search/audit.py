@@ -3,20 +3,23 @@
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gradindex.data.captions import same_captions
 from gradindex.data.dataset import Columns, Dataset
-from gradindex.data.opening import open_dataset
+from gradindex.data.opening import is_plain_folder, open_dataset
 from gradindex.errors import CallError
 from gradindex.models.examples import Pictures
 from gradindex.recipe import Recipe
 from gradindex.search.query import Query
 from gradindex.search.query_gradients import QueryGradients
+from gradindex.search.training_pictures import TrainingPictures
 from gradindex.store.records import one_caption
 from gradindex.store.store import Store
+from gradindex.wording import counted, share
 
 GROUP = 64  # held-out pictures whose gradients are in memory at once
 
@@ -37,7 +40,12 @@ class MeanQuery(NamedTuple):
 
 
 def mean_query(
-    store: Store, gradients: QueryGradients, source: str, method: str, options: Any
+    store: Store,
+    gradients: QueryGradients,
+    training: TrainingPictures,
+    source: str,
+    method: str,
+    options: Any,
 ) -> MeanQuery:
     """Return the mean of the query blocks of a data set's pictures.
 
@@ -47,7 +55,7 @@ def mean_query(
     Raises:
         CallError, DataError: the data set or the options do not fit.
     """
-    dataset = _open_held_out(store, source)
+    dataset = _open_held_out(store, training, source)
     total, count, seconds, last = np.zeros(()), 0, 0.0, None
     for query in _queries_of(store, dataset, options):
         (block,), duration = gradients.blocks(query, [method])
@@ -60,25 +68,67 @@ def mean_query(
     return MeanQuery((total / count).astype(np.float32), last, count, seconds)
 
 
-def _open_held_out(store: Store, source: str) -> Dataset:
+def _open_held_out(store: Store, training: TrainingPictures, source: str) -> Dataset:
     """Return a data set of held-out pictures, with the labels and captions that the model takes.
 
-    It is opened as the build opened the training pictures, with the same columns; masks and latents
-    beside pictures are not taken.
+    A table is opened as the build opened the training pictures, with the same columns; masks and
+    latents beside pictures are not taken. Classes are those of the training pictures, by their
+    names.
 
     Raises:
-        CallError, DataError: see `open_dataset`; or the model is class-conditional, and the
-            pictures have no labels.
+        CallError, DataError: see `open_dataset`; or pictures lack a label or a caption.
     """
     data = store.header.data
-    dataset = open_dataset(source, Columns() if data is None else Columns(**data.columns))
+    columns = Columns() if data is None else Columns(**data.columns)
+    if is_plain_folder(Path(source), columns):
+        columns = Columns()
+    dataset = open_dataset(source, columns)
     if store.recipe.classes is None:
         dataset = replace(dataset, labels=None)
-    elif dataset.labels is None:
+    else:
+        dataset = _with_classes(dataset, training)
+    if not store.recipe.captioned:
+        return replace(dataset, captions=None)
+    if dataset.captions is None:
+        caption = one_caption(data)
+        if caption is None:
+            raise CallError(
+                f"data {source}: the model is given captions, and these have none; write each to"
+                " a text file x.txt beside x.png"
+            )
+        return same_captions(dataset, caption)
+    lacking = [row for row, caption in enumerate(dataset.captions) if caption is None]
+    if lacking:
+        raise CallError(
+            f"data {source}: {share(len(lacking), len(dataset), 'picture', 'has', 'have')} no"
+            f" caption ({dataset.names(lacking)}); write it to a text file x.txt beside x.png"
+        )
+    return dataset
+
+
+def _with_classes(dataset: Dataset, training: TrainingPictures) -> Dataset:
+    """Return held-out pictures with the labels that the training pictures' classes have.
+
+    Classes without names are labels already.
+
+    Raises:
+        CallError: there are no labels, or a class that the training pictures do not have.
+    """
+    source = dataset.source
+    if dataset.labels is None:
         raise CallError(f"data {source}: the model is class-conditional, and these have no labels")
-    if store.recipe.captioned:
-        return same_captions(dataset, one_caption(data))
-    return replace(dataset, captions=None)
+    if not dataset.classes:
+        return dataset
+    label_of = training.require("; its classes say which label a held-out picture has").classes
+    unknown = sorted(dataset.classes.keys() - label_of.keys())
+    if unknown:
+        raise CallError(
+            f"data {source}: {counted(len(unknown), 'class', 'classes')} that the training pictures"
+            f" do not have, such as {unknown[0]!r}; they have {', '.join(label_of)}"
+        )
+    moved = {label: label_of[name] for name, label in dataset.classes.items()}
+    labels = np.array([moved[label] for label in dataset.labels.tolist()], np.int64)
+    return replace(dataset, labels=labels, classes=label_of)
 
 
 def _queries_of(store: Store, dataset: Dataset, options: Any) -> Iterator[Query]:

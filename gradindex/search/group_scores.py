@@ -2,7 +2,8 @@
 
 The range is a Bayesian bootstrap (Rubin 1981, "The Bayesian bootstrap") over pictures × timesteps:
 each picture of a group, and each timestep, gets a random weight of exponential distribution, and
-the sum is taken again. It needs one pass over the store and no memory that grows with the pictures.
+the sum is taken again. It needs one pass over the store, and memory that grows with the groups, not
+with the pictures; of very many groups several passes, for some queries each.
 """
 
 from dataclasses import dataclass
@@ -12,11 +13,13 @@ import numpy as np
 from gradindex.errors import CallError
 from gradindex.search.grouping import Grouping
 from gradindex.search.results import Group
-from gradindex.search.scoring import Span, scan_contributions
+from gradindex.search.scoring import Span, inside, scan_contributions
 from gradindex.store.store import Store
 
 DRAWS = 400  # of the bootstrap
 INSIDE = 95  # percent of them that are in the range
+MEMORY = 1 << 29  # bytes that the draws of the queries asked at once take at most
+ROWS_AT_ONCE = 256  # that a block of the store has, about
 WIDTH = 1.96  # standard deviations on either side of a mean that hold as many
 
 
@@ -51,22 +54,34 @@ def group_scores(
     Raises:
         CallError: there is no picture that counts.
     """
+    at_once = max(1, MEMORY // (8 * DRAWS * (len(groups.names) + ROWS_AT_ONCE)))
+    if len(block) > at_once:
+        pieces = [block[start : start + at_once] for start in range(0, len(block), at_once)]
+        return [
+            answer
+            for piece in pieces
+            for answer in group_scores(store, piece, method, span, groups)
+        ]
     sums = _add_up(store, block, method, span, groups)
     present = np.flatnonzero(sums.counts)
     if not len(present):
         raise CallError("every picture was skipped or removed: there is none to answer with")
     counts = sums.counts[present]
     names = [groups.names[group] for group in present]
+    weights = sums.weights[present]
+    outside = (100 - INSIDE) / 2
     answers = []
     for query in range(len(block)):
         scores = sums.scores[query, present]
-        drawn = counts[:, None] * sums.drawn[query, present] / sums.weights[present]
-        outside = (100 - INSIDE) / 2
+        drawn = counts[:, None] * sums.drawn[query, present] / weights
+        # The mean of all pictures in the same draw: timesteps move it and a group's together.
+        of_all = sums.drawn[query, present].sum(0) / weights.sum(0)
+        above = np.percentile(drawn - counts[:, None] * of_all, outside, axis=1)
         low, high = np.percentile(drawn, [outside, 100 - outside], axis=1)
         # Where few pictures have a long tail, the draws may all lie to one side of the sum.
         low, high = np.minimum(low, scores), np.maximum(high, scores)
         expected, deviation = _of_random_groups(scores, float(sums.squares[query]), counts)
-        below_noise = (low <= expected) | (scores <= expected + WIDTH * deviation)
+        below_noise = (above <= 0) | (scores <= expected + WIDTH * deviation)
         positive = np.maximum(scores, 0)
         shares = positive / (positive.sum() or 1)
         order = np.argsort(-scores, kind="stable")
@@ -119,22 +134,44 @@ def _add_up(
     of_timesteps = _weights(0, (timesteps, DRAWS))
     of_timesteps *= timesteps / of_timesteps.sum(0)
     for rows, added in scan_contributions(store, block, method, span):
-        by_timestep = added.sum(2)  # over checkpoints, [Q, b, T]
-        counted = ~np.isnan(by_timestep).any((0, 2))
-        by_timestep, numbers = by_timestep[:, counted], groups.numbers[rows[counted]]
+        counted = ~np.isnan(added).any((0, 2, 3))
+        first = int(rows[0])
+        added, rows = added[:, counted], rows[counted]
+        numbers = groups.numbers[rows]
         if not len(numbers):
             continue
+        norms = _total_weights(store, rows, span, of_timesteps)
         order = np.argsort(numbers, kind="stable")
         present, starts = np.unique(numbers[order], return_index=True)
-        scores = by_timestep.sum(2)
-        weights = _weights(1 + int(rows[0]), (len(numbers), DRAWS))
-        drawn = (by_timestep @ of_timesteps) * weights
+        scores = added.sum((2, 3))
+        weights = _weights(1 + first, (len(numbers), DRAWS))
+        drawn = (added @ of_timesteps / norms).sum(2) * weights
         sums.counts += np.bincount(numbers, minlength=size)
         sums.squares += np.square(scores).sum(1)
         sums.scores[:, present] += np.add.reduceat(scores[:, order], starts, axis=1)
         sums.drawn[:, present] += np.add.reduceat(drawn[:, order], starts, axis=1)
         sums.weights[present] += np.add.reduceat(weights[order], starts, axis=0)
     return sums
+
+
+def _total_weights(
+    store: Store, rows: np.ndarray, span: Span | None, of_timesteps: np.ndarray
+) -> np.ndarray | float:
+    """What weights of timesteps add up to, over those in the span and divided by their number.
+
+    Args:
+        rows: b of the pictures. of_timesteps: [T, draws], whose sums are T.
+
+    Returns:
+        [b, C, draws], or 1 where all timesteps count.
+    """
+    if span is None:
+        return 1.0
+    checkpoints = range(store.shape[0])
+    counted = np.stack([inside(store.read("timestep", c, rows), span) for c in checkpoints], axis=1)
+    numbers = counted.sum(2, keepdims=True)
+    totals = counted @ of_timesteps / np.maximum(numbers, 1)
+    return np.where(numbers == 0, 1.0, totals)
 
 
 def _weights(key: int, shape: tuple[int, ...]) -> np.ndarray:

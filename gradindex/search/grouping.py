@@ -89,6 +89,17 @@ def _column(store: Store, name: str, source: str) -> list[str]:
             "give 'folder', a column of the data set, or a CSV file of the columns id and group"
         )
         raise CallError(f"group_by = {name!r}: {error}; {advice}") from error
+    excluded = set(store.excluded)
+    absent = [
+        picture
+        for row, picture in enumerate(store.sample_ids)
+        if picture not in cells and row not in excluded
+    ]
+    if absent:
+        raise CallError(
+            f"group_by = {name!r}: data {source}: {_counted(absent)} not in its table; give the"
+            " table that the index was built from"
+        )
     return [_group_name(cells.get(picture)) for picture in store.sample_ids]
 
 
@@ -122,7 +133,7 @@ def _read_csv(file: Path) -> dict[str, str]:
     groups: dict[str, str] = {}
     repeated = []
     for row in rows:
-        name, group = row["id"], row["group"] or ""
+        name, group = row["id"] or "", row["group"] or ""
         if groups.setdefault(name, group) != group:
             repeated.append(name)
     if repeated:

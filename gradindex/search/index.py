@@ -241,7 +241,9 @@ class Index:
             else grouping(self.store, group_by, self.training_pictures.source)
         )
         _ = self.store.summary  # raises unless a build has finished
-        asked = mean_query(self.store, self.gradients, str(held_out), method, options)
+        asked = mean_query(
+            self.store, self.gradients, self.training_pictures, str(held_out), method, options
+        )
         name = f"{held_out} ({counted(asked.pictures, 'picture')})"
         (result,) = self._results(
             asked.block, [name], k, method, asked.query, True, False, groups, asked.seconds

@@ -39,7 +39,9 @@ def part_masks(
     if region is not None and mask is not None:
         raise CallError("region and mask: give one of them")
     if region is not None:
-        name = f"region = {','.join(map(str, region))}"
+        name = f"region = {region}"
+        if isinstance(region, tuple | list):
+            name = f"region = {','.join(map(str, region))}"
         masks = [_rectangle(picture, region, name) for picture in read]
     else:
         name = "mask" if isinstance(mask, Image.Image | np.ndarray) else f"mask {mask}"
@@ -79,7 +81,16 @@ def _open(mask: Any, name: str) -> Image.Image:
     if isinstance(mask, np.ndarray):
         if mask.ndim != 2:
             raise CallError(f"{name}: an array of shape {mask.shape}; give [height, width]")
-        return Image.fromarray(np.uint8(mask.astype(bool)) * np.uint8(255))
+        if mask.dtype == bool:
+            return Image.fromarray(np.uint8(255) * mask)
+        if mask.dtype == np.uint8:
+            return Image.fromarray(mask)
+        values = mask.astype(float)
+        if not (values >= 0).all() or not (values <= 1).all():
+            raise CallError(
+                f"{name}: an array of {mask.dtype}; give bool, uint8, or numbers 0 to 1"
+            )
+        return Image.fromarray(np.uint8(np.round(255 * values)))
     try:
         with open_encoded(mask) as opened:
             opened.load()

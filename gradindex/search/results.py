@@ -54,7 +54,8 @@ class Group:
         low, high: the middle 95 % of the sum, when its pictures and the timesteps are drawn again
             (a Bayesian bootstrap).
         below_noise: whether the sum does not stand above that of random groups of as many
-            pictures: the range reaches down to their average, or the sum into their middle 95 %.
+            pictures: in 2.5 % of the draws it is no higher than their average, or it is in the
+            middle 95 % of what they get.
     """
 
     group: str

@@ -286,35 +286,26 @@ class Store(ShardList):
             StoreError: it is not as it was made; while pictures are being added it may also be as
                 it was before.
         """
-        problem, newest = "is missing", self.header.files.get(name)
-        for digest in self._digests(name):
-            try:
-                content = self.location.fetch(name, digest)
-            except ValueError as error:
-                problem = str(error)
-            except FileNotFoundError:
-                pass
-            else:
-                if digest != newest:
+        newest = self.header.files.get(name)
+        with suppress(ValueError, FileNotFoundError):
+            return self.location.fetch(name, newest or "")  # on a bucket from a cache
+        header, seen = self.header, None
+        while True:
+            (content,) = self.location.read_many([name])
+            found = None if content is None else sha256(content)
+            digests = (header.files.get(name), (header.before or {}).get(name))
+            if content is not None and found in digests:
+                if found != newest:
                     # While pictures are being added, the copy is the header's before the file is.
                     with suppress(ValueError, FileNotFoundError):
                         return self.location.fetch(COPIES + name, newest or "")
                 return content
-        raise self.damage(f"{name} {problem}")
-
-    def _digests(self, name: str) -> Iterator[str]:
-        """The SHA-256 hex digests that one of the header's files may have.
-
-        They are that of the header and that of before the last growth; then, as the store may have
-        grown since it was opened, those of the header as it is now, for as long as it changes.
-        """
-        header, read = self.header, set[str]()
-        while header.files.get(name, "") not in read:
-            for files in (header.files, header.before or {}):
-                if name in files:
-                    yield files[name]
-            read.add(header.files.get(name, ""))
+            # The store may have grown since it was opened: as long as header or file change.
+            if seen == (digests, found):
+                break
+            seen = (digests, found)
             header = read_header(self.location)
+        raise self.damage(f"{name} {'is missing' if content is None else 'was changed'}")
 
 
 def _mend_file(location: Location, name: str, digest: str) -> None:

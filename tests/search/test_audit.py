@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import make_pictures
+from conftest import make_model, make_pictures
 from helpers import run
 from models.families.tiny_pipelines import captioned_pictures, stable_diffusion
 
@@ -62,6 +62,67 @@ def test_captions_are_those_beside_the_pictures(tmp_path: Path) -> None:
     result = index.audit(tmp_path / "held-out", 3, "tracin")
     found = [hit.score for hit in sorted(result.hits, key=lambda hit: hit.row)]
     assert np.allclose(found, mean, rtol=1e-4, atol=1e-5 * np.abs(mean).max())
+
+
+def test_pictures_without_captions_are_refused(tmp_path: Path) -> None:
+    pipeline = stable_diffusion(tmp_path / "pipeline")
+    pictures = captioned_pictures(tmp_path / "pictures", ["a cat", "a dog"])[0].parent
+    plain = make_pictures(tmp_path / "plain", 2, 16, mode="RGB")
+    asked: Any = {"model": pipeline, "timesteps": 1, "dim": 16, "device": "cpu"}
+    own = gradindex.build(tmp_path / "own", data=pictures, **asked)
+    one = gradindex.build(tmp_path / "one", data=plain, caption="a cat", **asked)
+    bare = make_pictures(tmp_path / "bare", 2, 16, 1, mode="RGB")
+    with pytest.raises(CallError, match="and these have none; write each to a text file"):
+        own.audit(bare)
+    mean = one.scores(sorted(bare.iterdir()), "tracin", prompt="a cat").mean(0)
+    assert one.audit(bare, 1, "tracin").scores == pytest.approx([mean.max()], rel=1e-3)
+    (bare / "p000.txt").write_text("a fish")
+    for index in (own, one):
+        with pytest.raises(CallError, match=r"1 of 2 pictures has no caption \('p001\.png'\)"):
+            index.audit(bare)
+    (bare / "p001.txt").write_text("a cow")
+    prompts = ["a fish", "a cow"]
+    mean = one.scores(sorted(bare.glob("*.png")), "tracin", prompt=prompts).mean(0)
+    assert one.audit(bare, 1, "tracin").scores == pytest.approx([mean.max()], rel=1e-3)
+
+
+def test_classes_are_those_of_the_training_pictures(tmp_path: Path) -> None:
+    """A held-out folder may lack some of them, and names count, not their order."""
+    for seed, name in enumerate(("ant", "bee", "cow")):
+        make_pictures(tmp_path / "pictures" / name, 2, seed=seed)
+    model = make_model(tmp_path / "ddpm", num_class_embeds=3)
+    index = gradindex.build(
+        tmp_path / "idx", model=model, data=tmp_path / "pictures", timesteps=2, dim=32, device="cpu"
+    )
+    files = sorted(make_pictures(tmp_path / "held-out" / "bee", 2, seed=7).iterdir())
+    make_pictures(tmp_path / "held-out" / "cow", 1, seed=8)
+    files += sorted((tmp_path / "held-out" / "cow").iterdir())
+    mean = index.scores(files, "tracin", class_label=[1, 1, 2]).mean(0)
+    result = index.audit(tmp_path / "held-out", 6, "tracin")
+    assert result.scores == pytest.approx(np.sort(mean)[::-1], rel=1e-3, abs=1e-6)
+    make_pictures(tmp_path / "held-out" / "eel", 1)
+    with pytest.raises(CallError, match="1 class that the training pictures do not have, such as"):
+        index.audit(tmp_path / "held-out")
+
+
+def test_a_table_can_be_audited_with_a_folder(tmp_path: Path, model: Path, held_out: Path) -> None:
+    folder = make_pictures(tmp_path / "pictures", 3)
+    rows = [{"file_name": file.name, "name": file.stem} for file in sorted(folder.iterdir())]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    index = gradindex.build(
+        tmp_path / "idx",
+        model=model,
+        data=folder,
+        columns=gradindex.Columns(id="name"),
+        timesteps=2,
+        dim=16,
+        device="cpu",
+    )
+    mean = index.scores(sorted(held_out.iterdir())).mean(0)
+    assert index.audit(held_out, 1).scores == pytest.approx([mean.max()], rel=1e-4)
+    refused = run("audit", tmp_path / "idx", held_out, "--output", tmp_path / "x.csv")
+    assert refused.returncode == 2
+    assert "an audit is a table or JSON, no .csv file" in refused.stderr
 
 
 def test_groups_of_an_audit(index: gradindex.Index, held_out: Path) -> None:

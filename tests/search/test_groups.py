@@ -147,6 +147,49 @@ def test_ranges_hold_the_true_sum_as_often_as_they_say(monkeypatch: pytest.Monke
     assert 0.91 <= share <= 0.98
 
 
+def test_a_range_of_one_timestep_knows_of_pictures_alone(
+    index: gradindex.Index, queries: list[Path]
+) -> None:
+    """Its weight cancels, whatever it is: a twin with pictures' weights alone."""
+    first = index.store.recipe.timesteps[0]
+    span: Any = (first, first + 1)
+    scores = index.scores(queries[0], "tracin", timesteps=span).astype(float)[0]
+    folders = np.array([Path(name).parent.name for name in index.store.sample_ids])
+    weights = _weights(1, (len(folders), DRAWS))
+    (groups,) = index.query_groups(queries[0], "folder", "tracin", timesteps=span)
+    for group in groups:
+        own = folders == group.group
+        share = weights[own] / weights[own].sum(0)
+        low, high = np.percentile(own.sum() * (scores[own] @ share), [2.5, 97.5])
+        assert group.low == pytest.approx(min(low, group.score), rel=1e-4)
+        assert group.high == pytest.approx(max(high, group.score), rel=1e-4)
+
+
+def test_what_all_pictures_have_in_common_hides_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain scores: a mean that moves with the timesteps, far more than groups differ."""
+    random = np.random.default_rng(2)
+    added = random.normal(size=(1, 20 * 100, 1, 5)) + 50 * np.arange(5)
+    numbers = np.repeat(np.arange(100), 20)
+    added[:, numbers == 3] += 1
+    (groups,) = _Rows(monkeypatch, added, 500).groups(numbers)
+    assert groups[0].group == "0003"
+    assert not groups[0].below_noise
+    assert np.mean([group.below_noise for group in groups[1:]]) >= 0.95
+
+
+def test_many_queries_are_asked_in_pieces(
+    index: gradindex.Index, queries: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = index.query_groups(queries[:2], "folder")
+    monkeypatch.setattr(module, "MEMORY", 1)
+    pieces = index.query_groups(queries[:2], "folder")
+    for one, other in zip(whole, pieces, strict=True):
+        assert [group.group for group in one] == [group.group for group in other]
+        found = [(group.score, group.low, group.high) for group in other]
+        for expected, numbers in zip(one, found, strict=True):
+            assert numbers == pytest.approx((expected.score, expected.low, expected.high))
+
+
 def test_an_index_of_nothing_has_no_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = _Rows(monkeypatch, np.full((1, 3, 1, 2), np.nan), 2)
     with pytest.raises(CallError, match="every picture was skipped or removed"):
@@ -194,6 +237,12 @@ def test_groups_by_a_column(tmp_path: Path, model: Path, queries: list[Path]) ->
     index = gradindex.build(place, model=model, data=folder, timesteps=2, dim=16, device="cpu")
     (groups,) = index.query_groups(queries[0], "artist")
     assert {group.group: group.pictures for group in groups} == {"ann": 2, "bob": 1, NO_GROUP: 1}
+    other = make_pictures(tmp_path / "moved" / "other", 4).parent
+    rows = [{"file_name": f"other/{n}", "artist": "ann"} for n in names]
+    (other / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    moved = gradindex.open(place, device="cpu", data=other)
+    with pytest.raises(CallError, match=r"4 ids \('p000\.png', .*\) are not in its table"):
+        moved.query_groups(queries[0], "artist")
     with pytest.raises(
         CallError, match=r"no column 'painter'; there are .*artist.*; give 'folder'"
     ):

@@ -65,6 +65,20 @@ def test_a_region_is_a_mask_of_a_rectangle(
     )
 
 
+def test_masks_of_numbers_count_by_their_values(
+    index: gradindex.Index, queries: list[Path], tmp_path: Path
+) -> None:
+    """What a JPEG has in place of black counts as little as it does in the file."""
+    grey = np.full((SIDE, SIDE), 2, np.uint8)
+    grey[:, :4] = 255
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    expected = index.scores(queries, mask=tmp_path / "grey.png")
+    assert np.array_equal(index.scores(queries, mask=grey), expected)
+    assert np.array_equal(index.scores(queries, mask=grey / 255), expected)
+    with pytest.raises(CallError, match="an array of int64; give bool, uint8, or numbers 0 to 1"):
+        index.scores(queries, mask=np.full((SIDE, SIDE), 7))
+
+
 def test_a_region_is_in_pixels_of_the_picture_as_it_came(
     index: gradindex.Index, queries: list[Path], tmp_path: Path
 ) -> None:
