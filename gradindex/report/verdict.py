@@ -39,11 +39,16 @@ def verdict(diagnosis: Mapping[str, Any], recipe: Recipe) -> list[str]:
 
 
 def _own_setting(noise: Sequence[Any], recipe: Recipe) -> Any:
-    """The agreement at the index's own timesteps and draws, which are always among those tried."""
-    own = len(recipe.timesteps), recipe.draws
+    """The agreement at the index's own timesteps and draws, which are always among those tried.
+
+    Of recorded timesteps it is that of the mean pairing's, or of all that the scheduler has where
+    these are fewer.
+    """
+    timesteps, draws = len(recipe.timesteps), recipe.draws
     if recipe.events is not None:
-        own = QUERY_TIMESTEPS, QUERY_DRAWS
-    return next(one for one in noise if (one["timesteps"], one["draws"]) == own)
+        timesteps, draws = QUERY_TIMESTEPS, QUERY_DRAWS
+    tried = [one for one in noise if one["draws"] == draws and one["timesteps"] <= timesteps]
+    return max(tried, key=lambda one: one["timesteps"])
 
 
 def _noise_line(overlap: float) -> str:

@@ -107,7 +107,7 @@ def test_a_stopped_build_goes_on_and_equals_one_shot(
     monkeypatch.setattr(Store, "write", stops)
     with pytest.raises(KeyboardInterrupt):
         build()
-    with pytest.raises(gradindex.GradindexError, match="1 of 3 shards are missing"):
+    with pytest.raises(gradindex.GradindexError, match="1 of 3 shards is missing"):
         gradindex.open(tmp_path / "idx")
     written.clear()
     resumed = build()

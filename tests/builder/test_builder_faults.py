@@ -134,13 +134,13 @@ def test_a_part_says_that_the_index_is_unfinished(
     first = run(*command, "--part", "1/2")
     assert first.returncode == 0
     assert first.stderr.splitlines()[-1] == (
-        "unfinished: part 1 of 2, counted from 0, is done; 1 of 3 shards of"
-        f" {tmp_path / 'idx'} are missing and no query is answered; run the other parts"
+        "unfinished: part 1 of 2, counted from 0, is done; 1 of 3 shards is missing in"
+        f" {tmp_path / 'idx'} and no query is answered; run the other parts"
     )
     info = run("info", tmp_path / "idx")  # a job that comes after all parts can ask
     assert (info.returncode, "shards      2 of 3 done" in info.stdout) == (3, True)
     assert info.stderr == (
-        f"unfinished: 1 of 3 shards of {tmp_path / 'idx'} are missing; run the same build again, or"
+        f"unfinished: 1 of 3 shards is missing in {tmp_path / 'idx'}; run the same build again, or"
         " its other parts\n"
     )
     second = run(*command, "--part", "2/2")

@@ -272,7 +272,7 @@ REPORTS = [
     Bad(
         "an unknown format",
         QUERY + "--format pdf",
-        "Invalid value for '--format': 'pdf' is not one of 'table', 'json', 'html'",
+        "Invalid value for '--format': 'pdf' is not one of 'table', 'json', 'csv', 'html'",
     ),
     Bad(
         "neither models nor arrays",

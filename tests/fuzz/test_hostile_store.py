@@ -211,7 +211,7 @@ def test_a_removal_of_a_row_that_is_none_is_refused(index: HostileIndex, row: in
     name = sha256(content)[:32]
     folder = index.place({f"removed/{name}.json": content, f"removed/{name}.copy.json": content})
     assert store_refusal(lambda: gradindex.open(folder)) == (
-        f"{folder}: a removal names row {row}, and there are 9 pictures;"
+        f"{folder}: a removal names row {row}, and the index has 9 pictures;"
         " build it again with overwrite"
     )
 

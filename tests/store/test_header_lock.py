@@ -154,3 +154,29 @@ def test_locks_are_held_one_at_a_time(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert most == [1] * 80
+
+
+def test_ids_are_read_while_a_store_grows_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that changes between two looks at it is looked at again."""
+    location = locate(tmp_path / "idx")
+    fill(Store.create(location, RECIPE, IDS)).finish()
+    store, kind = Store(location), type(location)
+    read_many, growths = kind.read_many, [[*NEW], ["later"]]
+
+    def growing(self: Any, names: Any) -> Any:
+        names = list(names)
+        if any("sample_ids" in name for name in names) and growths:
+            more = growths.pop(0)
+            monkeypatch.setattr(kind, "read_many", read_many)
+            assert grow(Store(location), more) is not None
+            monkeypatch.setattr(kind, "read_many", growing)
+        return read_many(self, names)
+
+    assert grow(Store(location), ["first"]) is not None
+    monkeypatch.setattr(kind, "read_many", growing)
+    assert list(store.sample_ids)[: len(IDS)] == IDS
+    monkeypatch.undo()
+    assert not growths
+    assert Store(location).sample_ids == [*IDS, "first", *NEW, "later"]
