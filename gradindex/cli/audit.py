@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from gradindex.cli.messages import say, write_or_print
+from gradindex.cli.messages import say_seconds, write_or_print
 from gradindex.cli.options import (
     ADAPTERS,
     DAMPING,
@@ -79,8 +79,7 @@ def audit(
     )
     options["whiten"] = to_whiten(whiten, damping)
     result = opened.audit(held_out, k, method, **options)
-    seconds = result.seconds
-    say(f"gradients {seconds['gradients']:.2f} s, search {seconds['search']:.2f} s")
+    say_seconds(result.seconds)
     if style == "json":
         text = to_json([result], index, method, k, whiten)
     else:

@@ -166,6 +166,11 @@ def _with_flag(match: re.Match[str], flags: Mapping[str, str]) -> str:
     return flags[name]
 
 
+def say_seconds(seconds: Mapping[str, float]) -> None:
+    """Say how long an answer took, see `Result.seconds`."""
+    say(f"gradients {seconds['gradients']:.2f} s, search {seconds['search']:.2f} s")
+
+
 def write_or_print(text: str, output: Path | None) -> None:
     """Write an answer to a file, and say so; or to the terminal where there is none."""
     if output is None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gradindex.cli.messages import say, write_or_print
+from gradindex.cli.messages import say, say_seconds, write_or_print
 from gradindex.cli.options import (
     ADAPTERS,
     CLASS_LABEL,
@@ -135,8 +135,7 @@ def query(
     )
     options["whiten"] = to_whiten(whiten, damping)
     results = opened.query(pictures, k, method, **options)
-    seconds = results[0].seconds
-    say(f"gradients {seconds['gradients']:.2f} s, search {seconds['search']:.2f} s")
+    say_seconds(results[0].seconds)
     if style == "json":
         text = to_json(results, index, method, k, whiten)
     elif style == "csv":

@@ -12,6 +12,7 @@ from gradindex.models.examples import Pictures
 from gradindex.models.pipeline import make_examples
 from gradindex.recipe import Recipe
 from gradindex.search.index import Index
+from gradindex.search.training_pictures import read_rows
 from gradindex.store.store import Store
 
 ADVICE = "; or give pictures, compared=0 and, with recorded timesteps, outliers=False"
@@ -41,9 +42,7 @@ def read_training_pictures(index: Index, rows: np.ndarray) -> Pictures:
         CallError: the pictures are no longer where they were. DataError: one cannot be read.
     """
     dataset = index.training_pictures.require(ADVICE)
-    recipe = index.store.recipe
-    read = [dataset.read(int(row), recipe.pixels, recipe.buckets) for row in rows]
-    return Pictures.of_rows(dataset, rows.tolist(), read, recipe.classes)
+    return read_rows(dataset, index.store.recipe, rows.tolist())
 
 
 def training_gradients(

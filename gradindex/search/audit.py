@@ -12,11 +12,9 @@ from gradindex.data.captions import same_captions
 from gradindex.data.dataset import Columns, Dataset
 from gradindex.data.opening import is_plain_folder, open_dataset
 from gradindex.errors import CallError
-from gradindex.models.examples import Pictures
-from gradindex.recipe import Recipe
 from gradindex.search.query import Query
 from gradindex.search.query_gradients import QueryGradients
-from gradindex.search.training_pictures import TrainingPictures
+from gradindex.search.training_pictures import TrainingPictures, read_rows
 from gradindex.store.records import one_caption
 from gradindex.store.store import Store
 from gradindex.wording import counted, share
@@ -140,12 +138,11 @@ def _queries_of(store: Store, dataset: Dataset, options: Any) -> Iterator[Query]
     Raises:
         CallError: the options do not fit. DataError: a picture cannot be read.
     """
-    recipe = store.recipe
     present = np.flatnonzero(dataset.sizes >= 0)
     if absent := len(dataset) - len(present):
         warnings.warn(f"data {dataset.source}: {absent} pictures are not there", stacklevel=2)
     for start in range(0, len(present), GROUP):
-        pictures = _read(dataset, recipe, present[start : start + GROUP].tolist())
+        pictures = read_rows(dataset, store.recipe, present[start : start + GROUP].tolist())
         # As a query checks its options by what it is given; what else is known of them comes after.
         query = Query.of(
             store,
@@ -156,9 +153,3 @@ def _queries_of(store: Store, dataset: Dataset, options: Any) -> Iterator[Query]
             **options,
         )
         yield replace(query, pictures=pictures)
-
-
-def _read(dataset: Dataset, recipe: Recipe, rows: list[int]) -> Pictures:
-    """The pictures of some rows of a data set."""
-    read = [dataset.read(row, recipe.pixels, recipe.buckets) for row in rows]
-    return Pictures.of_rows(dataset, rows, read, recipe.classes)

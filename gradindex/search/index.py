@@ -152,11 +152,7 @@ class Index:
                 "by_timestep: the rows of this index are folded into one for each picture; leave it"
                 " out"
             )
-        groups = (
-            None
-            if group_by is None
-            else grouping(self.store, group_by, self.training_pictures.source)
-        )
+        groups = None if group_by is None else self._grouping(group_by)
         query = self.to_query(pictures, **options)
         (block,), gradient_seconds = self.gradients.blocks(query, [method])
         names = [picture_name(picture, number) for number, picture in enumerate(pictures)]
@@ -235,11 +231,7 @@ class Index:
         require("method", method, METHODS)
         if unfit := [name for name in OF_ONE_PICTURE if options.get(name) is not None]:
             raise CallError(f"{unfit[0]}: of single pictures; an audit takes all of a data set's")
-        groups = (
-            None
-            if group_by is None
-            else grouping(self.store, group_by, self.training_pictures.source)
-        )
+        groups = None if group_by is None else self._grouping(group_by)
         _ = self.store.summary  # raises unless a build has finished
         asked = mean_query(
             self.store, self.gradients, self.training_pictures, str(held_out), method, options

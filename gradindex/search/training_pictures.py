@@ -1,5 +1,6 @@
 """The training pictures behind an index, where they still are."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,8 @@ from gradindex.data.latent_files import with_latent_files
 from gradindex.data.masks import add_masks
 from gradindex.data.opening import open_dataset
 from gradindex.errors import CallError, GradindexError
-from gradindex.recipe import NPZ
+from gradindex.models.examples import Pictures
+from gradindex.recipe import NPZ, Recipe
 from gradindex.store.records import masks_of, one_caption
 from gradindex.store.store import Store
 from gradindex.wording import share
@@ -39,6 +41,16 @@ def open_pictures(store: Store, source: str) -> Dataset:
     if store.recipe.captioned:
         return same_captions(dataset, one_caption(data))
     return replace(dataset, captions=None)
+
+
+def read_rows(dataset: Dataset, recipe: Recipe, rows: Sequence[int]) -> Pictures:
+    """Return the pictures of some rows of a data set, as a recipe's model takes them.
+
+    Raises:
+        DataError: one cannot be read.
+    """
+    read = [dataset.read(row, recipe.pixels, recipe.buckets) for row in rows]
+    return Pictures.of_rows(dataset, rows, read, recipe.classes)
 
 
 class TrainingPictures:
