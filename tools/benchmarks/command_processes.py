@@ -86,11 +86,19 @@ def start(words: Sequence[str], stderr: Path, prepare: Prepare | None = None) ->
         stderr: the file that gets its stderr.
         prepare: what it does before; can be pickled.
     """
+    return _start(words, stderr, prepare)[0]
+
+
+def _start(
+    words: Sequence[str], stderr: Path, prepare: Prepare | None
+) -> tuple[BaseProcess, Connection]:
+    """A process that has just begun with a command, and what will tell its exit status."""
     receiver, sender = FORKS.Pipe(duplex=False)
     process = FORKS.Process(target=_perform, args=(words, stderr, prepare, sender))
     process.start()
+    sender.close()  # so that the process's end is the end of what comes
     receiver.recv()
-    return process
+    return process, receiver
 
 
 def limit_file_size(file_bytes: int) -> None:
@@ -99,9 +107,9 @@ def limit_file_size(file_bytes: int) -> None:
 
 
 def _perform(
-    words: Sequence[str], stderr: Path, prepare: Prepare | None, begun: Connection
+    words: Sequence[str], stderr: Path, prepare: Prepare | None, parent: Connection
 ) -> None:
-    """What the process does: tell that it begins, and run the command."""
+    """What the process does: tell that it begins, run the command, tell its exit status."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     os.dup2(os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), sys.stderr.fileno())
     torch.set_num_threads(1)
@@ -109,16 +117,28 @@ def _perform(
     store_module.SHARD_ROWS = SHARD_ROWS
     if prepare is not None:
         prepare()
-    begun.send(None)
-    main(list(words))
+    parent.send(None)
+    try:
+        main(list(words))
+    except SystemExit as stop:
+        parent.send(stop.code or 0)
+        raise
+    parent.send(0)
 
 
 def exit_status(words: Sequence[str], stderr: Path, prepare: Prepare | None = None) -> int:
-    """Run a command to its end; return its exit status. The arguments are those of `start`."""
-    process = start(words, stderr, prepare)
+    """Run a command to its end; return its exit status. The arguments are those of `start`.
+
+    The process itself tells it: where threads run commands side by side, multiprocessing may read
+    a process's status in two of them at once, and says 255 then.
+    """
+    process, receiver = _start(words, stderr, prepare)
+    try:
+        status = int(receiver.recv())
+    except EOFError:  # it was killed
+        status = -1
     process.join()
-    assert process.exitcode is not None
-    return process.exitcode
+    return status
 
 
 def require_done(words: Sequence[str], stderr: Path) -> None:
