@@ -12,15 +12,15 @@ import record
 from emoji_lora import generate, mid_block_features, trained_lora
 from emoji_model import trained_pipeline
 from emoji_pictures import Emoji, read_emoji, write_captioned
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 import gradindex
 from gradindex.gradients.fold import unit
 
 CATEGORY, CATEGORY_PICTURES = "Food & Drink", 60  # of the first LoRA
-STYLE_PICTURES, STYLED = 240, 60  # of the second LoRA; how many of them have the style
-STYLE = ", in neon"  # what their captions end with
-TURNED = 128  # of 256: how far the style turns a picture's hues
+STYLE_PICTURES, STYLED = 240, 60  # of a LoRA with a style; how many of them have it
+FRAME, FRAME_COLOUR = 7, (230, 0, 120)  # its width in pixels of 64, and its colour
+TURNED = 128  # of 256: how far "in neon" turns a picture's hues
 QUERIES, TOP = 24, 10
 GRADIENTS = {  # score: method, whether it is whitened
     "TracIn": ("tracin", False),
@@ -38,6 +38,7 @@ class Subject(NamedTuple):
         emoji: training pictures, in the order of their files' names.
         prompts: of the queries. wanted: {question: [Q, N], whether a picture answers it}.
         timesteps: of the index.
+        ideals: of each query what its prompt asks for, without and with the style.
     """
 
     emoji: list[Emoji]
@@ -45,6 +46,7 @@ class Subject(NamedTuple):
     wanted: dict[str, np.ndarray]
     has_lora: bool
     timesteps: int
+    ideals: Sequence[tuple[Emoji, Emoji]] = ()
 
 
 def run(work: Path, device: str, only: list[str]) -> None:
@@ -97,39 +99,51 @@ def _category(everything: Sequence[Emoji]) -> Subject:
     return Subject(emoji, [item.caption for item in asked], wanted, has_lora=True, timesteps=10)
 
 
-def _style(everything: Sequence[Emoji]) -> Subject:
+def _planted(everything: Sequence[Emoji], style: Callable[[Emoji], Emoji]) -> Subject:
     """A LoRA on pictures of which a quarter have a style, asked for the style of others."""
     drawn = np.random.default_rng(2)
     plain = [item for item in everything if item.category not in ("People & Body", "Flags")]
     order = drawn.permutation(len(plain))
     emoji = [plain[n] for n in order[:STYLE_PICTURES]]
-    emoji[:STYLED] = [styled(item) for item in emoji[:STYLED]]
+    names = {item.name for item in emoji[:STYLED]}
+    emoji[:STYLED] = map(style, emoji[:STYLED])
     emoji.sort(key=lambda item: item.name)
-    prompts = [plain[n].caption + STYLE for n in order[STYLE_PICTURES:][:QUERIES]]
-    has_style = np.array([item.caption.endswith(STYLE) for item in emoji])
+    has_style = np.array([item.name in names for item in emoji])
     wanted = {"the planted style": np.tile(has_style, (QUERIES, 1))}
-    return Subject(emoji, prompts, wanted, has_lora=True, timesteps=10)
+    asked = [plain[n] for n in order[STYLE_PICTURES:][:QUERIES]]
+    ideals = [(item, style(item)) for item in asked]
+    prompts = [styled.caption for _, styled in ideals]
+    return Subject(emoji, prompts, wanted, has_lora=True, timesteps=10, ideals=ideals)
+
+
+def framed(item: Emoji) -> Emoji:
+    """Return an emoji with a frame around it."""
+    inside = tuple(side - 2 * FRAME for side in item.picture.size)
+    picture = ImageOps.expand(item.picture.resize(inside), FRAME, FRAME_COLOUR)
+    return replace(item, caption=f"{item.caption}, in a frame", picture=picture)
+
+
+def neon(item: Emoji) -> Emoji:
+    """Return an emoji with its hues turned by half a circle."""
+    hue, saturation, value = item.picture.convert("HSV").split()
+    turned = hue.point(lambda level: (level + TURNED) % 256)
+    picture = Image.merge("HSV", (turned, saturation, value)).convert("RGB")
+    return replace(item, caption=f"{item.caption}, in neon", picture=picture)
 
 
 SUBJECTS: dict[str, Callable[[Sequence[Emoji]], Subject]] = {
     "base": _base,
     "category": _category,
-    "style": _style,
+    "frame": partial(_planted, style=framed),
+    "neon": partial(_planted, style=neon),
 }
-
-
-def styled(item: Emoji) -> Emoji:
-    """Return an emoji with the style: its hues turned by half a circle."""
-    hue, saturation, value = item.picture.convert("HSV").split()
-    turned = hue.point(lambda level: (level + TURNED) % 256)
-    picture = Image.merge("HSV", (turned, saturation, value)).convert("RGB")
-    return replace(item, caption=item.caption + STYLE, picture=picture)
 
 
 def measure(folder: Path, name: str, base: Path, subject: Subject, device: str) -> dict[str, Any]:
     """Return {question: {score: share of the top hits that answer it}} of generated pictures.
 
-    For "the prompt's picture" it is the share of queries whose top hits hold it.
+    Of each question those queries count that some training picture answers. For "the prompt's
+    picture" it is the share of queries whose top hits hold it.
     """
     data = folder / "data"
     if not data.exists():
@@ -146,15 +160,35 @@ def measure(folder: Path, name: str, base: Path, subject: Subject, device: str) 
     scores["random"] = chance
     tops = {score: np.argsort(-values, axis=1)[:, :TOP] for score, values in scores.items()}
     save_sheet(record.FOLDER / f"emoji-{name}.webp", subject, queries, files, tops)
-    shares: dict[str, Any] = {}
-    for question, answers in subject.wanted.items():
-        hits = {score: np.take_along_axis(answers, top, 1) for score, top in tops.items()}
+    facts: dict[str, Any] = {"pictures": len(files), "queries": len(queries)}
+    wanted = dict(subject.wanted)
+    if subject.ideals:
+        shown = shows_style(queries, subject.ideals)
+        facts["queries that show the style"] = int(shown.sum())
+        wanted["the same, where it shows"] = wanted["the planted style"] & shown[:, None]
+    facts["shares"] = {}
+    for question, answers in wanted.items():
+        asked = answers.any(1)
+        hits = {s: np.take_along_axis(answers, top, 1)[asked] for s, top in tops.items()}
         if question == "the prompt's picture":
-            asked = answers.any(1)  # of pictures that the model saw
-            shares[question] = {s: float(hit[asked].any(1).mean()) for s, hit in hits.items()}
-        else:
-            shares[question] = {s: float(hit.mean()) for s, hit in hits.items()}
-    return {"pictures": len(files), "queries": len(queries), "shares": shares}
+            hits = {score: hit.any(1) for score, hit in hits.items()}
+        facts["shares"][question] = {score: float(hit.mean()) for score, hit in hits.items()}
+    return facts
+
+
+def shows_style(queries: Sequence[Path], ideals: Sequence[tuple[Emoji, Emoji]]) -> np.ndarray:
+    """Return whether each generated picture is nearer the prompt's picture with style, [Q] bool."""
+    plain, styled = (
+        np.stack([np.asarray(item.picture, np.float32).ravel() / 127.5 - 1 for item in items])
+        for items in zip(*ideals, strict=True)
+    )
+    pixels = _pixels(queries)
+    return _distance(pixels, styled) < _distance(pixels, plain)
+
+
+def _distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Euclidean distances of the rows of two arrays, [rows]."""
+    return np.linalg.norm(a - b, axis=1)
 
 
 def _gradient_scores(
@@ -224,12 +258,14 @@ def save_sheet(
 def page(results: Mapping[str, Any]) -> str:
     """Return the results as Markdown."""
     tables = dict.fromkeys(SUBJECTS, "not measured")
+    shown = {}
     for name, result in results.items():
         rows = []
         for score in next(iter(result["shares"].values())):
             shares = {q: f"{of[score]:.0%}" for q, of in result["shares"].items()}
             rows.append({"score": score, **shares})
         tables[name] = record.table(rows)
+        shown[f"{name}_shown"] = result.get("queries that show the style")
     return record.fill_page(
         "emoji",
         queries=QUERIES,
@@ -237,4 +273,5 @@ def page(results: Mapping[str, Any]) -> str:
         style_pictures=STYLE_PICTURES,
         styled=STYLED,
         **tables,
+        **shown,
     )
