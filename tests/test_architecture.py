@@ -39,6 +39,7 @@ LIBRARIES = {
     "matplotlib": ["report.diagnosis_text"],
     "sklearn": ["report.demo"],
     "tqdm": ["store.progress"],
+    "jinja2": ["report.page"],
     "ray": ["ray_connection"],
 }
 

@@ -63,7 +63,7 @@ class _Commands(click.Group):
         warnings.formatwarning = partial(_format_warning, typed=typed)
         _show_any_name()
         try:
-            return super().main(args, *rest, **{**kwargs, "standalone_mode": False})
+            return super().main(args, *rest, **{**kwargs, "standalone_mode": False, "obj": typed})
         except click.exceptions.Exit as stop:
             sys.exit(stop.exit_code)
         except click.ClickException as error:

@@ -1,7 +1,7 @@
 """The command that queries an index."""
 
+import shlex
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,6 +103,12 @@ if TYPE_CHECKING:
     type=click.Choice(["table", "json", "csv", "html"]),
     help="[default: what the name of --output ends in, .json, .csv, .html or .htm; else table]",
 )
+@click.option(
+    "--pixels/--no-pixels",
+    default=None,
+    help="Beside the rankings of a report, the nearest in pixels, for which all training pictures"
+    " are read.  [default: where they are 10,000 or fewer]",
+)
 @OUTPUT
 def query(
     index: str,
@@ -125,8 +131,14 @@ def query(
     from gradindex.search.index import open as open_index
 
     style = style or _style_of(output)
-    if style in ("csv", "html") and options["group_by"] is not None:
+    if style == "csv" and options["group_by"] is not None:
         raise click.UsageError("--group-by: groups are in tables and JSON; give --format json")
+    pixels = options.pop("pixels")
+    is_report = style == "html"
+    if is_report:
+        _require_room(len(pictures), output)
+    elif pixels is not None:
+        raise click.UsageError("--pixels and --no-pixels are of a report: give --output x.html")
     keep_freed_memory()
     options["against"] = options["against"] or None
     adapters_now = adapters or None
@@ -134,16 +146,17 @@ def query(
         index, model=model, device=device, ray=ray, adapters=adapters_now, data=data
     )
     options["whiten"] = to_whiten(whiten, damping)
+    if is_report:
+        _report(opened, pictures, k, method, pixels, output, options)
+        return
     results = opened.query(pictures, k, method, **options)
     say_seconds(results[0].seconds)
     if style == "json":
         text = to_json(results, index, method, k, whiten)
     elif style == "csv":
         text = results.to_csv().rstrip("\n")
-    elif style == "table":
-        text = to_table(results, method, whiten)
     else:
-        text = _page(opened, pictures, results, method, whiten)
+        text = to_table(results, method, whiten)
     write_or_print(text, output)
 
 
@@ -156,23 +169,36 @@ def _style_of(output: Path | None) -> str:
     return "table" if output is None else STYLES.get(output.suffix.lower(), "table")
 
 
-def _page(
+def _require_room(pictures: int, output: Path | None) -> None:
+    """Raise a usage error where a report is several files and has no place for them."""
+    from gradindex.report.page import PER_PAGE
+
+    if output is None and pictures > PER_PAGE:
+        raise click.UsageError(
+            f"a report of more than {PER_PAGE} pictures is several files: give --output x.html"
+        )
+
+
+def _report(
     opened: "Index",
     pictures: Sequence[str],
-    results: Sequence["Result"],
+    k: int,
     method: str,
-    whitened: bool,
-) -> str:
-    """The answer as HTML."""
-    from gradindex.data.images import read_thumbnail
-    from gradindex.report.page import to_html
-    from gradindex.report.thumbnails import read_small
+    pixels: bool | None,
+    output: Path | None,
+    options: dict[str, Any],
+) -> None:
+    """Answer with a report, on stdout or in the file of --output and a folder beside it."""
+    from gradindex.report.answers import answer
+    from gradindex.report.page import to_html, write_report
 
-    if opened.training_pictures.dataset is None:
-        source = opened.training_pictures.source or "the index does not say where"
-        say(
-            f"no thumbnails: training pictures are not as they were ({source}); --data PATH says"
-            " where they are now"
-        )
-    thumbnails = [read_small(partial(read_thumbnail, path)) for path in pictures]
-    return to_html([(method, results)], opened.thumbnail, thumbnails, whitened=whitened)
+    del options["by_timestep"]  # a report always tells
+    answers = answer(opened, pictures, k, method, pixels=pixels, **options)
+    say_seconds(answers.listings[0].results[0].seconds)
+    command = shlex.join(["gradindex", *click.get_current_context().find_root().obj])
+    if output is None:
+        click.echo(to_html(answers, command))
+        return
+    files = write_report(answers, output, command)
+    more = f" and {len(files) - 1} pages in {files[1].parent}" if len(files) > 1 else ""
+    say(f"wrote {output}{more}")

@@ -1,120 +1,240 @@
-"""The answer to a query as a page of HTML that stands alone: all pictures are inside the file."""
+"""Answers as pages of HTML that stand alone: pictures, style and script are inside each file."""
 
-import html
-from collections.abc import Callable, Sequence
-from pathlib import PurePath
+import base64
+import hashlib
+from collections.abc import Sequence
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
-from PIL import Image
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+import gradindex
+from gradindex.report.answers import PIXELS, Answers
 from gradindex.report.printable import printable
-from gradindex.report.rendering import plus_minus, score_kind, timestep_text, titled_lists
 from gradindex.report.thumbnails import Thumbnails
-from gradindex.search.results import Hit, Result
+from gradindex.report.timestep_chart import stroke_width
+from gradindex.report.view import (
+    FEWEST_LISTS,
+    MOST_COMMON,
+    TITLES,
+    Cards,
+    common_rows,
+    measure_text,
+    overlap,
+    used_timesteps,
+)
 
-Section = tuple[str, Sequence[Result]]  # a method, and its result for each query
+TEMPLATES = Path(__file__).parent / "templates"
+PER_PAGE = 50  # queries; more are an index page and pages of so many
+PAGE_BYTES, PAGE_QUERIES = 1.9e6, 16  # a page of up to so many queries is no larger
+FIRST_LINKED = 4  # queries, from which on a page begins with links to them
+LINK_SIDE, LINK_BYTES = 64, 3000  # of a query's thumbnail on an index page
+COLUMNS = (6, 10)  # of hits in a row, at the least and the most
+COMMAND_LETTERS = 2000
+
+# A picture is the background of an <img>, whose own picture is one transparent pixel.
+TRANSPARENT = (
+    "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"  # 1 × 1
+)
 
 
-def to_html(
-    sections: Sequence[Section],
-    picture_of: Callable[[int], Image.Image | None],
-    query_pictures: Sequence[Image.Image | None],
-    title: str = "gradindex",
-    notes: Sequence[str] = (),
-    whitened: bool = False,
-) -> str:
-    """Return a page of every query picture with its rankings.
-
-    Pictures are shown at up to 256 × 256 pixels, and each is in the page once.
+def to_html(answers: Answers, command: str = "", made: datetime | None = None) -> str:
+    """Return a page of all queries.
 
     Args:
-        sections: (method, results of that method), whose rankings are shown one below the other.
-        picture_of: the training picture of a row; None where it is gone. One that fails to open
-            leaves its place empty.
-        query_pictures: one per query; None where it cannot be shown.
-        notes: paragraphs above the rankings.
-        whitened: whether the queries were.
+        command: what was typed.
+        made: when; now by default.
     """
-    thumbnails = Thumbnails(picture_of)
-    parts = [f"<h1>{html.escape(title)}</h1>"]
-    parts += [f"<p>{html.escape(note)}</p>" for note in notes]
-    for number, picture in enumerate(query_pictures):
-        results = [(method, section_results[number]) for method, section_results in sections]
-        parts += _query_parts(picture, results, thumbnails, whitened)
-    beginning = BEGINNING.replace("{title}", html.escape(title))
-    beginning = beginning.replace("{pictures}", thumbnails.style_sheet())
-    return "\n".join([beginning, *parts, END])
+    return _page(answers, range(len(answers.queries)), _frame(answers, command, made))
 
 
-def _query_parts(
-    picture: Image.Image | None,
-    results: Sequence[tuple[str, Result]],
-    thumbnails: Thumbnails,
-    whitened: bool,
-) -> list[str]:
-    """The lines of one query: its picture, and the rankings of each (method, result)."""
-    name = PurePath(results[0][1].picture).name
-    parts = ["<section>", _figure("query", thumbnails.element(picture, name), name), "<div>"]
-    for method, result in results:
-        kind = score_kind(method, whitened)
-        for heading, hits in titled_lists(result):
-            label = f"{method} {heading} <small>{kind} ± standard error over timesteps</small>"
-            figures = "".join(_hit_figure(hit, thumbnails) for hit in hits)
-            parts.append(f"<h2>{label}</h2><div class=row>{figures}</div>")
-    parts.append("</div></section>")
-    return parts
+def write_report(
+    answers: Answers, file: Path, command: str = "", made: datetime | None = None
+) -> list[Path]:
+    """Write a page of all queries; of more than 50 an index page, and pages of 50 in a folder.
 
+    The folder of `x.html` is `x-pages` beside it. The other arguments are those of `to_html`.
 
-def _hit_figure(hit: Hit, thumbnails: Thumbnails) -> str:
-    """A hit's picture with its score, and bars of what each timestep adds to it."""
-    caption = f"<span><b>{hit.score:.3g}</b>{plus_minus(hit)}</span><br>"
-    if hit.by_timestep is not None:
-        caption += _bars(hit.by_timestep)
-    return _figure("hit", thumbnails.of_row(hit.row, hit.id), hit.id, caption)
-
-
-def _figure(css_class: str, element: str, name: str, caption: str = "") -> str:
-    """The element of a picture with a caption in HTML, and its name below."""
-    caption += html.escape(printable(name))
-    return f"<figure class={css_class}>{element}<figcaption>{caption}</figcaption></figure>"
-
-
-def _bars(by_timestep: dict[float, float]) -> str:
-    """A drawing of what each timestep adds to a score, up from the middle or down.
-
-    The largest is at full height. The numbers are the drawing's tooltip.
+    Returns:
+        The files, the first of which is `file`.
     """
-    largest = max(map(abs, by_timestep.values())) or 1.0
-    bars = []
-    for number, part in enumerate(by_timestep.values()):
-        height = part / largest
-        x, y = f"{number + 0.1:.1f}", f"{min(0, -height):.3f}"  # y grows downward
-        bars.append(f'<rect x="{x}" y="{y}" width=".8" height="{abs(height):.3f}"/>')
-    title = f"<title>{timestep_text(by_timestep)}</title>"
-    view = f'viewBox="0 -1 {len(bars)} 2" preserveAspectRatio="none"'
-    return f"<svg {view}>{title}{''.join(bars)}</svg>"
+    count = len(answers.queries)
+    if count <= PER_PAGE:
+        _write(file, to_html(answers, command, made))
+        return [file]
+    frame = _frame(answers, command, made)
+    folder = file.with_name(f"{file.stem}-pages")
+    folder.mkdir(exist_ok=True)
+    ranges = [range(q, min(q + PER_PAGE, count)) for q in range(0, count, PER_PAGE)]
+    names = [f"{number:03d}.html" for number in range(1, len(ranges) + 1)]
+    _write(file, _index_page(answers, frame, [f"{quote(folder.name)}/{name}" for name in names]))
+    for chosen, name in zip(ranges, names, strict=True):
+        around = {"Overview": f"../{quote(file.name)}"}
+        for other, its_range in zip(names, ranges, strict=True):
+            text = f"{its_range.start + 1} to {its_range.stop}"
+            around[text] = "" if other == name else other
+        _write(folder / name, _page(answers, chosen, frame, around))
+    return [file, *(folder / name for name in names)]
 
 
-BEGINNING = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>
-body { font: 14px/1.4 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; \
-padding: 0 1rem; color: #1a1a1a }
-h1 { font-size: 1.4rem } h2 { font-size: .95rem; margin: .2rem 0 } \
-small { font-weight: normal; color: #666 }
-section { display: flex; gap: 1.5rem; border-top: 1px solid #ddd; padding: 1rem 0 }
-.row { display: flex; flex-wrap: wrap; gap: .5rem; margin-bottom: .6rem }
-figure { margin: 0; width: 7rem; text-align: center; font-size: .75rem; overflow-wrap: anywhere }
-figure.query { width: 8.5rem; flex: none }
-img { width: 5.5rem; height: 5.5rem; background: #eee center / contain no-repeat; \
-print-color-adjust: exact }
-.small { image-rendering: pixelated }
-figcaption span { white-space: nowrap }
-svg { width: 5.5rem; height: 1.5rem; fill: #456; \
-background: linear-gradient(#ccc, #ccc) center/100% 1px no-repeat }
-.query img { width: 8rem; height: 8rem } .gone { height: 5.5rem; background: #eee; color: #666 }
-{pictures}
-</style></head><body>"""
+def _write(file: Path, text: str) -> None:
+    """Write a page. A name of other bytes than UTF-8 has characters that no text file can hold."""
+    file.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
-END = """</body></html>
-"""
+
+def _page(
+    answers: Answers, chosen: range, frame: dict[str, Any], around: dict[str, str] | None = None
+) -> str:
+    """A page of some queries.
+
+    Args:
+        around: {name: link} of the other pages; an empty link for this one.
+    """
+    view = Cards(answers, chosen, PAGE_BYTES * max(1.0, len(chosen) / PAGE_QUERIES))
+    contents = []
+    if len(chosen) >= FIRST_LINKED:
+        contents = [
+            {"link": f"#q{card.number}", "name": card.name, "thumbnail": card.thumbnail}
+            for card in view.cards
+        ]
+    switches = {"errors": "\N{PLUS-MINUS SIGN}", "names": "names", "timesteps": "timesteps"}
+    if any(common_rows(listing) for listing in answers.listings):
+        switches["common"] = "common pictures"
+    return _render(
+        {
+            **frame,
+            "tiles": [] if around else _tiles(answers, view.thumbnails),
+            "contents": contents,
+            "cards": view.cards,
+            "groups": view.groups if len(view.groups) > 1 else [],
+            "switches": switches,
+            "data": view.values,
+            "around": list((around or {}).items()),
+        },
+        view.thumbnails,
+    )
+
+
+def _index_page(answers: Answers, frame: dict[str, Any], files: Sequence[str]) -> str:
+    """The page that leads to those of 50 queries each."""
+    count = len(answers.queries)
+    thumbnails = Thumbnails(answers.picture_of, LINK_BYTES * count, count, LINK_SIDE)
+    contents = []
+    for q, query in enumerate(answers.queries):
+        thumbnail = thumbnails.of(query.open_picture)
+        link = f"{files[q // PER_PAGE]}#q{q + 1}"
+        contents.append({"link": link, "name": printable(query.name), "thumbnail": thumbnail})
+    tiles = _tiles(answers, thumbnails)
+    empty: dict[str, Any] = {"cards": [], "groups": [], "switches": {}, "data": None, "around": []}
+    return _render({**frame, **empty, "tiles": tiles, "contents": contents}, thumbnails)
+
+
+def _render(context: dict[str, Any], thumbnails: Thumbnails) -> str:
+    """The page, with the style sheet of all thumbnails that the context has."""
+    template = _environment().get_template("report.html")
+    return template.render(**context, pictures=thumbnails.style_sheet())
+
+
+@cache
+def _environment() -> Environment:
+    """The templates, in which every text is escaped."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    environment.globals.update(
+        style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
+        script=script,
+        script_hash=f"sha256-{digest}",
+        transparent=TRANSPARENT,
+        version=gradindex.__version__,
+    )
+    macros = environment.get_template("hit.html").module
+    for name in ("image", "cut", "hits"):
+        environment.globals[name] = getattr(macros, name)
+    return environment
+
+
+def _frame(answers: Answers, command: str, made: datetime | None) -> dict[str, Any]:
+    """What all pages of a report have in common."""
+    count = len(answers.queries)
+    made = made or datetime.now().astimezone()
+    pictures = f"{answers.pictures:,} training pictures"
+    facts = dict(answers.facts)
+    facts["Data"] = f"{pictures}, {facts['Data']}" if "Data" in facts else pictures
+    facts["Method"] = _method_text(answers)
+    facts["Made"] = f"{made.day} {made:%B %Y, %H:%M %Z}".strip()
+    low, high = COLUMNS
+    return {
+        "title": "What shaped this picture"
+        if count == 1
+        else f"What shaped these {count:,} pictures",
+        "pictures_text": pictures,
+        "facts": {name: printable(text) for name, text in facts.items()},
+        "command": _shortened(printable(command)),
+        "notes": [printable(note) for note in answers.notes],
+        "columns": min(max(answers.k, low), high),
+        "stroke": stroke_width(used_timesteps(answers)),
+    }
+
+
+def _method_text(answers: Answers) -> str:
+    """The method in words."""
+    measure = answers.listings[0].measure
+    text = f"Diffusion-{TITLES[measure]}, the {measure_text(measure, answers.whitened)}"
+    return text + (": what all pictures share counts for little" if answers.whitened else "")
+
+
+def _shortened(command: str) -> str:
+    """A command without its middle where it is very long."""
+    if len(command) <= COMMAND_LETTERS:
+        return command
+    half = COMMAND_LETTERS // 2
+    return f"{command[:half]} \N{HORIZONTAL ELLIPSIS} {command[-half:]}"
+
+
+def _tiles(answers: Answers, thumbnails: Thumbnails) -> list[dict[str, Any]]:
+    """The figures of the summary: {"figure", "text", "pictures"}."""
+    first, *others = answers.listings
+    count = len(answers.queries)
+    tiles: list[dict[str, Any]] = []
+    if count > 1:
+        rows = [hit.row for result in first.results for hit in result.hits]
+        text = f"distinct pictures in {len(rows):,} places of {TITLES[first.measure]}"
+        tiles.append(_tile(f"{len(set(rows)):,}", text))
+    mean = "on average " if count > 1 else ""
+    longest = max(len(result.hits) for result in first.results)
+    for other in others:
+        title = TITLES[other.measure]
+        place = "among the nearest in pixels" if other.measure == PIXELS else f"in {title}'s list"
+        tiles.append(_tile(f"{overlap(first, other):.1f} of {longest}", f"{mean}also {place}"))
+    if count >= FEWEST_LISTS:
+        common = common_rows(first)
+        text = "in more than half of the lists"
+        if common:
+            text += ": influential for everything, so telling for nothing"
+        tile = _tile(f"{len(common):,}", text)
+        ids = {hit.row: hit.id for result in first.results for hit in result.hits}
+        tile["pictures"] = [
+            {
+                "thumbnail": thumbnails.of_row(row),
+                "name": printable(ids[row]),
+                "text": f"{times} lists",
+            }
+            for row, times in list(common.items())[:MOST_COMMON]
+        ]
+        tiles.append(tile)
+    return tiles
+
+
+def _tile(figure: str, text: str) -> dict[str, Any]:
+    """A figure of the summary without pictures."""
+    return {"figure": figure, "text": text, "pictures": []}

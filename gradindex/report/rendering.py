@@ -21,12 +21,19 @@ def to_json(
         index, method, k: as the query was asked.
         whitened: whether the query was.
     """
+    return json.dumps(to_values(results, index, method, k, whitened), indent=1)
+
+
+def to_values(
+    results: Sequence[Result], index: str, method: str, k: int, whitened: bool = False
+) -> dict[str, Any]:
+    """Return what `to_json` writes, with the same arguments."""
     queries = []
     for result in results:
         query: dict[str, Any] = {"picture": result.picture}
-        query["hits"] = [_hit_json(hit) for hit in result.hits]
+        query["hits"] = [_hit_values(hit) for hit in result.hits]
         if result.opponents is not None:
-            query["opponents"] = [_hit_json(hit) for hit in result.opponents]
+            query["opponents"] = [_hit_values(hit) for hit in result.opponents]
         if result.groups is not None:
             query["groups"] = [asdict(group) for group in result.groups]
         queries.append(query)
@@ -34,10 +41,10 @@ def to_json(
     if whitened:
         answer["whitened"] = True
     answer["queries"] = queries
-    return json.dumps(answer, indent=1)
+    return answer
 
 
-def _hit_json(hit: Hit) -> dict[str, Any]:
+def _hit_values(hit: Hit) -> dict[str, Any]:
     """A hit's fields; `by_timestep` becomes a list of pairs, for JSON has no numbers as keys."""
     fields = asdict(hit)
     by_timestep = fields.pop("by_timestep")

@@ -1,91 +1,126 @@
-"""The small pictures of a page: each is stored once, in the page's style sheet."""
+"""The small pictures of a page: each is stored once, in the page's style sheet, within a budget."""
 
 import base64
-import html
 import io
 from collections.abc import Callable
+from typing import NamedTuple
 
 from PIL import Image, features
 
-from gradindex.report.printable import printable
+PIXEL_ART = 64  # pixels: a picture whose longer side is below this keeps its very pixels, if it can
 
-SIZE = 256  # pixels of the longer side, at the most
-PIXEL_ART = 64  # pixels: a picture up to this size is stored and shown with its very pixels
-QUALITY = 80  # of WebP, for larger ones
-
-# A picture is the background of an element <img>, whose own picture is one transparent pixel.
-TRANSPARENT = (
-    "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"  # 1 × 1
+# From the best on: the longer side in pixels at the most, and the quality of WebP.
+RUNGS = (
+    *((256, 82), (224, 80), (192, 78), (160, 76), (144, 74), (128, 72), (112, 68), (96, 64)),
+    *((80, 58), (64, 50), (56, 40), (48, 30), (40, 20)),
 )
+LOSSLESS = -1  # the rung of pixel art
 
-GONE = "<div class=gone>picture not found, or damaged</div>"
 
+class Thumbnail(NamedTuple):
+    """A picture in a page's style sheet.
 
-def read_small(open_picture: Callable[[], Image.Image | None]) -> Image.Image | None:
-    """Return a picture at its size on a page; None where there is none, or it does not open.
-
-    Args:
-        open_picture: opens and decodes it; None where it is gone.
+    Attributes:
+        name: of its class. is_small: whether it is enlarged without smoothing.
     """
-    try:
-        picture = open_picture()
-        return None if picture is None else _shrunk(picture)
-    except Exception:  # Pillow raises errors of many types for files that are damaged
-        return None
 
+    name: str
+    is_small: bool
 
-def _shrunk(picture: Image.Image) -> Image.Image:
-    """The picture in RGB, of at most 256 × 256 pixels."""
-    small = picture.convert("RGB")
-    small.thumbnail((SIZE, SIZE))
-    return small
+    @property
+    def classes(self) -> str:
+        """What its element has as `class`."""
+        return f"{self.name} small" if self.is_small else self.name
 
 
 class Thumbnails:
-    """The pictures of a page, each encoded once.
+    """The pictures of a page, each encoded once, as well as the bytes that are left allow.
 
     Args:
         picture_of: the training picture of a row; None where it is gone. It may fail.
+        budget: bytes that all may take in the page.
+        count: how many there are going to be; a query's counts as `weight` of a row's.
+        side: pixels of the longer side, at most.
     """
 
-    def __init__(self, picture_of: Callable[[int], Image.Image | None]) -> None:
+    def __init__(
+        self,
+        picture_of: Callable[[int], Image.Image | None],
+        budget: float,
+        count: float,
+        side: int = RUNGS[0][0],
+    ) -> None:
         self._picture_of = picture_of
-        self._element_of_row: dict[int, str] = {}
-        self._class_of_uri: dict[str, str] = {}
+        self._budget, self._count = budget, count
+        self._best = next(number for number, rung in enumerate(RUNGS) if rung[0] <= side)
+        self._rung = self._best  # the last one taken
+        self._of_row: dict[int, Thumbnail | None] = {}
+        self._of_uri: dict[str, Thumbnail] = {}
 
-    def of_row(self, row: int, name: str) -> str:
-        """Return the training picture of a row as an element of HTML, or that it is gone."""
-        if row not in self._element_of_row:
-            picture = read_small(lambda: self._picture_of(row))
-            self._element_of_row[row] = self.element(picture, name)
-        return self._element_of_row[row]
+    def of_row(self, row: int) -> Thumbnail | None:
+        """Return the training picture of a row; None where it is gone, or does not open."""
+        if row not in self._of_row:
+            self._of_row[row] = self.of(lambda: self._picture_of(row))
+        return self._of_row[row]
 
-    def element(self, picture: Image.Image | None, name: str) -> str:
-        """Return a picture as an element `<img>`, whose class the style sheet has."""
-        if picture is None:
-            return GONE
-        picture = _shrunk(picture)
-        is_small = max(picture.size) <= PIXEL_ART
-        uri = _data_uri(picture, is_small)
-        name_of_class = self._class_of_uri.setdefault(uri, f"p{len(self._class_of_uri)}")
-        classes = f'"{name_of_class} small"' if is_small else name_of_class
-        alt = html.escape(printable(name))
-        return f'<img class={classes} alt="{alt}" src="{TRANSPARENT}">'
+    def of(
+        self, open_picture: Callable[[], Image.Image | None], weight: float = 1
+    ) -> Thumbnail | None:
+        """Return a picture that is opened so; None where it is gone, or does not open.
+
+        Args:
+            weight: its share of the bytes that are left, in shares of a training picture's.
+        """
+        share = self._budget * weight / max(self._count, weight)
+        self._count -= weight
+        try:
+            picture = open_picture()
+            if picture is None:
+                return None
+            uri, is_small = self._encoded(picture.convert("RGB"), share, weight)
+        except Exception:  # Pillow raises errors of many types for files that are damaged
+            return None
+        if uri not in self._of_uri:
+            self._budget -= len(uri)
+            self._of_uri[uri] = Thumbnail(f"p{len(self._of_uri)}", is_small)
+        return self._of_uri[uri]
 
     def style_sheet(self) -> str:
         """Return the rules of CSS that hold the pictures, a line each."""
         rules = [
-            f".{name}{{background-image:url({uri})}}" for uri, name in self._class_of_uri.items()
+            f".{kept.name}{{background-image:url({uri})}}" for uri, kept in self._of_uri.items()
         ]
         return "\n".join(rules)
 
+    def _encoded(self, picture: Image.Image, share: float, weight: float) -> tuple[str, bool]:
+        """The first URI of a picture that is no longer than its share, or the last one.
 
-def _data_uri(picture: Image.Image, lossless: bool) -> str:
-    """A picture as a URI that holds it: WebP, or PNG where Pillow was built without WebP."""
+        Pictures are tried from one rung above the last one taken, so that they look alike.
+        """
+        is_small = max(picture.size) < PIXEL_ART
+        if is_small and len(uri := _data_uri(picture, LOSSLESS)) <= share:
+            return uri, True
+        begin = max(self._best, self._rung - 1) if weight == 1 else self._best
+        for rung in range(begin, len(RUNGS)):
+            uri = _data_uri(picture, rung)
+            if len(uri) <= share:
+                break
+        if weight == 1:
+            self._rung = rung
+        return uri, is_small
+
+
+def _data_uri(picture: Image.Image, rung: int) -> str:
+    """A picture as a URI that holds it: WebP, or else PNG and JPEG."""
     stream = io.BytesIO()
-    kind = "webp" if features.check("webp") else "png"
-    if kind == "webp":
-        picture.save(stream, "WEBP", lossless=lossless, quality=QUALITY)
+    webp = features.check("webp")
+    if rung == LOSSLESS:
+        kind = "webp" if webp else "png"
+        picture.save(stream, kind, lossless=True)
     else:
-        picture.save(stream, "PNG")
+        side, quality = RUNGS[rung]
+        small = picture.copy()
+        small.thumbnail((side, side))
+        kind = "webp" if webp else "jpeg"
+        small.save(stream, kind, quality=quality)
     return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"

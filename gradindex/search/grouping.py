@@ -33,6 +33,10 @@ class Grouping:
     names: list[str]
     numbers: np.ndarray
 
+    def name_of(self, row: int) -> str:
+        """Return the group of a row."""
+        return self.names[int(self.numbers[row])]
+
 
 def grouping(store: Store, group_by: GroupBy, source: str) -> Grouping:
     """Return the groups of a store's pictures.

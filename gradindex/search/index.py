@@ -152,7 +152,7 @@ class Index:
                 "by_timestep: the rows of this index are folded into one for each picture; leave it"
                 " out"
             )
-        groups = None if group_by is None else self._grouping(group_by)
+        groups = None if group_by is None else self.grouping(group_by)
         query = self.to_query(pictures, **options)
         (block,), gradient_seconds = self.gradients.blocks(query, [method])
         names = [picture_name(picture, number) for number, picture in enumerate(pictures)]
@@ -178,11 +178,7 @@ class Index:
         signs = (1, -1) if opponents else (1,)
         proposed = self.ranker.proposed(block, k, method, query.span, query.damping, signs)
         if not any(map(len, proposed[1])):
-            raise CallError(
-                f"timesteps = {range_text(query.span)}: no picture has a row there"
-                if query.span
-                else "every picture was skipped or removed: there is none to answer with"
-            )
+            raise self.nothing_to_rank(query)
         lists = {
             sign: self.ranker.hits(block, k, method, query.span, by_timestep, sign, rows)
             for sign, rows in proposed.items()
@@ -231,7 +227,7 @@ class Index:
         require("method", method, METHODS)
         if unfit := [name for name in OF_ONE_PICTURE if options.get(name) is not None]:
             raise CallError(f"{unfit[0]}: of single pictures; an audit takes all of a data set's")
-        groups = None if group_by is None else self._grouping(group_by)
+        groups = None if group_by is None else self.grouping(group_by)
         _ = self.store.summary  # raises unless a build has finished
         asked = mean_query(
             self.store, self.gradients, self.training_pictures, str(held_out), method, options
@@ -264,14 +260,23 @@ class Index:
                 or see `query`.
         """
         require("method", method, METHODS)
-        groups = self._grouping(group_by)
+        groups = self.grouping(group_by)
         query = self.to_query(pictures, **options)
         (block,) = self.query_blocks(query, method)
         return group_scores(self.store, block, method, query.span, groups)
 
-    def _grouping(self, group_by: GroupBy) -> Grouping:
-        """The groups of the store's pictures."""
+    def grouping(self, group_by: GroupBy) -> Grouping:
+        """The groups of the training pictures, see `query_groups`."""
         return grouping(self.store, group_by, self.training_pictures.source)
+
+    @staticmethod
+    def nothing_to_rank(query: Query) -> CallError:
+        """The error for a query that no training picture answers."""
+        return CallError(
+            f"timesteps = {range_text(query.span)}: no picture has a row there"
+            if query.span
+            else "every picture was skipped or removed: there is none to answer with"
+        )
 
     def scores(
         self,

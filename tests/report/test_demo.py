@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from html_reading import Reading
 
 from gradindex.report import demo
 
@@ -14,9 +15,11 @@ def test_the_demo_runs_and_runs_again_from_what_is_there(
     monkeypatch.setattr(demo, "STEPS", 20)
     lines: list[str] = []
     demo.run_demo(tmp_path / "out", lines.append)
-    page = (tmp_path / "out/report.html").read_text()
-    assert page.count("<img") == demo.QUERIES * (1 + 2 * demo.K)
-    assert "picture not found" not in page
+    page = Reading((tmp_path / "out/report.html").read_text(encoding="utf-8"))
+    assert page.faults == []
+    assert len(page.with_class("card")) == demo.QUERIES
+    assert len(page.with_class("hit")) == demo.QUERIES * 3 * demo.K
+    assert page.with_class("gone") == []
     assert [line.split(":")[0] for line in lines[:4]] == ["retrac", "tracin", "retrac", "tracin"]
     again: list[str] = []
     monkeypatch.setattr(demo, "_train", lambda *args: pytest.fail("trained again"))

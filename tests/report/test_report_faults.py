@@ -1,32 +1,24 @@
 """Faults of the field, in what people read: pages of pictures, trainings without pictures."""
 
-import io
 import re
-from base64 import b64decode
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import make_model, make_pictures
 from helpers import run
-from PIL import Image, features
+from html_reading import pictures_in
+from PIL import Image
 
 import gradindex
 from gradindex.errors import CallError, GradindexError
 from gradindex.report import diagnose
 from gradindex.report.counterfactual import counterfactual
 from gradindex.report.evaluate import compare, read_models
-from gradindex.report.page import to_html
 from gradindex.report.rendering import to_table
 from gradindex.search.results import Hit, Result
 
 MEBIBYTE = 1 << 20
-
-
-def pictures_in(page: str) -> list[Image.Image]:
-    """The pictures that a page holds, but for the one transparent pixel."""
-    contents = re.findall(r"url\(data:image/\w+;base64,(.*?)\)", page)
-    return [Image.open(io.BytesIO(b64decode(content))) for content in contents]
 
 
 def photograph(seed: int, size: tuple[int, int] = (4000, 3000)) -> Image.Image:
@@ -55,67 +47,12 @@ def test_a_page_of_photographs_stays_small(tmp_path: Path) -> None:
     assert [picture.size for picture in shown] == [(256, 192)] * 4
 
 
-def results(queries: int, hits: int) -> list[Result]:
-    ranking = [Hit(row + 1, f"{row}.png", row, 1.0, None) for row in range(hits)]
-    return [Result(f"{number}.png", ranking, ranking) for number in range(queries)]
-
-
-def test_each_picture_is_opened_and_stored_once() -> None:
-    """However many queries, methods and lists name it."""
-    opened = []
-
-    def picture_of(row: int) -> Image.Image:
-        opened.append(row)
-        return photograph(row, (640, 480))
-
-    queries = [photograph(2, (640, 480)), photograph(7, (300, 600))]
-    sections = [("retrac", results(2, 3)), ("tracin", results(2, 3))]
-    page = to_html(sections, picture_of, queries)
-    assert opened == [0, 1, 2]
-    assert page.count("<img") == 2 * (1 + 2 * 2 * 3)
-    shown = pictures_in(page)
-    # The first query is the third training picture.
-    assert [picture.size for picture in shown] == [(256, 192), (256, 192), (256, 192), (128, 256)]
-    assert {picture.format for picture in shown} == {"WEBP"}
-    classes = {name for name, _ in re.findall(r'<img class="?(p\d+)( small)?"? ', page)}
-    assert classes == {*re.findall(r"^\.(p\d+)\{", page, re.MULTILINE)}
-
-
-def test_a_small_picture_keeps_its_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    digit = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8))
-    for has_webp in (True, False):
-        monkeypatch.setattr(features, "check", lambda name, has_webp=has_webp: has_webp)
-        (shown,) = pictures_in(to_html([("retrac", results(1, 0))], lambda row: None, [digit]))
-        assert shown.format == ("WEBP" if has_webp else "PNG")
-        assert np.array_equal(np.asarray(shown.convert("L")), np.asarray(digit))
-
-
-@pytest.mark.parametrize(
-    "error",
-    [OSError("truncated"), SyntaxError("broken PNG"), MemoryError(), IndexError(), CallError("no")],
-)
-def test_a_picture_that_does_not_open_costs_its_place_alone(error: Exception) -> None:
-    def picture_of(row: int) -> Image.Image | None:
-        if row == 1:
-            raise error
-        return None if row == 2 else photograph(row, (40, 30))
-
-    page = to_html([("retrac", results(1, 4))], picture_of, [None])
-    assert page.count("<img") == 2 * 2
-    assert page.count("picture not found, or damaged") == 1 + 2 * 2
-
-
-def test_a_page_and_a_table_show_control_characters_escaped() -> None:
+def test_a_table_shows_control_characters_escaped() -> None:
     hit = Hit(1, "a\r\n\x1b]0;b\u2028\udcff.png", 0, 0.5, None)
-    ranking = [Result("q\n.png", [hit])]
-    name = r"a\r\n\x1b]0;b\u2028\udcff.png"
-    table = to_table(ranking, "retrac").splitlines()
+    table = to_table([Result("q\n.png", [hit])], "retrac").splitlines()
     assert len(table) == 2
     assert table[0].startswith(r"q\n.png: proponents")
-    assert table[1].endswith(f"  {name}")
-    page = to_html([("retrac", ranking)], lambda row: Image.new("L", (2, 2)), [None])
-    assert page.count(name) == 2
-    page.encode()  # no surrogate
+    assert table[1].endswith(r"  a\r\n\x1b]0;b\u2028\udcff.png")
 
 
 # --- trainings without pictures -------------------------------------------------------------------

@@ -1,0 +1,345 @@
+"""All that a report shows of some queries: rankings by both methods and by pixels, side by side."""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Unpack
+
+import numpy as np
+from PIL import Image
+
+from gradindex.data.images import read_thumbnail, to_array
+from gradindex.gradients.fold import unit
+from gradindex.recipe import FOLDED, Recipe, require, require_positive
+from gradindex.search.group_scores import group_scores
+from gradindex.search.grouping import GroupBy, Grouping
+from gradindex.search.index import Index
+from gradindex.search.pictures import Picture, picture_list, picture_name
+from gradindex.search.query import Query, QueryOptions
+from gradindex.search.results import Hit, Result
+from gradindex.search.scoring import METHODS
+from gradindex.store.prefetch import prefetch
+from gradindex.store.progress import progress
+
+PIXELS = "pixels"  # in place of a method: the cosine of pixels
+PIXEL_SIDE = 64  # pictures are compared at up to so many pixels a side
+MOST_COMPARED = 10_000  # training pictures that are read to be compared, unless it is asked for
+SCORE_BYTES = 1 << 28  # of scores [Q, N] float32 in memory at once
+HITS_AT_ONCE = 50  # queries whose candidates' rows are scored exactly at once
+SPARE = 8  # candidates beyond k, for scores that float32 rounds to the same
+TO_SIGMA = 1.4826  # a median absolute deviation times this is a normal distribution's sigma
+READERS = 4  # threads that read pictures
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The rankings of Q queries by one measure.
+
+    Attributes:
+        measure: "retrac", "tracin" or "pixels".
+        results: Q of them.
+        median, sigma: [Q], the median of all training pictures' scores, and their median absolute
+            deviation × 1.4826; NaN where all but a few have the same score.
+    """
+
+    measure: str
+    results: Sequence[Result]
+    median: np.ndarray
+    sigma: np.ndarray
+
+    def z(self, query: int, hit: Hit) -> float | None:
+        """How many robust standard deviations a hit's score lies above the median of all."""
+        sigma = float(self.sigma[query])
+        return (hit.score - float(self.median[query])) / sigma if sigma > 0 else None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One query, for people.
+
+    Attributes:
+        name: see `picture_name`.
+        open_picture: gives its thumbnail; it may fail.
+        prompt: that it was generated with; None for a model without captions.
+    """
+
+    name: str
+    open_picture: Callable[[], Image.Image | None]
+    prompt: str | None = None
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Queries, their rankings, and what is to be known of the pictures in them.
+
+    Attributes:
+        queries: Q of them.
+        listings: one for each measure; the first is the method that was asked for.
+        k: how many hits were asked for.
+        index: its path.
+        pictures: how many training pictures were ranked.
+        picture_of: thumbnail of a row; None where it is gone. It may fail.
+        caption_of: caption of a row; None where there is none.
+        group_of: class or folder of a row; None where pictures have no groups.
+        facts: {name: text} about model and data.
+        whitened: whether queries were.
+        last_timestep: S of the scheduler, where pictures are noise.
+        notes: what people should know of the answers.
+    """
+
+    queries: Sequence[Asked]
+    listings: Sequence[Listing]
+    k: int
+    index: str
+    pictures: int
+    picture_of: Callable[[int], Image.Image | None]
+    caption_of: Callable[[int], str | None] = lambda row: None
+    group_of: Callable[[int], str | None] = lambda row: None
+    facts: dict[str, str] = field(default_factory=dict)
+    whitened: bool = True
+    last_timestep: float = 1000
+    notes: Sequence[str] = ()
+
+
+def answer(
+    index: Index,
+    pictures: Picture | Iterable[Picture],
+    k: int = 10,
+    method: str = "retrac",
+    *,
+    opponents: bool = False,
+    pixels: bool | None = None,
+    group_by: GroupBy | None = None,
+    **options: Unpack[QueryOptions],
+) -> Answers:
+    """Return the rankings of both methods and of pixels, with where each hit stands among all.
+
+    Gradients are taken once, and the store is scanned once a method: the standing of a hit needs
+    the scores of all. The hits of a method are those of `Index.query`.
+
+    Args:
+        method: the one that is shown first. pixels: whether also the nearest in pixels are looked
+            for, for which every training picture is read; None: where they are 10,000 or fewer.
+        index, pictures, k, opponents, group_by, options: see `Index.query`.
+
+    Raises:
+        CallError: see `Index.query`; with `pixels`, that the training pictures are gone.
+    """
+    require_positive(k=k)
+    require("method", method, METHODS)
+    pictures = picture_list(pictures)
+    groups = None if group_by is None else index.grouping(group_by)
+    query = index.to_query(pictures, **options)
+    names = [picture_name(picture, number) for number, picture in enumerate(pictures)]
+    methods = [method, *(other for other in METHODS if other != method)]
+    began = time.perf_counter()
+    blocks = index.query_blocks(query, *methods)
+    seconds = {"gradients": time.perf_counter() - began}
+    began = time.perf_counter()
+    listings = [
+        _method_listing(index, query, names, block, k, one, opponents, seconds)
+        for one, block in zip(methods, blocks, strict=True)
+    ]
+    if groups is not None:
+        listings[0] = _with_groups(index, query, listings[0], blocks[0], groups)
+    seconds["search"] = time.perf_counter() - began
+    kept = index.store.shape[1] - len(index.store.excluded)
+    queries = _asked(pictures, names, query)
+    notes = []
+    dataset = index.training_pictures.dataset if not pixels else index.training_pictures.require()
+    if dataset is None:
+        notes.append("The training pictures are no longer where they were: their places are empty.")
+    elif pixels or (pixels is None and kept <= MOST_COMPARED):
+        listings.append(_pixel_listing(index, queries, k))
+    elif pixels is None:
+        notes.append(
+            f"Of more than {MOST_COMPARED:,} training pictures the nearest in pixels are looked for"
+            " only with --pixels."
+        )
+    return Answers(
+        queries=queries,
+        listings=listings,
+        k=k,
+        index=str(index.store.location),
+        pictures=kept,
+        picture_of=index.thumbnail,
+        caption_of=_captions(index),
+        group_of=_groups(index) if groups is None else groups.name_of,
+        facts=_facts(index),
+        whitened=query.damping is not None,
+        last_timestep=json.loads(index.store.recipe.scheduler)["num_train_timesteps"],
+        notes=notes,
+    )
+
+
+def bulk(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the median of each query's scores [Q, N] and their robust standard deviation, [Q].
+
+    NaN scores do not count. Hampel 1974: 1.4826 median absolute deviations.
+
+    >>> bulk(np.array([[1.0, 2.0, 3.0, 4.0, 100.0, np.nan]]))
+    (array([3.]), array([1.4826]))
+    """
+    median = np.nanmedian(scores, axis=1)
+    deviation = np.nanmedian(np.abs(scores - median[:, None]), axis=1)
+    return median, TO_SIGMA * deviation
+
+
+def _method_listing(
+    index: Index,
+    query: Query,
+    names: Sequence[str],
+    block: np.ndarray,
+    k: int,
+    method: str,
+    opponents: bool,
+    seconds: dict[str, float],
+) -> Listing:
+    """The rankings of a method, from query blocks [Q, C, T, D]."""
+    by_timestep = index.store.recipe.rows != FOLDED
+    at_once = max(1, SCORE_BYTES // (4 * index.store.shape[1]))
+    results: list[Result] = []
+    medians, sigmas = [], []
+    for start in range(0, len(block), at_once):
+        scores = index.ranker.scores(method, block[start : start + at_once], query.span)
+        if np.isnan(scores).all():
+            raise index.nothing_to_rank(query)
+        median, sigma = bulk(scores)
+        medians.append(median)
+        sigmas.append(sigma)
+        for first in range(0, len(scores), HITS_AT_ONCE):
+            some = slice(start + first, start + first + HITS_AT_ONCE)
+            some_scores = scores[first : first + HITS_AT_ONCE]
+            lists = {
+                sign: index.ranker.hits(
+                    block[some],
+                    k,
+                    method,
+                    query.span,
+                    by_timestep,
+                    sign,
+                    _ends(some_scores, k, sign),
+                )
+                for sign in ((1, -1) if opponents else (1,))
+            }
+            for number, name in enumerate(names[some]):
+                worst = lists[-1][number] if opponents else None
+                results.append(Result(name, lists[1][number], worst, seconds=seconds))
+    return Listing(method, results, np.concatenate(medians), np.concatenate(sigmas))
+
+
+def _with_groups(
+    index: Index, query: Query, listing: Listing, block: np.ndarray, groups: Grouping
+) -> Listing:
+    """A listing whose results tell what groups of training pictures did."""
+    of_queries = group_scores(index.store, block, listing.measure, query.span, groups)
+    pairs = zip(listing.results, of_queries, strict=True)
+    results = [replace(result, groups=of_query) for result, of_query in pairs]
+    return replace(listing, results=results)
+
+
+def _ends(scores: np.ndarray, k: int, sign: int) -> list[np.ndarray]:
+    """Rows of the highest of scores [Q, N] (sign 1) or the lowest (−1), ascending."""
+    keyed = np.nan_to_num(sign * scores, nan=-np.inf)
+    order = np.argsort(-keyed, axis=1, kind="stable")[:, : k + SPARE]
+    return [np.sort(rows[keyed[q, rows] > -np.inf]) for q, rows in enumerate(order)]
+
+
+def _pixel_listing(index: Index, queries: Sequence[Asked], k: int) -> Listing:
+    """The rankings by the cosine of pixels, as the model takes them, but 64 a side at the most."""
+    shape = _compared_shape(index.store.recipe)
+    vectors = np.stack([_pixels(query.open_picture(), shape) for query in queries])
+    scores = np.full((len(queries), index.store.shape[1]), np.nan, np.float32)
+    rows = np.setdiff1d(np.arange(scores.shape[1]), index.store.excluded).tolist()
+
+    def cosines(row: int) -> np.ndarray:
+        return vectors @ _pixels(index.thumbnail(row), shape)
+
+    compared = progress(prefetch(cosines, rows, READERS), "pixels", len(rows), "picture")
+    for row, column in zip(rows, compared, strict=True):
+        scores[:, row] = column
+    ids = index.store.sample_ids
+    results = []
+    for query, own in zip(queries, scores, strict=True):
+        (best,) = _ends(own[None], k, 1)
+        order = best[np.lexsort((best, -own[best]))][:k].tolist()
+        hits = [
+            Hit(rank, ids[row], row, float(own[row]), None) for rank, row in enumerate(order, 1)
+        ]
+        results.append(Result(query.name, hits))
+    if np.isnan(scores).all():
+        nothing = np.full(len(queries), np.nan)
+        return Listing(PIXELS, results, nothing, nothing)
+    return Listing(PIXELS, results, *bulk(scores))
+
+
+def _compared_shape(recipe: Recipe) -> tuple[int, int, int]:
+    """Channels, height and width at which pixels are compared."""
+    channels, height, width = recipe.pixels
+    shrink = max(1.0, max(height, width) / PIXEL_SIDE)
+    return channels, max(1, round(height / shrink)), max(1, round(width / shrink))
+
+
+def _pixels(thumbnail: Image.Image | None, shape: tuple[int, int, int]) -> np.ndarray:
+    """The pixels of a picture as a unit vector; NaN where there is no picture."""
+    if thumbnail is None:
+        return np.full(np.prod(shape), np.nan, np.float32)
+    return unit(to_array(thumbnail, shape).reshape(-1))
+
+
+def _asked(pictures: Sequence[Picture], names: Sequence[str], query: Query) -> list[Asked]:
+    """The queries for people."""
+    captions, arrays = query.pictures.captions, query.pictures.arrays
+    asked = []
+    for number, (picture, name) in enumerate(zip(pictures, names, strict=True)):
+        if isinstance(picture, str | Path):
+            open_picture = partial(read_thumbnail, picture)
+        else:
+            open_picture = partial(_to_picture, arrays[number])
+        asked.append(Asked(name, open_picture, None if captions is None else captions[number]))
+    return asked
+
+
+def _to_picture(array: np.ndarray) -> Image.Image:
+    """A picture [channels, height, width] in [−1, 1] as Pillow has it."""
+    values = np.round((array + 1) * 127.5).astype(np.uint8)
+    return Image.fromarray(values[0] if len(values) == 1 else values.transpose(1, 2, 0))
+
+
+def _captions(index: Index) -> Callable[[int], str | None]:
+    """What gives the caption of a row."""
+    dataset = index.training_pictures.dataset
+    captions = None if dataset is None else dataset.captions
+    return lambda row: None if captions is None else captions[row]
+
+
+def _groups(index: Index) -> Callable[[int], str | None]:
+    """What gives the group of a row: its class, or else the folder in its id.
+
+    Pictures that are all in one have none.
+    """
+    dataset = index.training_pictures.dataset
+    ids = index.store.sample_ids
+    if dataset is not None and dataset.labels is not None:
+        labels = dataset.labels
+        name_of = {label: name for name, label in dataset.classes.items()}
+        return lambda row: name_of.get(int(labels[row]), f"class {labels[row]}")
+    if len({name.rpartition("/")[0] for name in ids}) < 2:
+        return lambda row: None
+    return lambda row: ids[row].rpartition("/")[0] or "."
+
+
+def _facts(index: Index) -> dict[str, str]:
+    """What model and data an index is of."""
+    header, recipe = index.store.header, index.store.recipe
+    adapters = [Path(checkpoint.path).name for checkpoint in header.checkpoints]
+    model = f"{recipe.model}, gradients of {recipe.parameter_count:,} parameters"
+    facts = {"Model": f"{model}, {header.model}" if header.model else model}
+    if recipe.base is not None:
+        facts["Adapters" if len(adapters) > 1 else "Adapter"] = ", ".join(adapters)
+    if header.data is not None:
+        facts["Data"] = header.data.source
+    return facts

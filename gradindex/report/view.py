@@ -1,0 +1,295 @@
+"""What the templates of a report show: texts, lengths and marks, made of `Answers`."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+
+from gradindex.report.answers import PIXELS, Answers, Listing
+from gradindex.report.printable import one_line, printable
+from gradindex.report.rendering import plus_minus, to_values
+from gradindex.report.shares import ShareView, share_views
+from gradindex.report.thumbnails import Thumbnail, Thumbnails
+from gradindex.report.timestep_chart import chart_path, parts_text, zero_line
+from gradindex.search.results import Hit
+
+FULL = 0.95  # quantile of what hits have that is drawn at full length or height
+MOST_COMMON = 12  # pictures of many lists that are shown
+FEWEST_LISTS = 3  # of which a picture can be in more than half, worth a word
+QUERY_WEIGHT = 4  # a query's share of the bytes, in shares of a training picture's
+PART_DIGITS = 4  # of what a timestep adds, in the JSON inside
+CAPTION_LETTERS = 300
+
+# Bytes of a page that are not pictures: of the markup of a hit, and of all that is there once.
+HIT_BYTES, FRAME_BYTES = 800, 30_000
+FEWEST_BYTES = 700  # of a picture
+
+TITLES = {"retrac": "ReTrac", "tracin": "TracIn", PIXELS: "Nearest in pixels"}
+KINDS = {
+    "retrac": "cosine of loss gradients",
+    "tracin": "inner product of loss gradients",
+    PIXELS: "cosine of the pictures themselves; no model is asked",
+}
+
+
+@dataclass(frozen=True)
+class HitView:
+    """A training picture in a row.
+
+    Attributes:
+        z, score, error: as texts; the first and last may be empty.
+        bar: its length in percent.
+        group: position among `Cards.groups`; None: it has none.
+        also: which other rows name the picture; marks: how many.
+        path: drawing of what each timestep adds, whose zero is so far from the top; parts: the same
+            in words. Empty where not known.
+        is_common: whether it is in more than half of the measure's lists.
+    """
+
+    rank: int
+    row: int
+    name: str
+    thumbnail: Thumbnail | None
+    z: str
+    score: str
+    error: str
+    bar: int
+    caption: str
+    group: int | None
+    also: str
+    marks: int
+    path: str
+    zero: int
+    parts: str
+    is_common: bool
+
+
+@dataclass(frozen=True)
+class RowView:
+    """A ranking by one measure, folded where it is one of opponents."""
+
+    measure: str
+    title: str
+    kind: str
+    hits: list[HitView]
+    is_folded: bool = False
+
+
+@dataclass(frozen=True)
+class CardView:
+    """A query with its rows.
+
+    Attributes:
+        shares: of groups, the largest first; empty unless asked for. others: how many more.
+    """
+
+    number: int
+    name: str
+    path: str
+    prompt: str
+    thumbnail: Thumbnail | None
+    rows: list[RowView]
+    shares: list[ShareView]
+    others: int
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What is drawn at full size, of one measure in all of a report: z, and a timestep's part."""
+
+    z: float
+    part: float
+
+
+class Cards:
+    """The cards of some of the queries, with all of their pictures in `thumbnails`.
+
+    Args:
+        chosen: which queries.
+        page_bytes: that the page should not exceed.
+
+    Attributes:
+        cards: one for each query.
+        groups: the names of all groups in the lists.
+        values: the answers as JSON values, of which the measure of pixels is called "pixels".
+    """
+
+    def __init__(self, answers: Answers, chosen: range, page_bytes: float) -> None:
+        self._answers, self._chosen = answers, chosen
+        self._scales = [_scale(listing) for listing in answers.listings]
+        self._common = [common_rows(listing) for listing in answers.listings]
+        hits = [hit for listing in answers.listings for q in chosen for hit in _hits(listing, q)]
+        rows = {hit.row for hit in hits}
+        names = sorted({group for row in rows if (group := answers.group_of(row)) is not None})
+        self._position = {group: number for number, group in enumerate(names)}
+        self.groups = [printable(name) for name in names]
+        self.values = self._values()
+        count = len(rows) + QUERY_WEIGHT * len(chosen)
+        # Texts are in the page twice: in its data, and where people read them.
+        texts = 1.3 * len(json.dumps(self.values)) + HIT_BYTES * len(hits) + FRAME_BYTES
+        budget = max(page_bytes - texts, FEWEST_BYTES * count)
+        self.thumbnails = Thumbnails(answers.picture_of, budget, count)
+        self._of_query = {
+            q: self.thumbnails.of(answers.queries[q].open_picture, QUERY_WEIGHT) for q in chosen
+        }
+        self.cards = [self._card(q) for q in chosen]
+
+    def _card(self, q: int) -> CardView:
+        query = self._answers.queries[q]
+        rows, opponents = [], []
+        for number, listing in enumerate(self._answers.listings):
+            result = listing.results[q]
+            title = TITLES[listing.measure]
+            kind = measure_text(listing.measure, self._answers.whitened)
+            rows.append(RowView(listing.measure, title, kind, self._views(number, q, result.hits)))
+            if result.opponents is not None:
+                views = self._views(number, q, result.opponents, opponents=True)
+                kind = "the lowest scores: training on them works against this picture"
+                title = f"{title}, opponents"
+                opponents.append(RowView(listing.measure, title, kind, views, is_folded=True))
+        path = printable(query.name)
+        name = PurePath(path).name or path
+        prompt = one_line(query.prompt or "")
+        groups = self._answers.listings[0].results[q].groups
+        shares = share_views(groups)
+        others = len(groups or []) - len(shares)
+        thumbnail = self._of_query[q]
+        return CardView(q + 1, name, path, prompt, thumbnail, rows + opponents, shares, others)
+
+    def _views(
+        self, number: int, q: int, hits: Sequence[Hit], opponents: bool = False
+    ) -> list[HitView]:
+        """The views of a list of one query, by the measure of that number."""
+        listing, scale = self._answers.listings[number], self._scales[number]
+        highest = max((abs(hit.score) for hit in hits), default=0.0)
+        sigma = _sigma(listing, q)
+        views = []
+        for hit in hits:
+            z = listing.z(q, hit)
+            length = abs(hit.score) / (highest or 1) if z is None else abs(z) / (scale.z or 1)
+            also = [] if opponents else self._others(number, q, hit.row)
+            group = self._answers.group_of(hit.row)
+            parts, path = hit.by_timestep or {}, ""
+            if parts:
+                path = chart_path(parts, self._answers.last_timestep, scale.part * sigma)
+            view = HitView(
+                rank=hit.rank,
+                row=hit.row,
+                name=printable(hit.id),
+                thumbnail=self.thumbnails.of_row(hit.row),
+                z="" if z is None else f"{z:.1f}",
+                score=f"{hit.score:.3g}",
+                error=plus_minus(hit),
+                bar=round(100 * min(1.0, length)),
+                caption=one_line(self._answers.caption_of(hit.row) or "")[:CAPTION_LETTERS],
+                group=None if group is None else self._position[group],
+                also=f"also in {' and '.join(also)}" if also else "",
+                marks=len(also),
+                path=path,
+                zero=zero_line(parts),
+                parts=parts_text(parts) if parts else "",
+                is_common=hit.row in self._common[number] and not opponents,
+            )
+            views.append(view)
+        return views
+
+    def _others(self, number: int, q: int, row: int) -> list[str]:
+        """The titles of the other measures whose list of a query has a row."""
+        return [
+            TITLES[listing.measure]
+            for other, listing in enumerate(self._answers.listings)
+            if other != number and row in {hit.row for hit in listing.results[q].hits}
+        ]
+
+    def _values(self) -> dict[str, Any]:
+        """For each measure what `to_json` writes, with z and caption, as JSON values."""
+        whole = self._answers
+        return {"answers": [self._listing_values(listing) for listing in whole.listings]}
+
+    def _listing_values(self, listing: Listing) -> dict[str, Any]:
+        whole = self._answers
+        chosen = [listing.results[q] for q in self._chosen]
+        is_whitened = whole.whitened and listing.measure != PIXELS
+        values = to_values(chosen, whole.index, listing.measure, whole.k, is_whitened)
+        for q, result, query in zip(self._chosen, chosen, values["queries"], strict=True):
+            for hits, name in ((result.hits, "hits"), (result.opponents or [], "opponents")):
+                for hit, fields in zip(hits, query.get(name, []), strict=True):
+                    fields["z"] = listing.z(q, hit)
+                    caption = whole.caption_of(hit.row)
+                    if caption is not None:
+                        fields["caption"] = caption
+                    if hit.by_timestep is not None:
+                        parts = hit.by_timestep.items()
+                        fields["by_timestep"] = [[t, _short(part)] for t, part in parts]
+        return values
+
+
+def measure_text(measure: str, whitened: bool) -> str:
+    """Return what the scores of a measure are.
+
+    >>> measure_text("retrac", whitened=True)
+    'whitened cosine of loss gradients'
+    """
+    return f"whitened {KINDS[measure]}" if whitened and measure != PIXELS else KINDS[measure]
+
+
+def common_rows(listing: Listing) -> dict[int, int]:
+    """Return the rows in more than half of three lists or more: {row: how many}, most first."""
+    count = len(listing.results)
+    rows = Counter(hit.row for result in listing.results for hit in result.hits)
+    if count < FEWEST_LISTS:
+        return {}
+    return {row: times for row, times in rows.most_common() if 2 * times > count}
+
+
+def overlap(first: Listing, second: Listing) -> float:
+    """Return how many pictures two measures' lists of a query share, a mean over queries."""
+    shared = [
+        len({hit.row for hit in one.hits} & {hit.row for hit in other.hits})
+        for one, other in zip(first.results, second.results, strict=True)
+    ]
+    return float(np.mean(shared))
+
+
+def used_timesteps(answers: Answers) -> int:
+    """Return how many timesteps the drawings of a report have, at the most."""
+    counts = [
+        len(hit.by_timestep or {})
+        for listing in answers.listings
+        for result in listing.results
+        for hit in result.hits
+    ]
+    return max(counts, default=0)
+
+
+def _hits(listing: Listing, q: int) -> list[Hit]:
+    """All hits of a query by a measure."""
+    result = listing.results[q]
+    return [*result.hits, *(result.opponents or [])]
+
+
+def _sigma(listing: Listing, q: int) -> float:
+    """The robust standard deviation of a query's scores; 1 where it is not known."""
+    sigma = float(listing.sigma[q])
+    return sigma if sigma > 0 else 1.0
+
+
+def _scale(listing: Listing) -> Scale:
+    """What is drawn at full size, of all hits of a measure."""
+    zs, parts = [0.0], [0.0]
+    for q in range(len(listing.results)):
+        for hit in _hits(listing, q):
+            zs.append(abs(listing.z(q, hit) or 0.0))
+            if hit.by_timestep:
+                largest = max(map(abs, hit.by_timestep.values()))
+                parts.append(largest / _sigma(listing, q))
+    return Scale(float(np.quantile(zs, FULL)), float(np.quantile(parts, FULL)))
+
+
+def _short(value: float) -> float:
+    """A number with as many digits as anyone needs."""
+    return float(f"{value:.{PART_DIGITS}g}")
