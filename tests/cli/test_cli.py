@@ -57,7 +57,7 @@ def test_query_table_and_page(built: Path, queries: list[Path], tmp_path: Path) 
     )
     assert (done.returncode, done.stdout) == (0, "")
     page = (tmp_path / "page.html").read_text()
-    assert page.count("<img") == 2 * (1 + 3)
+    assert page.count("<img") == 2 * (1 + 3 * 3)
     assert "http" not in page.replace("http-equiv", "")
 
 
