@@ -36,5 +36,5 @@ def test_the_tutorial_runs(tmp_path: Path) -> None:
             command, cwd=tmp_path, env=environment, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
-    assert (tmp_path / "answer.html").read_text().count('class="hit') == 2 * (3 + 2) * 10
+    assert (tmp_path / "answer.html").read_text().count('<li class="hit') == 2 * (3 + 2) * 10
     assert (tmp_path / "diagnose-out/norms.png").exists()
