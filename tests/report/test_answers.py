@@ -1,5 +1,6 @@
 """What a report shows of a query is what the index answers, and where it stands among all."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from gradindex.errors import CallError
 from gradindex.report import answers as module
 from gradindex.report.answers import Answers, answer
 from gradindex.report.evaluate import pixel_scores
+from gradindex.report.page import to_html
 
 GRID = [100, 500, 900]
 
@@ -182,3 +184,23 @@ def test_what_no_picture_answers_is_refused(
         answer(index, queries, 0)
     with pytest.raises(CallError, match="method = 'dot'"):
         answer(index, queries, method="dot")
+
+
+def test_groups_are_those_of_queries_and_are_drawn(
+    index: gradindex.Index, queries: list[Path]
+) -> None:
+    names = index.store.sample_ids
+    hostile = "<script>alert(1)</script>"
+    groups = {name: [hostile, "b & c"][number % 2] for number, name in enumerate(names)}
+    answers = answer(index, queries, 4, group_by=groups)
+    expected = index.query_groups(queries, groups)
+    assert [result.groups for result in answers.listings[0].results] == expected
+    assert {answers.group_of(row) for row in range(12)} == set(groups.values())
+    page = to_html(answers)
+    assert hostile not in page
+    shares = re.findall(r'<span class="track" style="--b: (\d+)%; --s: (\d+)%; --e: (\d+)%">', page)
+    assert len(shares) == 2 * len(queries)
+    for bar, start, end in (map(int, share) for share in shares):
+        assert 0 <= start <= bar <= end <= 100
+    many = {name: f"group {number}" for number, name in enumerate(names)}
+    assert "4 more in the JSON inside" in to_html(answer(index, queries, 4, group_by=many))
