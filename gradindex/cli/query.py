@@ -39,7 +39,6 @@ STYLES = {
 
 if TYPE_CHECKING:
     from gradindex.search.index import Index
-    from gradindex.search.results import Result
 
 
 @click.command()
