@@ -191,6 +191,12 @@ def _report(
     from gradindex.report.answers import answer
     from gradindex.report.page import to_html, write_report
 
+    if opened.training_pictures.dataset is None:
+        source = opened.training_pictures.source or "the index does not say where"
+        say(
+            f"no thumbnails: training pictures are not as they were ({source}); --data PATH says"
+            " where they are now"
+        )
     del options["by_timestep"]  # a report always tells
     answers = answer(opened, pictures, k, method, pixels=pixels, **options)
     say_seconds(answers.listings[0].results[0].seconds)
