@@ -254,12 +254,8 @@ def grid(timesteps: int | Sequence[float], num_train_timesteps: int) -> tuple[in
                 " as many as the scheduler has"
             )
         return tuple((2 * j + 1) * num_train_timesteps // (2 * timesteps) for j in range(timesteps))
-    if isinstance(timesteps, str):
-        raise CallError(
-            f"timesteps = {timesteps!r}: give a number or a sequence of numbers, not text"
-        )
-    chosen = list(timesteps)
-    if not all(float(t).is_integer() for t in chosen):  # neither NaN nor infinity is
+    chosen = to_numbers(timesteps)
+    if not all(t.is_integer() for t in chosen):  # neither NaN nor infinity is
         raise CallError(
             f"timesteps = {chosen}: give whole numbers (only models of flow matching have others)"
         )
@@ -272,24 +268,23 @@ def grid(timesteps: int | Sequence[float], num_train_timesteps: int) -> tuple[in
     return tuple(sorted(int(t) for t in chosen))
 
 
-def timestep_text(timestep: float) -> str:
-    """Return a timestep with as few digits as tell it from all others of float32.
+def to_numbers(timesteps: Any) -> list[float]:
+    """The timesteps that a caller lists.
 
-    >>> timestep_text(500), timestep_text(500.0), timestep_text(999.6699829101562)
-    ('500', '500', '999.67')
+    Raises:
+        CallError: it is no sequence of numbers.
+
+    >>> to_numbers([999, 0.5])
+    [999.0, 0.5]
     """
-    from numpy import float32
-
-    return str(int(timestep)) if float(timestep).is_integer() else str(float32(timestep))
-
-
-def fewest_digits(number: float) -> str:
-    """Return a number with as few digits as tell it from all others.
-
-    >>> fewest_digits(5.0), fewest_digits(0.05), fewest_digits(float("inf"))
-    ('5', '0.05', 'inf')
-    """
-    return str(int(number)) if float(number).is_integer() else repr(float(number))
+    try:
+        if isinstance(timesteps, str):
+            raise TypeError("a text, and one of digits is a sequence of numbers")
+        return [float(t) for t in timesteps]
+    except (TypeError, ValueError):
+        raise CallError(
+            f"timesteps = {timesteps!r}: give a number or a sequence of numbers"
+        ) from None
 
 
 def require(name: str, value: Any, allowed: Sequence[Any]) -> None:

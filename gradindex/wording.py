@@ -49,3 +49,23 @@ def duration_text(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:,.1f} {unit}"
     return f"{seconds:.1f} seconds"
+
+
+def timestep_text(timestep: float) -> str:
+    """Return a timestep with as few digits as tell it from all others of float32.
+
+    >>> timestep_text(500), timestep_text(500.0), timestep_text(999.6699829101562)
+    ('500', '500', '999.67')
+    """
+    from numpy import float32
+
+    return str(int(timestep)) if float(timestep).is_integer() else str(float32(timestep))
+
+
+def fewest_digits(number: float) -> str:
+    """Return a number with as few digits as tell it from all others.
+
+    >>> fewest_digits(5.0), fewest_digits(0.05), fewest_digits(float("inf"))
+    ('5', '0.05', 'inf')
+    """
+    return str(int(number)) if float(number).is_integer() else repr(float(number))

@@ -5,13 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from gradindex.data.log_events import LoggedCheckpoint
 from gradindex.data.training_log import TrainingLog, training_weights
-from gradindex.errors import CallError
-
-LARGEST = 3.4e38  # of a weight: queries take it as float32
+from gradindex.store.soundness import to_weights
 
 
 class WeightedCheckpoint(NamedTuple):
@@ -60,9 +56,8 @@ def choose_checkpoints(
     explicit_weights = list(explicit.values()) or [None] * len(chosen)
     weights = []
     for explicit_weight, usual_weight in zip(explicit_weights, usual, strict=True):
-        weights.append(usual_weight if explicit_weight is None else float(explicit_weight))
-    if not (np.less(np.abs(weights), LARGEST).all() and any(weights)):  # NaN is not less
-        raise CallError(f"checkpoint weights {weights}: give finite numbers, not all of them zero")
+        weights.append(usual_weight if explicit_weight is None else explicit_weight)
+    weights = to_weights(weights)
     for checkpoint, weight in zip(chosen, weights, strict=True):
         if weight == 0:
             warnings.warn(

@@ -46,7 +46,11 @@ if TYPE_CHECKING:
 @click.argument("pictures", nargs=-1, type=PATH, required=True, metavar="PICTURE...")
 @click.option("-k", default=10, show_default=True, help="How many training pictures.")
 @METHOD
-@click.option("--opponents", is_flag=True, help="Also the most negative ones.")
+@click.option(
+    "--opponents",
+    is_flag=True,
+    help="Also the most negative ones; whitened, by a scan of the store.",
+)
 @click.option(
     "--pairing",
     type=click.Choice(["matched", "mean"]),

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from gradindex.cli.options import INDEX, PATH
-from gradindex.errors import CallError
+from gradindex.errors import CallError, quoted
 from gradindex.report.printable import printable
 from gradindex.wording import share
 
@@ -42,7 +42,12 @@ def ids(index: str, names: tuple[str, ...], under: tuple[str, ...], state: str |
     listed = [store.sample_ids[row] for row in sorted(rows) if row < store.shape[1]]
     if names or under:
         # Selected from all: what was removed since fits a pattern still, and is not listed.
+        known = set(store.sample_ids)
         chosen = set(select_ids(list(store.sample_ids), names, under))
+        if unknown := chosen - known:
+            raise CallError(
+                f"{quoted(min(unknown))}: no such id; `gradindex ids {index}` lists them"
+            )
         listed = [name for name in listed if name in chosen]
     in_terminal = sys.stdout.isatty()
     for name in listed:

@@ -21,7 +21,7 @@ import numpy as np
 
 from gradindex.errors import CallError
 from gradindex.models.processes import Ddpm, Flow, Process
-from gradindex.recipe import fewest_digits
+from gradindex.wording import fewest_digits
 
 MIN_SNR, MIN_SNR_PLUS_ONE, SNR = "min-snr", "min-snr-plus-one", "snr"
 DEBIASED, DEBIASED_V = "debiased", "debiased-v"

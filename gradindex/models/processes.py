@@ -20,7 +20,7 @@ from gradindex.models.schedules import (
     flow_shift,
     is_flow,
 )
-from gradindex.recipe import FLOW, grid
+from gradindex.recipe import FLOW, grid, to_numbers
 
 
 class Process(Protocol):
@@ -139,12 +139,8 @@ class Flow:
                 )
             u = (np.arange(timesteps) + 0.5) / timesteps
             chosen = last * self._shift * u / (1 + (self._shift - 1) * u)
-        elif isinstance(timesteps, str):
-            raise CallError(
-                f"timesteps = {timesteps!r}: give a number or a sequence of numbers, not text"
-            )
         else:
-            chosen = np.sort(np.array(list(timesteps), np.float64))
+            chosen = np.sort(np.array(to_numbers(timesteps), np.float64))
         rounded = tuple(float(t) for t in chosen.astype(np.float32))
         is_inside = all(0 < t <= last for t in rounded)
         if not rounded or not is_inside or len(set(rounded)) < len(rounded):

@@ -4,7 +4,8 @@ import json
 
 from gradindex.data.buckets import sizes_text
 from gradindex.models.trainer_notes import TrainerNotes
-from gradindex.recipe import LOSSES, Recipe, fewest_digits
+from gradindex.recipe import LOSSES, Recipe
+from gradindex.wording import fewest_digits
 
 
 def loss_differences(notes: TrainerNotes, recipe: Recipe) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 import msgspec
 
 from gradindex.data.buckets import MOST_BUCKETS
-from gradindex.recipe import fewest_digits
+from gradindex.wording import fewest_digits
 
 LARGEST_SIDE = 2**20  # of a picture
 FOLDER_COUNTS = ("img_count", "n_repeats")  # of a folder in `ss_dataset_dirs`

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from msgspec import UNSET, UnsetType
 
 from gradindex.data.buckets import sizes_text
-from gradindex.recipe import ALPHA, NPZ, Recipe, timestep_text
+from gradindex.recipe import ALPHA, NPZ, Recipe
 from gradindex.report.index_facts import Files, index_files
 from gradindex.report.printable import printable
 from gradindex.search.ann_index import INDEX_NAMES, saved_ann_index
@@ -15,7 +15,7 @@ from gradindex.search.ann_record import AnnRecord
 from gradindex.store.manifest import Shard
 from gradindex.store.records import ParameterChoice, masks_of, one_caption
 from gradindex.store.store import Store
-from gradindex.wording import counted, duration_text, size_text
+from gradindex.wording import counted, duration_text, size_text, timestep_text
 
 if TYPE_CHECKING:  # it imports torch, which takes seconds
     from gradindex.builder.estimate import Estimate

@@ -74,7 +74,7 @@ def to_table(
             )
             for hit in hits:
                 lines += _hit_lines(hit)
-            lines.append("")
+            lines += ["    none", ""] if not hits else [""]
         if result.groups is not None:
             lines += [*_group_lines(result.picture, result.groups, method, kind), ""]
     return "\n".join(lines).rstrip()

@@ -14,6 +14,7 @@ from gradindex.data.opening import is_plain_folder, open_dataset
 from gradindex.errors import CallError
 from gradindex.search.query import Query
 from gradindex.search.query_gradients import QueryGradients
+from gradindex.search.results import Result
 from gradindex.search.training_pictures import TrainingPictures, read_rows
 from gradindex.store.records import one_caption
 from gradindex.store.store import Store
@@ -63,7 +64,15 @@ def mean_query(
         last = query
     if last is None:
         raise CallError(f"data {source}: none of its pictures is there")
-    return MeanQuery((total / count).astype(np.float32), last, count, seconds)
+    query = replace(last, is_like_rows=False)
+    return MeanQuery((total / count).astype(np.float32), query, count, seconds)
+
+
+def helpful_and_harmful(result: Result) -> Result:
+    """Return the result of an audit without hits of zero or of the other sign than their list's."""
+    hits = [hit for hit in result.hits if hit.score > 0]
+    opponents = [hit for hit in result.opponents or () if hit.score < 0]
+    return replace(result, hits=hits, opponents=opponents)
 
 
 def _open_held_out(store: Store, training: TrainingPictures, source: str) -> Dataset:

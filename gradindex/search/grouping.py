@@ -50,6 +50,8 @@ def grouping(store: Store, group_by: GroupBy, source: str) -> Grouping:
     Raises:
         CallError: there is no such column or file; an id is not in the index, or in two groups.
     """
+    if not isinstance(group_by, Mapping | str | Path):
+        raise CallError(f"group_by = {group_by!r}: give a text, a path, or {{id: group}}")
     if isinstance(group_by, Mapping):
         groups = _of_mapping(store, group_by, "group_by")
     elif group_by == FOLDER:
@@ -129,11 +131,14 @@ def _read_csv(file: Path) -> dict[str, str]:
     """
     try:
         with file.open(encoding="utf-8-sig", newline="") as lines:
-            rows = list(csv.DictReader(lines))
+            reader = csv.DictReader(lines)
+            columns, rows = set(reader.fieldnames or ()), list(reader)
     except (OSError, ValueError, csv.Error) as error:
         raise CallError(f"{file}: cannot be read ({error})") from error
-    if not rows or not {"id", "group"} <= rows[0].keys():
-        raise CallError(f"{file}: give a CSV file whose first line is id,group")
+    if not {"id", "group"} <= columns:
+        raise CallError(f"{file}: give a CSV file whose first line is id,group, with a comma")
+    if not rows:
+        raise CallError(f"{file}: has no line below the first; give each id and its group")
     groups: dict[str, str] = {}
     repeated = []
     for row in rows:

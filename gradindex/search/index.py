@@ -11,7 +11,7 @@ from PIL import Image
 from gradindex.errors import CallError
 from gradindex.models.devices import resolve_device
 from gradindex.recipe import FOLDED, require, require_positive
-from gradindex.search.audit import mean_query
+from gradindex.search.audit import helpful_and_harmful, mean_query
 from gradindex.search.group_scores import group_scores
 from gradindex.search.grouping import GroupBy, Grouping, grouping
 from gradindex.search.notebook import facts_html, facts_of
@@ -176,7 +176,9 @@ class Index:
         began = time.perf_counter()
         (block,) = self._whitened([block], query, [method])
         signs = (1, -1) if opponents else (1,)
-        proposed = self.ranker.proposed(block, k, method, query.span, query.damping, signs)
+        proposed = self.ranker.proposed(
+            block, k, method, query.span, query.damping, signs, is_like_rows=query.is_like_rows
+        )
         if not any(map(len, proposed[1])):
             raise self.nothing_to_rank(query)
         lists = {
@@ -217,8 +219,9 @@ class Index:
                 region, mask, against, against_prompt, ids.
 
         Returns:
-            Its `hits` are the most helpful, its `opponents` the most harmful: training on them
-            raises the mean loss of the held-out pictures. Scores are the means of the pictures'.
+            Its `hits` are the most helpful, of scores above 0, its `opponents` the most harmful,
+            below 0: training on them raises the mean loss of the held-out pictures. Scores are the
+            means of the pictures'.
 
         Raises:
             CallError, DataError: the data set or the options do not fit.
@@ -236,7 +239,7 @@ class Index:
         (result,) = self._results(
             asked.block, [name], k, method, asked.query, True, False, groups, asked.seconds
         )
-        return result
+        return helpful_and_harmful(result)
 
     def query_groups(
         self,

@@ -8,6 +8,7 @@ from typing import Any
 
 from PIL import Image
 
+from gradindex.errors import GradindexError
 from gradindex.store.store import Store
 from gradindex.wording import counted
 
@@ -69,9 +70,17 @@ def _result_line(
     """The line of one picture: it, then its hits."""
     cells = [f"<th>{_image(_opened(picture))}<br>{html.escape(picture)}</th>"]
     for hit in hits[:SHOWN]:
-        element = _image(picture_of(hit.row))
+        element = _image(_found(picture_of, hit.row))
         cells.append(f"<td>{element}<br><b>{hit.score:.3g}</b><br>{html.escape(hit.id)}</td>")
     return f"<tr>{''.join(cells)}</tr>"
+
+
+def _found(picture_of: Callable[[int], Image.Image | None], row: int) -> Image.Image | None:
+    """The training picture of a row; None where it is gone, wherever the caller says it is."""
+    try:
+        return picture_of(row)
+    except GradindexError:
+        return None
 
 
 def _opened(path: str) -> Image.Image | None:

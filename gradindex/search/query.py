@@ -4,13 +4,13 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Self, TypedDict
+from typing import Any, Self, TypedDict
 
 import numpy as np
 
 from gradindex.errors import CallError
 from gradindex.models.examples import Pictures
-from gradindex.recipe import FOLDED, Recipe, require, require_positive, timestep_text
+from gradindex.recipe import FOLDED, Recipe, require, require_positive
 from gradindex.search.pictures import (
     Picture,
     picture_list,
@@ -21,8 +21,9 @@ from gradindex.search.pictures import (
 from gradindex.search.regions import Mask, Region, part_masks
 from gradindex.search.scoring import Span, inside, to_span
 from gradindex.search.whitening import DAMPING
+from gradindex.store.soundness import to_weights
 from gradindex.store.store import Store
-from gradindex.wording import counted
+from gradindex.wording import counted, timestep_text
 
 QUERY_TIMESTEPS = 25  # of the mean pairing
 QUERY_DRAWS = 2
@@ -84,6 +85,9 @@ class Query:
             noise draws each.
         columns: the positions of these timesteps among the store's; None for the mean pairing.
         damping: of whitening; None for plain scores.
+        is_like_rows: whether its gradients are taken as those of the store's rows were: of one
+            whole picture, in the store's own pairing and weights. Search files find what is near
+            to such queries: their recall was measured with sums of rows.
         span, weights, batch_size: see `QueryOptions`.
     """
 
@@ -95,6 +99,7 @@ class Query:
     span: Span | None
     weights: Sequence[float]
     damping: float | None
+    is_like_rows: bool
     batch_size: int | str
 
     @classmethod
@@ -143,11 +148,10 @@ class Query:
                 f"timesteps = {range_text(span)}: the index has none of them, but"
                 f" {', '.join(map(timestep_text, recipe.timesteps))}"
             )
-        if weights is None:
-            weights = store.header.weights
+        weights = store.header.weights if weights is None else to_weights(weights)
         if len(weights) != len(recipe.checkpoints):
             raise CallError(
-                f"weights = {list(weights)}: this index has"
+                f"weights = {weights}: this index has"
                 f" {counted(len(recipe.checkpoints), 'checkpoint')}"
             )
         if batch_size != "auto":
@@ -177,6 +181,10 @@ class Query:
             span=span,
             weights=weights,
             damping=damping,
+            is_like_rows=asked.masks is None
+            and not contrast
+            and matched == (recipe.events is None)
+            and weights == store.header.weights,
             batch_size=batch_size,
         )
 
@@ -219,8 +227,10 @@ def read_query(
     pictures = picture_list(pictures)
     if not len(pictures):
         raise CallError("pictures: give at least one")
-    if ids is not None and len(ids) != len(pictures):
-        raise CallError(f"ids: {len(ids)} for {counted(len(pictures), 'picture')}")
+    if ids is not None:
+        ids = _texts("ids", ids)
+        if len(ids) != len(pictures):
+            raise CallError(f"ids: {len(ids)} for {counted(len(pictures), 'picture')}")
     labels = read_labels(class_label, len(pictures), recipe.classes)
     if prompt is not None and not recipe.captioned:
         raise CallError(f"prompt = {prompt!r}: the model is given no captions")
@@ -280,6 +290,19 @@ def range_text(span: Span | None) -> str:
     """
     ends = () if span is None else span
     return ":".join("" if np.isinf(end) else timestep_text(end) for end in ends)
+
+
+def _texts(name: str, given: Any) -> list[str]:
+    """A list of texts.
+
+    Raises:
+        CallError: it is no list, or not of texts.
+    """
+    is_list = not isinstance(given, str) and isinstance(given, Iterable)
+    texts = list(given) if is_list else []
+    if not (is_list and all(isinstance(text, str) for text in texts)):
+        raise CallError(f"{name} = {given!r}: give a list of texts")
+    return texts
 
 
 def _content_ids(arrays: Sequence[np.ndarray]) -> list[str]:

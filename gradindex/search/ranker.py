@@ -62,18 +62,22 @@ class Ranker:
         span: Span | None,
         damping: float | None,
         signs: Sequence[int],
+        *,
+        is_like_rows: bool,
     ) -> dict[int, list[np.ndarray]]:
         """Rows among which the best k of each query are (sign 1), and the worst (sign −1).
 
         Args:
             block: query blocks, whitened with this damping; None: plain ones.
+            is_like_rows: see `Query`. Search files are asked only by such queries, and whitened
+                only for the best: there is too little between the worst and all others.
 
         Returns:
             {sign: row numbers of each query, ascending}, from FAISS or a scan.
         """
         plain = damping is None
-        has_index = plain or (damping == DAMPING and not self._by_rows(method))
-        if span is None and has_index:
+        has_index = plain or (damping == DAMPING and -1 not in signs and not self._by_rows(method))
+        if span is None and is_like_rows and has_index:
             name = method if plain else method + WHITENED
             candidates = self._candidates(name, block, k, signs)
             if candidates is not None:

@@ -91,6 +91,8 @@ def _open(mask: Any, name: str) -> Image.Image:
                 f"{name}: an array of {mask.dtype}; give bool, uint8, or numbers 0 to 1"
             )
         return Image.fromarray(np.uint8(np.round(255 * values)))
+    if not isinstance(mask, str | Path):
+        raise CallError(f"{name}: give a path, a PIL picture, or an array [height, width]")
     try:
         with open_encoded(mask) as opened:
             opened.load()

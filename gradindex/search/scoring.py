@@ -238,11 +238,12 @@ def to_span(timesteps: tuple[float | None, float | None] | None) -> Span | None:
         return None
     try:
         first, stop = timesteps
+        span = (_end(first, -np.inf), _end(stop, np.inf))
+        is_range = span[0] < span[1]
     except (TypeError, ValueError):
         message = "give the first and the one after the last, (A, B)"
         raise CallError(f"timesteps = {timesteps!r}: {message}") from None
-    span = (_end(first, -np.inf), _end(stop, np.inf))
-    if not span[0] < span[1]:
+    if not is_range:
         raise CallError(f"timesteps = {first}:{stop}: give A:B with A below B")
     return span
 
@@ -250,7 +251,9 @@ def to_span(timesteps: tuple[float | None, float | None] | None) -> Span | None:
 def _end(given: float | None, open_end: float) -> float:
     if given is None:
         return open_end
-    return float(np.float32(given)) if isinstance(given, float) else given
+    if isinstance(given, str):
+        raise TypeError("a text")
+    return int(given) if float(given).is_integer() else float(np.float32(given))
 
 
 def inside(t: Any, span: Span | None) -> Any:

@@ -7,13 +7,16 @@ anything is made of them.
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import fields
+from typing import Any
 
 import msgspec
 from msgspec import UNSET
 
 from gradindex.data.buckets import MOST_BUCKETS
 from gradindex.data.dataset import Columns
+from gradindex.errors import CallError
 from gradindex.recipe import FOLDED, LOSSES, MASKS, MEAN_SQUARE, NOISES, Recipe
 from gradindex.store.array_names import CHUNK_IDS, IDS, ROW_ARRAYS
 from gradindex.store.records import Header, masks_of
@@ -102,6 +105,25 @@ def require_sound_header(header: Header, recipe: Recipe) -> None:
         "model": all(path is None or is_path(path) for path in paths),
     }
     _require(is_sound)
+
+
+def to_weights(weights: Iterable[Any]) -> list[float]:
+    """Return the weights of checkpoints as numbers, as a header may have them.
+
+    Raises:
+        CallError: one is not a finite number of float32, or all are zero.
+
+    >>> to_weights([1, 0.5])
+    [1.0, 0.5]
+    """
+    fault = f"checkpoint weights {weights}: give finite numbers, not all of them zero"
+    try:
+        numbers = [float(weight) for weight in weights]
+    except (TypeError, ValueError):
+        raise CallError(fault) from None
+    if not (all(abs(number) <= LARGEST_FLOAT32 for number in numbers) and any(numbers)):
+        raise CallError(fault)  # NaN is not less than anything
+    return numbers
 
 
 def is_path(text: str) -> bool:

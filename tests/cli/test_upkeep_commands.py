@@ -54,6 +54,7 @@ def test_what_is_listed_is_removed(index: Path) -> None:
     ("arguments", "message"),
     [
         (["ids", "*.jpg"], "'*.jpg': fits no id; `gradindex ids INDEX` lists them"),
+        (["ids", "nosuch.png"], "'nosuch.png': no such id; `gradindex ids "),
         (["remove", "*.jpg", IDS[0]], "'*.jpg': fits no id; `gradindex ids INDEX` lists them"),
         (["remove", "--under", "fold"], "under 'fold': no id begins so; `gradindex ids INDEX`"),
         (["remove", "nobody"], "1 of 1 id is not in it, such as 'nobody'; none is removed"),

@@ -278,6 +278,8 @@ def test_groups_by_the_names_of_classes(tmp_path: Path, model: Path) -> None:
         ("id,group\na,x\nb,x\nc,x\nd,x\n", r"4 ids \('a', 'b', 'c', …\) are not in the index"),
         ("id,group\nann/000.png,x\nann/000.png,y\n", r"the id 'ann/000\.png' is in two groups"),
         ("name,artist\nann/000.png,x\n", r"whose first line is id,group"),
+        ("id;group\nann/000.png;x\n", r"whose first line is id,group, with a comma"),
+        ("id,group\n", r"has no line below the first; give each id and its group"),
         ("", r"whose first line is id,group"),
         (None, r"cannot be read"),
         (b"id,group\n\xff,x\n", r"cannot be read"),

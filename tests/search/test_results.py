@@ -93,6 +93,14 @@ def test_a_notebook_shows_results_with_pictures(
         assert all(name in shown for name in result.ids)
 
 
+def test_a_notebook_shows_results_whose_pictures_are_not_where_they_should_be(
+    index: gradindex.Index, queries: list[Path], tmp_path: Path
+) -> None:
+    moved = gradindex.open(index.store.location, data=tmp_path / "nowhere")
+    shown = moved.query(queries, k=2)._repr_html_()
+    assert shown.count("data:image/png;base64,") == 2
+
+
 def test_hostile_names_stay_text() -> None:
     shown = results_of("<script>x</script>.png")._repr_html_()
     assert "&lt;script&gt;x&lt;/script&gt;.png" in shown

@@ -107,7 +107,7 @@ def test_a_range_may_end_at_a_timestep_as_people_read_it(place: Path) -> None:
         ([], r"\[\]: give distinct"),
         (0, "timesteps = 0: give 1 to 1000"),
         (1001, "timesteps = 1001: give 1 to 1000"),
-        ("500", "not text"),
+        ("500", "a sequence of numbers"),
     ],
 )
 def test_timesteps_that_flow_matching_has_not(timesteps: object, message: str) -> None:
