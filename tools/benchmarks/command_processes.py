@@ -8,10 +8,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -118,12 +120,16 @@ def _perform(
     if prepare is not None:
         prepare()
     parent.send(None)
+    status: Any = 1
     try:
         main(list(words))
+        status = 0
     except SystemExit as stop:
-        parent.send(stop.code or 0)
+        status = stop.code or 0
         raise
-    parent.send(0)
+    finally:
+        with suppress(BrokenPipeError):  # nobody asks for the status of a command to be killed
+            parent.send(status)
 
 
 def exit_status(words: Sequence[str], stderr: Path, prepare: Prepare | None = None) -> int:
