@@ -8,6 +8,7 @@ import click
 
 from gradindex.cli.messages import say
 from gradindex.cli.options import (
+    ADAPTERS,
     CLASS_LABEL,
     DATA,
     DEVICE,
@@ -45,6 +46,7 @@ from gradindex.store.memory import keep_freed_memory
 @WHITEN
 @CLASS_LABEL
 @MODEL
+@ADAPTERS
 @DATA
 @DEVICE
 @TABLE_OR_JSON
@@ -59,6 +61,7 @@ def diagnose(
     index: str,
     pictures: tuple[str, ...],
     model: str | None,
+    adapters: tuple[str, ...],
     data: str | None,
     device: str,
     style: str,
@@ -75,7 +78,7 @@ def diagnose(
     from gradindex.search.index import open as open_index
 
     keep_freed_memory()
-    opened = open_index(index, model=model, device=device, data=data)
+    opened = open_index(index, model=model, device=device, adapters=adapters or None, data=data)
     diagnosis = report(opened, pictures, **options)
     click.echo(json.dumps(diagnosis, indent=1) if style == "json" else to_text(diagnosis))
     for file in save(diagnosis, out):

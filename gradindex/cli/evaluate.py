@@ -9,6 +9,7 @@ from zipfile import BadZipFile
 import click
 
 from gradindex.cli.options import (
+    ADAPTERS,
     CLASS_LABEL,
     DATA,
     DEVICE,
@@ -59,6 +60,7 @@ def evaluate() -> None:
 @PROMPT
 @CLASS_LABEL
 @MODEL
+@ADAPTERS
 @DATA
 @DEVICE
 @TABLE_OR_JSON
@@ -69,6 +71,7 @@ def lds(
     arrays: str | None,
     embeddings: str | None,
     model: str | None,
+    adapters: tuple[str, ...],
     data: str | None,
     device: str,
     style: str,
@@ -86,7 +89,7 @@ def lds(
 
     if (models is None) == (arrays is None):
         raise click.UsageError("give --models or --arrays")
-    opened = open_index(index, model=model, device=device, data=data)
+    opened = open_index(index, model=model, device=device, adapters=adapters or None, data=data)
     vectors = None if embeddings is None else _read_arrays(embeddings, "training", "queries")
     subsets, losses, are_trainings = _subsets_and_losses(opened, models, arrays, pictures, options)
     scores = compare(opened, pictures, subsets, losses.mean(0), vectors, **options)
@@ -229,6 +232,7 @@ def _table(rows: Mapping[str, Mapping[str, float]]) -> str:
 @PROMPT
 @CLASS_LABEL
 @MODEL
+@ADAPTERS
 @DATA
 @DEVICE
 @TABLE_OR_JSON
@@ -238,6 +242,7 @@ def counterfactual(
     command: str,
     work: str,
     model: str | None,
+    adapters: tuple[str, ...],
     data: str | None,
     device: str,
     style: str,
@@ -254,7 +259,7 @@ def counterfactual(
     from gradindex.report.printable import printable
     from gradindex.search.index import open as open_index
 
-    opened = open_index(index, model=model, device=device, data=data)
+    opened = open_index(index, model=model, device=device, adapters=adapters or None, data=data)
     removals = train_without(opened, pictures, command, work, **options)
     if style == "json":
         click.echo(json.dumps([asdict(removal) for removal in removals], indent=1))

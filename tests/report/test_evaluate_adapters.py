@@ -1,6 +1,7 @@
 """Scores of an index of adapters, against adapters that were trained again."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,32 @@ def test_the_command_takes_adapters_and_prompts(
     done = run("evaluate", "lds", index.store.location, *queries, *given)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["subsets"] == 4
+
+
+def test_the_commands_are_told_where_a_moved_adapter_is(
+    base: Path, adapters: Path, queries: list[Path], tmp_path: Path
+) -> None:
+    """As the message of one that is gone says."""
+    captioned_pictures(tmp_path / "data", CAPTIONS)
+    old, new = tmp_path / "old", tmp_path / "new"
+    shutil.copytree(adapters / "0", old)
+    gradindex.build(
+        tmp_path / "idx",
+        model=base,
+        adapters=[old],
+        data=tmp_path / "data",
+        timesteps=1,
+        dim=16,
+        resolution=SIDE,
+        device="cpu",
+    )
+    old.rename(new)
+    prompts = [text for prompt in PROMPTS for text in ("--prompt", prompt)]
+    evaluation = ["evaluate", "lds", tmp_path / "idx", *queries, "--models", adapters, *prompts]
+    gone = run(*evaluation)
+    assert (gone.returncode, "--adapter" in gone.stderr) == (2, True)
+    done = run(*evaluation, "--adapter", new)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_counterfactual_trains_with_the_captions(
