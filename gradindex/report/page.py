@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -51,6 +51,15 @@ def to_html(answers: Answers, command: str = "", made: datetime | None = None) -
     return _page(answers, range(len(answers.queries)), _frame(answers, command, made))
 
 
+def to_fragment(answers: Answers) -> str:
+    """Return the cards of all queries as a part of a page that is there already.
+
+    It has the style sheet of their pictures, and their data, inside.
+    """
+    context, thumbnails = _context(answers, range(len(answers.queries)), _frame(answers, "", None))
+    return render("fragment.html", {**context, "pictures": thumbnails.style_sheet()})
+
+
 def write_report(
     answers: Answers, file: Path, command: str = "", made: datetime | None = None
 ) -> list[Path]:
@@ -93,6 +102,13 @@ def _page(
     Args:
         around: {name: link} of the other pages; an empty link for this one.
     """
+    return _render(*_context(answers, chosen, frame, around))
+
+
+def _context(
+    answers: Answers, chosen: range, frame: dict[str, Any], around: dict[str, str] | None = None
+) -> tuple[dict[str, Any], Thumbnails]:
+    """What the templates show of some queries, and its thumbnails; see `_page`."""
     view = Cards(answers, chosen, PAGE_BYTES * max(1.0, len(chosen) / PAGE_QUERIES))
     contents = []
     if len(chosen) >= FIRST_LINKED:
@@ -103,19 +119,17 @@ def _page(
     switches = {"errors": "\N{PLUS-MINUS SIGN}", "names": "names", "timesteps": "timesteps"}
     if any(common_rows(listing) for listing in answers.listings):
         switches["common"] = "common pictures"
-    return _render(
-        {
-            **frame,
-            "tiles": [] if around else _tiles(answers, view.thumbnails),
-            "contents": contents,
-            "cards": view.cards,
-            "groups": view.groups if len(view.groups) > 1 else [],
-            "switches": switches,
-            "data": view.values,
-            "around": list((around or {}).items()),
-        },
-        view.thumbnails,
-    )
+    context = {
+        **frame,
+        "tiles": [] if around else _tiles(answers, view.thumbnails),
+        "contents": contents,
+        "cards": view.cards,
+        "groups": view.groups if len(view.groups) > 1 else [],
+        "switches": switches,
+        "data": view.values,
+        "around": list((around or {}).items()),
+    }
+    return context, view.thumbnails
 
 
 def _index_page(answers: Answers, frame: dict[str, Any], files: Sequence[str]) -> str:
@@ -134,15 +148,23 @@ def _index_page(answers: Answers, frame: dict[str, Any], files: Sequence[str]) -
 
 def _render(context: dict[str, Any], thumbnails: Thumbnails) -> str:
     """The page, with the style sheet of all thumbnails that the context has."""
-    template = _environment().get_template("report.html")
-    return template.render(**context, pictures=thumbnails.style_sheet())
+    return render("report.html", {**context, "pictures": thumbnails.style_sheet()})
+
+
+def render(template: str, context: Mapping[str, Any], folder: Path | None = None) -> str:
+    """Return a template with what it shows.
+
+    Args:
+        folder: of templates beside those of reports, where it is looked for first.
+    """
+    return _environment(folder).get_template(template).render(**context)
 
 
 @cache
-def _environment() -> Environment:
+def _environment(folder: Path | None) -> Environment:
     """The templates, in which every text is escaped."""
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
+        loader=FileSystemLoader([folder, TEMPLATES] if folder else TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

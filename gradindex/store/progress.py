@@ -4,13 +4,18 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 Item = TypeVar("Item")
 
 DELAY = 2  # seconds that work lasts before it has a bar
 LOG_INTERVAL = 30  # seconds between the lines in a log
+
+Watcher = Callable[[str, int, int | None], None]  # is told the title, how much is done, of how much
+_watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
 
 
 class Progress(Protocol):
@@ -49,6 +54,8 @@ def progress(
     >>> [number for number in progress([1, 2], "counting")]
     [1, 2]
     """
+    if watcher := _watcher.get():
+        return _WatchedProgress(watcher, items, title, total)
     if _in_notebook():
         return _notebook_bar(items, title, total, unit)
     if sys.stderr is not None and sys.stderr.isatty():
@@ -56,6 +63,23 @@ def progress(
 
         return tqdm(items, title, total, unit=unit, delay=DELAY)
     return LoggedProgress(items, title, total, unit)
+
+
+@contextmanager
+def watched(watcher: Watcher) -> Iterator[None]:
+    """Have a function told of all progress in a `with` block of this thread; none is shown.
+
+    >>> with watched(lambda title, done, total: print(title, done, "of", total)):
+    ...     numbers = list(progress([1, 2], "counting"))
+    counting 0 of 2
+    counting 1 of 2
+    counting 2 of 2
+    """
+    token = _watcher.set(watcher)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
 
 
 def _in_notebook() -> bool:
@@ -142,6 +166,26 @@ class LoggedProgress(Generic[Item]):
         unit = self._unit if (self._total or self._done) == 1 else f"{self._unit}s"
         sys.stderr.write(f"{title}{self._done:,}{of_total} {unit}, {times}\n")
         sys.stderr.flush()
+
+
+class _WatchedProgress(LoggedProgress[Item]):
+    """Progress that a function is told of, see `watched`."""
+
+    def __init__(
+        self,
+        watcher: Watcher,
+        items: Iterable[Item] | None,
+        title: str,
+        total: int | None,
+    ) -> None:
+        super().__init__(items, title, total)
+        self._watcher = watcher
+        self.update(0)
+
+    def update(self, count: int = 1) -> None:
+        """Tell of what is done."""
+        self._done += count
+        self._watcher(self._title, self._done, self._total)
 
 
 def _clock(seconds: float) -> str:

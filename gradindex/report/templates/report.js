@@ -1,9 +1,16 @@
 "use strict";
 const all = (selector) => [...document.querySelectorAll(selector)];
 
+// Cards may come after this script has run, so it is the page that listens.
+function on(event, selector, act) {
+  document.addEventListener(event, ({target}) => {
+    const element = target.closest?.(selector);
+    if (element) act(element);
+  });
+}
+
 // Only the pictures of one group are shown in full.
-const group = document.getElementById("group");
-group?.addEventListener("change", () => {
+on("change", "#group", (group) => {
   for (const hit of all(".hit")) {
     hit.classList.toggle("off", group.value !== "" && hit.dataset.group !== group.value);
   }
@@ -41,9 +48,7 @@ function save(kind) {
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
-for (const button of all("[data-save]")) {
-  button.addEventListener("click", () => save(button.dataset.save));
-}
+on("click", "[data-save]", (button) => save(button.dataset.save));
 
 // A picture from nearer; left and right go on to the next.
 const closer = document.getElementById("closer");
@@ -62,10 +67,9 @@ function show(hit) {
   lists.textContent = "It is in lists " + named;
   place.replaceChildren(image, ...parts.slice(1), lists);
   if (!closer.open) closer.showModal();
+  closer.dispatchEvent(new CustomEvent("shown", {detail: hit}));
 }
-for (const hit of all(".hit")) {
-  hit.querySelector("button").addEventListener("click", () => show(hit));
-}
+on("click", ".hit button", (button) => show(button.closest(".hit")));
 closer?.addEventListener("keydown", (event) => {
   if (event.key === "ArrowRight") show(shown.nextElementSibling);
   if (event.key === "ArrowLeft") show(shown.previousElementSibling);
