@@ -15,7 +15,7 @@ import gradindex
 PACKAGE = Path(gradindex.__file__).parent
 
 # From the top down: a package imports only those after it. The modules beside them are the ground.
-PACKAGES = ["cli", "report", "builder", "search", "store", "gradients", "models", "data"]
+PACKAGES = ["cli", "serve", "report", "builder", "search", "store", "gradients", "models", "data"]
 GROUND = ["recipe", "errors", "machine_memory", "random_numbers", "ray_connection", "wording"]
 
 # The only packages and modules that import a library. `report.demo` plays the user, who trains.
@@ -26,7 +26,11 @@ LIBRARIES = {
     "peft": ["models.adapters"],
     "datasets": ["data.table", "data.table_files"],
     "pyarrow": ["data.table", "data.table_files", "data.log_table", "search.results"],
-    "PIL": ["data", "search", "report"],
+    "PIL": ["data", "search", "report", "serve"],
+    "fastapi": ["serve"],
+    "starlette": ["serve.app", "serve.guard"],
+    "pydantic": ["serve.options"],
+    "uvicorn": ["serve.listening"],
     "zarr": ["store.arrays"],
     "google_crc32c": ["store.arrays"],
     "numcodecs": ["store.arrays"],

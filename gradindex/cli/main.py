@@ -19,6 +19,7 @@ from gradindex.cli.evaluate import evaluate
 from gradindex.cli.messages import fail, flags_of, log_to_stderr, say, usage_text, with_flags
 from gradindex.cli.options import INDEX, METHOD_CHOICE, PATH, TABLE_OR_JSON
 from gradindex.cli.query import query
+from gradindex.cli.serve import serve
 from gradindex.cli.upkeep import compact, ids, remove
 from gradindex.errors import GradindexError, first_line
 from gradindex.report.printable import one_line
@@ -33,7 +34,7 @@ UNFINISHED = 3  # status of `info`; 1 is a failure, 2 a wrong call
 # The commands in the order of work, each under one heading.
 SECTIONS = {
     "Begin": ["demo", "build", "info"],
-    "Ask": ["query", "audit"],
+    "Ask": ["query", "audit", "serve"],
     "Know what an answer is worth": ["diagnose", "evaluate"],
     "Keep an index": ["verify", "ids", "remove", "compact", "index"],
 }
@@ -148,7 +149,7 @@ def main(quiet: bool, verbose: bool, debug: bool) -> None:
     """
 
 
-for command in (build, query, audit, diagnose, evaluate, ids, remove, compact):
+for command in (build, query, audit, serve, diagnose, evaluate, ids, remove, compact):
     main.add_command(command)
 
 

@@ -177,10 +177,10 @@ class Dataset:
         with self._open(row) as picture:
             return nearest_size(picture, sizes)
 
-    def thumbnail(self, row: int, content: str = NO_CONTENT) -> Image.Image | None:
-        """Return picture number `row` in RGB and no larger than 256 pixels, for people to look at.
+    def thumbnail(self, row: int, content: str = NO_CONTENT, side: int = 256) -> Image.Image | None:
+        """Return picture number `row` in RGB and no larger than `side`, for people to look at.
 
-        None where it cannot be read, or is another picture.
+        None where it cannot be read, or is another one.
 
         Args:
             content: the `content_digest` that its bytes must have; `NO_CONTENT`: any.
@@ -189,7 +189,7 @@ class Dataset:
             with self._open(row) as picture:
                 if content not in (NO_CONTENT, self._content(row, picture)):
                     return None
-                return to_thumbnail(picture)
+                return to_thumbnail(picture, side)
         except Exception:  # see `picture`
             return None
 

@@ -232,12 +232,12 @@ def nearest_image(
     return (image[0], *nearest_size(picture, sizes)) if sizes else image
 
 
-def to_thumbnail(picture: Image.Image) -> Image.Image:
-    """Return a picture upright, in RGB and no larger than 256 pixels, for people to look at."""
+def to_thumbnail(picture: Image.Image, side: int = THUMBNAIL_SIDE) -> Image.Image:
+    """Return a picture upright, in RGB and no larger than `side` pixels, for people to look at."""
     # A JPEG is decoded at a fraction of its size; other formats take no notice.
-    picture.draft(None, (2 * THUMBNAIL_SIDE, 2 * THUMBNAIL_SIDE))
+    picture.draft(None, (2 * side, 2 * side))
     thumbnail = _upright_8_bits(picture).convert("RGB")
-    thumbnail.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    thumbnail.thumbnail((side, side))
     return thumbnail
 
 

@@ -11,7 +11,7 @@ from typing import Unpack
 import numpy as np
 from PIL import Image
 
-from gradindex.data.images import read_thumbnail, to_array
+from gradindex.data.images import read_thumbnail, to_array, to_thumbnail
 from gradindex.gradients.fold import unit
 from gradindex.recipe import FOLDED, Recipe, require, require_positive
 from gradindex.search.group_scores import group_scores
@@ -297,6 +297,8 @@ def _asked(pictures: Sequence[Picture], names: Sequence[str], query: Query) -> l
     for number, (picture, name) in enumerate(zip(pictures, names, strict=True)):
         if isinstance(picture, str | Path):
             open_picture = partial(read_thumbnail, picture)
+        elif isinstance(picture, Image.Image):
+            open_picture = partial(to_thumbnail, picture)
         else:
             open_picture = partial(_to_picture, arrays[number])
         asked.append(Asked(name, open_picture, None if captions is None else captions[number]))

@@ -161,6 +161,17 @@ def report(
     return diagnosis
 
 
+def training_scores(index: Index, queries: int, whiten: bool = True) -> dict[str, np.ndarray]:
+    """Return the scores of each method for so many training pictures, {method: [Q, N] float32}.
+
+    They are evenly spaced; the score of a picture and itself is NaN.
+
+    Raises:
+        CallError: the training pictures are not where they were.
+    """
+    return _scores(index, _choose_queries(index, [], queries, None), whiten)[0]
+
+
 def _announce(index: Index, queries: int, compared: int, outliers: bool, seconds: float) -> None:
     """Log how many gradients a diagnosis still takes and how long that will be.
 

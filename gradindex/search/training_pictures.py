@@ -13,6 +13,7 @@ from gradindex.data.dataset import Columns, Dataset
 from gradindex.data.latent_files import with_latent_files
 from gradindex.data.masks import add_masks
 from gradindex.data.opening import open_dataset
+from gradindex.data.picture_facts import NO_CONTENT
 from gradindex.errors import CallError, GradindexError
 from gradindex.models.examples import Pictures
 from gradindex.recipe import NPZ, Recipe
@@ -108,12 +109,32 @@ class TrainingPictures:
             raise CallError(f"{self._fault}; say where it is now (data=){advice}")
         return self.dataset
 
-    def thumbnail(self, row: int) -> Image.Image | None:
-        """The picture of a row as it is on disk; None when it is gone or another is there."""
+    def picture(self, row: int) -> Image.Image:
+        """The picture of a row, which is opened and not yet decoded.
+
+        Raises:
+            CallError: it is gone or another is there, or the training pictures are.
+        """
+        dataset, entry = self.require(), self._store.entry_of(row)
+        # Its bytes are compared too: another picture may be as large.
+        if (
+            entry is None
+            or dataset.fingerprint(row) != entry.fingerprint(row)
+            or entry.content(row) not in (NO_CONTENT, dataset.content(row))
+        ):
+            name = self._store.sample_ids[row]
+            raise CallError(f"{self.source}: {name!r} is gone, or another picture is in its place")
+        return dataset.open_picture(row)
+
+    def thumbnail(self, row: int, side: int = 256) -> Image.Image | None:
+        """The picture of a row as it is on disk, no larger than `side` pixels.
+
+        None when it is gone or another is there.
+        """
         entry = self._store.entry_of(row)
         if self.dataset is None or entry is None:
             return None
         if self.dataset.fingerprint(row) != entry.fingerprint(row):
             return None
         # Its bytes are read anyway, so they are compared too.
-        return self.dataset.thumbnail(row, entry.content(row))
+        return self.dataset.thumbnail(row, entry.content(row), side)
