@@ -30,17 +30,17 @@ class ShareView:
     is_noise: bool
 
 
-def share_views(groups: Sequence[Group] | None) -> list[ShareView]:
-    """Return the first groups of a query, drawn to one scale, on which the end of a range is 100.
+def share_views(groups: Sequence[Group] | None, count: int = SHOWN) -> list[ShareView]:
+    """Return the first `count` groups of a query, drawn to one scale.
 
-    What is below 0 has no length.
+    The end of a range is 100 on it; what is below 0 has no length.
 
     >>> values = {"score": 2.0, "mean": 0.7, "share": 1.0, "low": 1.0, "high": 4.0}
     >>> view = share_views([Group("ann", pictures=3, **values, below_noise=False)])[0]
     >>> view.share, view.bar, view.start, view.end
     ('100 %', 50, 25, 100)
     """
-    shown = (groups or [])[:SHOWN]
+    shown = (groups or [])[:count]
     largest = max([group.high for group in shown if group.high > 0], default=1.0)
 
     def length(value: float) -> int:

@@ -16,6 +16,7 @@ from gradindex.search.index import Index
 from gradindex.serve.api import Indexes, make_api
 from gradindex.serve.documents import REFUSALS
 from gradindex.serve.guard import Guard
+from gradindex.serve.pages import make_pages
 from gradindex.serve.served_index import ServedIndex, index_names
 
 LOGGER = logging.getLogger("gradindex")
@@ -48,7 +49,9 @@ def make_app(
         redoc_url=None,
         responses=REFUSALS,
     )
-    app.include_router(make_api(Indexes(served)))
+    asked = Indexes(served)
+    app.include_router(make_api(asked))
+    app.include_router(make_pages(asked))
     app.add_middleware(Guard, host=host, hosts=hosts, token=token)
     app.add_exception_handler(AnyHTTPException, _tell)
     app.add_exception_handler(RequestValidationError, _tell_fields)

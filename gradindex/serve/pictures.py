@@ -10,7 +10,7 @@ from threading import Lock
 from fastapi import HTTPException
 from PIL import Image, features
 
-from gradindex.data.images import picture_fault
+from gradindex.data.images import picture_fault, to_thumbnail
 from gradindex.data.prompts import prompt_of
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
@@ -43,6 +43,11 @@ class Upload:
         """Return the picture, opened and not yet decoded."""
         return _opened(self.content)
 
+    def thumbnail(self, side: int) -> Image.Image:
+        """Return the picture upright, in RGB, no larger than `side` pixels."""
+        with self.open() as picture:
+            return to_thumbnail(picture, side)
+
 
 def read_upload(content: bytes, filename: str | None) -> Upload:
     """Return a picture that came in, of which the head alone is read.
@@ -74,6 +79,17 @@ def upload_name(filename: str | None) -> str:
     ('gen.png', 'passwd', 'picture')
     """
     return PurePosixPath((filename or "").replace("\\", "/")).name[-NAME_LETTERS:] or "picture"
+
+
+def suffixes() -> list[str]:
+    """Return the endings of the names of FORMATS' files, and their media types.
+
+    >>> {".png", "image/png", ".jpg"} <= {*suffixes()}
+    True
+    """
+    Image.init()
+    names = [suffix for suffix, name in Image.EXTENSION.items() if name in FORMATS]
+    return sorted([*names, *(kind for name, kind in Image.MIME.items() if name in FORMATS)])
 
 
 def _too_many_pixels(name: str) -> str:

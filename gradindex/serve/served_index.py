@@ -14,7 +14,7 @@ from gradindex.errors import CallError
 from gradindex.report.answers import MOST_COMPARED, Answers, answer
 from gradindex.report.rendering import to_json
 from gradindex.search.index import Index
-from gradindex.serve.options import ApiQuery, QueryFields
+from gradindex.serve.options import ApiQuery, PageQuery, QueryFields
 from gradindex.serve.pictures import Upload
 from gradindex.store.progress import watched
 
@@ -67,7 +67,7 @@ class ServedIndex:
     name: str
     path: str
     index: Index
-    results: dict[Any, Any] = field(default_factory=dict)  # of long jobs, by what was asked
+    kept: dict[str, Any] = field(default_factory=dict)  # the last answers, by what was asked
     _line: list[Job] = field(default_factory=list)
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -92,6 +92,12 @@ class ServedIndex:
         finally:
             self._line.remove(job)
             self._count()
+
+    def keep(self, key: str, value: Any, most: int) -> None:
+        """Keep an answer; the oldest of more than `most` is forgotten."""
+        self.kept[key] = value
+        while len(self.kept) > most:
+            del self.kept[next(iter(self.kept))]
 
     def _count(self) -> None:
         """Tell each job how many are before it."""
@@ -156,8 +162,9 @@ class ServedIndex:
         named = [replace(result, picture=asked.name) for result in results]
         return to_json(named, self.path, fields.method, fields.k, fields.whiten)
 
-    def answers(self, asked: Asked, fields: QueryFields, pixels: bool) -> Answers:
+    def answers(self, asked: Asked, fields: PageQuery) -> Answers:
         """Return what a report shows of a picture."""
+        pixels = None if fields.pixels else False
         options = self._options(asked, fields)
         picture = asked.open()
         answers = answer(self.index, picture, fields.k, fields.method, pixels=pixels, **options)
