@@ -228,6 +228,8 @@ closer.addEventListener("shown", async ({detail: hit}) => {
     image.src = pictureOf(id);
     image.style.background = "none";
   }
+  inside.querySelector(".lists")?.remove();  // of a page with many cards
+  closer.style.setProperty("--stroke", getComputedStyle(hit).getPropertyValue("--stroke"));
   const drawer = node("div", "", "drawer");
   const steps = hit.querySelector("svg title")?.textContent;
   if (steps) drawer.append(node("p", "Score " + steps, "soft"));
