@@ -7,39 +7,23 @@ import csv
 import io
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import required
 from PIL import Image
 from report_answers import answers, drawing
 
 from gradindex.report.page import to_html, write_report
 
+pytest_plugins = ["chromium"]
+
 IMAGES = Path(__file__).parents[2] / "docs/images"
-NAMES = ("chromium", "chromium-browser", "google-chrome")
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 
 Open = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Chromium; without it a test is skipped, or in CI fails."""
-    playwright = required("playwright.sync_api")
-    program = next(filter(None, map(shutil.which, NAMES)), None)
-    if program is None and not os.environ.get("GRADINDEX_REQUIRE_ALL"):
-        pytest.skip("no Chromium")
-    assert program, f"none of {', '.join(NAMES)} is installed"
-    with playwright.sync_playwright() as started:
-        # Its sandbox does not start for root, as whom a container runs.
-        browser = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
