@@ -129,7 +129,8 @@ def make_pages(indexes: Indexes) -> APIRouter:
     def answers_of(served: ServedIndex, fields: PageQuery) -> Callable[[], Answers]:
         """What gives the answers, which are kept for the other views of them."""
         asked = asked_of(served, fields)
-        key = fields.model_copy(update={"view": "cards"}).model_dump_json()
+        # An upload may come again by another name.
+        key = asked.name + fields.model_copy(update={"view": "cards"}).model_dump_json()
 
         def answers() -> Answers:
             if key not in served.kept:
