@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterable
 from contextlib import suppress
 from http.cookies import CookieError, SimpleCookie
+from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -29,11 +30,7 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 
-TOKEN_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>gradindex</title><body style="font: 1rem system-ui; margin: 3rem; color-scheme: light dark">
-<form><label>Token: <input name="token" type="password" autofocus></label> <button>Open</button>
-</form></body></html>"""
+TOKEN_PAGE = Path(__file__).parent / "templates" / "token.html"  # asks for it
 
 
 class _TooLarge(Exception):
@@ -144,10 +141,12 @@ class Guard:
     async def _ask_for_token(scope: Scope, send: Send) -> None:
         """Answer that a token is needed: with a form for it, where a page was asked for."""
         if _is_page(scope):
-            await _answer(send, 401, TOKEN_PAGE.encode(), "text/html; charset=utf-8")
+            await _answer(send, 401, TOKEN_PAGE.read_bytes(), "text/html; charset=utf-8")
             return
         await _refuse(
-            send, 401, "token: give the server's, as Authorization: Bearer TOKEN, or ?token=TOKEN"
+            send,
+            401,
+            "token: give the server's, after Authorization: Bearer, or after ?token in the address",
         )
 
     async def _pass_on(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
