@@ -84,3 +84,5 @@ class PageQuery(QueryFields):
     upload: str | None = Field(None, max_length=64, description="The key of an upload.")
     pixels: bool = Field(True, description="Whether the nearest in pixels are looked for.")
     view: Literal["cards", "groups"] = Field("cards", description="What is shown of it.")
+    other: str | None = Field(None, description="Of a comparison: the other index.")
+    other_method: Literal["retrac", "tracin"] = Field("tracin", description="Its method.")

@@ -4,11 +4,13 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, HTTPException, Query, Request, UploadFile
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, Response, StreamingResponse
 
 from gradindex.builder.verify import damages
@@ -22,6 +24,7 @@ from gradindex.report.printable import one_line, printable
 from gradindex.report.shares import share_views
 from gradindex.search.whitening import DAMPING
 from gradindex.serve.api import Indexes, Name
+from gradindex.serve.comparison import compared, side_of
 from gradindex.serve.options import PageQuery
 from gradindex.serve.pictures import SIDE, UPLOAD_BYTES, Uploads, encoded, read_upload, suffixes
 from gradindex.serve.served_index import Asked, Job, ServedIndex
@@ -30,7 +33,13 @@ from gradindex.wording import size_text
 
 LOGGER = logging.getLogger("gradindex")
 
-TABS = {"Query": "/", "Groups": "/groups", "Common and outliers": "/common", "Health": "/health"}
+TABS = {
+    "Query": "/",
+    "Compare": "/compare",
+    "Groups": "/groups",
+    "Common and outliers": "/common",
+    "Health": "/health",
+}
 TICK = 0.2  # seconds between two words of how far an answer is
 KEPT = 16  # answers of an index that are kept
 FEWEST_LETTERS, MOST_IDS = 1, 20  # of a text that ids are looked for by; of ids that are offered
@@ -76,6 +85,10 @@ def make_pages(indexes: Indexes) -> APIRouter:
     @pages.get("/groups")
     def groups_page(index: Name = None) -> Response:
         return shell("groups.html", "/groups", indexes.get(index))
+
+    @pages.get("/compare")
+    def compare_page(index: Name = None) -> Response:
+        return shell("compare.html", "/compare", indexes.get(index))
 
     @pages.get("/common")
     def common_page(index: Name = None) -> Response:
@@ -144,7 +157,7 @@ def make_pages(indexes: Indexes) -> APIRouter:
         served = indexes.get(fields.index)
         answers = answers_of(served, fields)
         show = _shares if fields.view == "groups" else to_fragment
-        return _live(served, lambda: show(answers()))
+        return _live(partial(served.run, lambda: show(answers())))
 
     @pages.get("/report")
     async def report(fields: Annotated[PageQuery, Query()]) -> Response:
@@ -153,6 +166,23 @@ def make_pages(indexes: Indexes) -> APIRouter:
         text = await served.run(lambda: to_html(answers()))
         headers = {"Content-Disposition": 'attachment; filename="gradindex.html"'}
         return HTMLResponse(text.encode("utf-8", "backslashreplace"), headers=headers)
+
+    @pages.get("/compare/answer")
+    async def compare_answer(fields: Annotated[PageQuery, Query()]) -> Response:
+        first, second = indexes.get(fields.index), indexes.get(fields.other or fields.index)
+        asked = asked_of(first, fields)
+
+        async def work(job: Job) -> str:
+            methods = (first, fields.method), (second, fields.other_method)
+            sides = [
+                await served.run(partial(side_of, served, method, asked, fields), job)
+                for served, method in methods
+            ]
+            first_side, second_side = sides
+            name = printable(asked.name)
+            return await run_in_threadpool(compared, first_side, second_side, name, fields.k)
+
+        return _live(work)
 
     @pages.get("/common/answer")
     async def common_answer(
@@ -168,7 +198,7 @@ def make_pages(indexes: Indexes) -> APIRouter:
                 served.keep(key, common_and_outliers(served, method, k), KEPT)
             return served.kept[key]
 
-        return _live(served, work)
+        return _live(partial(served.run, work))
 
     @pages.get("/verify")
     async def verify(index: Name = None) -> Response:
@@ -178,7 +208,7 @@ def make_pages(indexes: Indexes) -> APIRouter:
             lines = [printable(line) for line in damages(served.index.store.location)]
             return render("verified.html", {"damages": lines}, TEMPLATES)
 
-        return _live(served, work)
+        return _live(partial(served.run, work))
 
     return pages
 
@@ -215,14 +245,14 @@ def _shares(answers: Answers) -> str:
     return render("shares.html", context, TEMPLATES)
 
 
-def _live(served: ServedIndex, work: Callable[[], str]) -> StreamingResponse:
+def _live(work: Callable[[Job], Coroutine[Any, Any, str]]) -> StreamingResponse:
     """An answer line by line: how far it is, and in the end a part of the page, or an error."""
-    return StreamingResponse(_lines(served, work), media_type="application/x-ndjson")
+    return StreamingResponse(_lines(work), media_type="application/x-ndjson")
 
 
-async def _lines(served: ServedIndex, work: Callable[[], str]) -> AsyncIterator[str]:
+async def _lines(work: Callable[[Job], Coroutine[Any, Any, str]]) -> AsyncIterator[str]:
     job, told = Job(), None
-    task = asyncio.ensure_future(served.run(work, job))
+    task = asyncio.create_task(work(job))
     try:
         while not (await asyncio.wait([task], timeout=TICK))[0]:
             if told != (told := asdict(job)):

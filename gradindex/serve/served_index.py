@@ -155,7 +155,7 @@ class ServedIndex:
 
     def json(self, asked: Asked, fields: ApiQuery) -> str:
         """Return the answer of `gradindex query --format json` for a picture."""
-        options = self._options(asked, fields)
+        options = self.options(asked, fields)
         results = self.index.query(
             asked.open(), fields.k, fields.method, by_timestep=fields.by_timestep, **options
         )
@@ -165,13 +165,13 @@ class ServedIndex:
     def answers(self, asked: Asked, fields: PageQuery) -> Answers:
         """Return what a report shows of a picture."""
         pixels = None if fields.pixels else False
-        options = self._options(asked, fields)
+        options = self.options(asked, fields)
         picture = asked.open()
         answers = answer(self.index, picture, fields.k, fields.method, pixels=pixels, **options)
         return _named(answers, asked.name, self.path)
 
-    def _options(self, asked: Asked, fields: QueryFields) -> dict[str, Any]:
-        """The options of a query, with what is known of its picture."""
+    def options(self, asked: Asked, fields: QueryFields) -> dict[str, Any]:
+        """Return the options of a query, with what is known of its picture."""
         options = fields.options()
         prompt = asked.prompt if fields.prompt is None else fields.prompt
         if prompt or self.is_captioned:

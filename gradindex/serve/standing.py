@@ -44,11 +44,14 @@ def common_and_outliers(served: ServedIndex, method: str, k: int) -> str:
     count = sum(len(standing) for standing, _ in rows.values())
     thumbnails = Thumbnails(served.index.thumbnail, PICTURE_BYTES * max(count, 1), count)
     views = [
-        RowView(method, title, kind, [_view(served, thumbnails, *one) for one in _ranked(standing)])
+        RowView(
+            method, title, kind, [hit_view(served, thumbnails, *one) for one in _ranked(standing)]
+        )
         for title, (standing, kind) in rows.items()
     ]
     low, high = COLUMNS
     context: dict[str, Any] = {
+        "tiles": [],
         "rows": views,
         "columns": min(max(k, low), high),
         "data": {"answers": [_values(served, *item, method) for item in rows.items()]},
@@ -65,7 +68,7 @@ def _common(served: ServedIndex, method: str, k: int) -> list[Standing]:
     asked = len(lists)
     return [
         Standing(
-            row, int(counts[row]), f"{counts[row]} of {asked} lists", _percent(counts[row], asked)
+            row, int(counts[row]), f"{counts[row]} of {asked} lists", percent(counts[row], asked)
         )
         for row in order.tolist()
         if 2 * counts[row] > asked
@@ -77,7 +80,7 @@ def _outliers(served: ServedIndex, method: str, k: int) -> list[Standing]:
     found = find_outliers(served.index.store, self_influence(served.index)[method], method, k)
     highest = max((abs(one["score"]) for one in found["outliers"]), default=1.0)
     return [
-        Standing(one["row"], one["score"], f"{one['score']:.3g}", _percent(one["score"], highest))
+        Standing(one["row"], one["score"], f"{one['score']:.3g}", percent(one["score"], highest))
         for one in found["outliers"]
     ]
 
@@ -87,8 +90,8 @@ def _outlier_text(method: str) -> str:
     return f"the {kind} self-influence by {TITLES[method]}, plain scores"
 
 
-def _percent(value: float, whole: float) -> int:
-    """A length in percent."""
+def percent(value: float, whole: float) -> int:
+    """Return a length in percent of another, 100 at the most."""
     return round(100 * min(1.0, abs(value) / (abs(whole) or 1)))
 
 
@@ -96,8 +99,8 @@ def _ranked(standing: Sequence[Standing]) -> list[tuple[int, Standing]]:
     return list(enumerate(standing, 1))
 
 
-def _view(served: ServedIndex, thumbnails: Thumbnails, rank: int, one: Standing) -> HitView:
-    """What the templates of a report show of a picture."""
+def hit_view(served: ServedIndex, thumbnails: Thumbnails, rank: int, one: Standing) -> HitView:
+    """Return what the templates of a report show of a training picture."""
     dataset = served.index.training_pictures.dataset
     captions = None if dataset is None else dataset.captions
     caption = "" if captions is None else captions[one.row] or ""
@@ -105,7 +108,7 @@ def _view(served: ServedIndex, thumbnails: Thumbnails, rank: int, one: Standing)
         rank=rank,
         row=one.row,
         name=printable(served.index.ids[one.row]),
-        thumbnail=thumbnails.of_row(one.row),
+        thumbnail=thumbnails.of(lambda: served.index.thumbnail(one.row)),
         z="",
         score=one.text,
         error="",

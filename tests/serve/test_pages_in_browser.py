@@ -155,7 +155,8 @@ def test_a_picture_can_be_dropped(open_page: Open, queries: list[Path]) -> None:
 def test_a_training_picture_can_be_asked_about(open_page: Open) -> None:
     page = open_page()
     page.locator("[name=training]").press_sequentially("b>/p003")
-    page.wait_for_selector("#ids option", state="attached")
+    page.wait_for_selector("#ids option[value$='p003.png']", state="attached")
+    page.locator("#ids option").nth(1).wait_for(state="detached")
     (name,) = page.locator("#ids option").evaluate_all("all => all.map(e => e.value)")
     assert name == "odd & <b>/p003.png"
     page.locator("[name=training]").fill(name)
@@ -278,6 +279,39 @@ def test_views_go_on_with_the_same_picture(open_page: Open, queries: list[Path])
     assert queries[0].name in page.locator(".shares header").inner_text()
 
 
+def test_two_methods_are_compared(open_page: Open, queries: list[Path]) -> None:
+    page = open_page()
+    give(page, queries[0])
+    page.locator(".tabs >> text=Compare").click()
+    page.wait_for_selector(".card")
+    assert titles(page) == ["ReTrac", "TracIn"]
+    assert "of 10" in page.locator(".tile").first.inner_text()
+    page.select_option("[name=other_method]", "retrac")
+    page.wait_for_selector(".tile >> text=1.00")
+    assert "10 of 10" in page.locator(".tile").first.inner_text()
+    assert page.locator(".hit .marks").count() == 20
+    assert fields_of(page)["other_method"] == "retrac"
+
+
+def test_two_indexes_are_compared(open_page: Open, queries: list[Path]) -> None:
+    """A picture of the other index opens as that of the other index."""
+    page = open_page("/compare")
+    page.set_input_files("#file", queries[0])
+    page.wait_for_selector(".card")
+    page.select_option("[name=other]", "plain")
+    page.wait_for_selector("section[aria-label='TracIn, plain']")
+    assert titles(page) == ["ReTrac, digits", "TracIn, plain"]
+    assert "0 of 10" in page.locator(".tile").first.inner_text()
+    page.locator("section[aria-label='TracIn, plain'] .hit button").first.click()
+    page.wait_for_selector("dialog .drawer")
+    shown = "document.querySelector('dialog img')"
+    assert page.evaluate(f"{shown}.decode().then(() => {shown}.naturalWidth)") == 8
+    assert page.locator("dialog .drawer button").count() == 0
+    page.locator("dialog >> text=Search from this").click()
+    page.wait_for_selector(".card[aria-label^='p00']")
+    assert fields_of(page)["index"] == "plain"
+
+
 def test_common_pictures_and_outliers_are_measured(open_page: Open) -> None:
     page = open_page("/common")
     page.locator("[name=k]").fill("4")
@@ -323,7 +357,7 @@ def test_it_fits_and_can_be_read(
     give(page, queries[0])
     page.locator(".hit button").first.click()
     page.wait_for_selector("dialog .drawer")
-    for tab in ("", "Groups", "Common and outliers", "Health"):
+    for tab in ("", "Compare", "Groups", "Common and outliers", "Health"):
         if tab:
             page.locator(f".tabs >> text={tab}").click()
             page.wait_for_selector(f".tabs [aria-current]:has-text('{tab}')")

@@ -3,8 +3,8 @@
 const form = document.getElementById("ask");
 const place = document.getElementById("answer");
 const view = document.body.dataset.view;
-const ANSWERS = {query: "/answer", groups: "/answer", common: "/common/answer", health: "/verify"};
-const isPicture = view === "query" || view === "groups";
+const ANSWERS = {query: "/answer", groups: "/answer", compare: "/compare/answer", common: "/common/answer", health: "/verify"};
+const isPicture = ["query", "compare", "groups"].includes(view);
 let upload = "";
 let asking = null;
 
@@ -56,10 +56,10 @@ function preview() {
   image.onerror = () => (image.hidden = true);
 }
 
-function pictureOf(id) {
+function pictureOf(id, served) {
   const fields = new URLSearchParams({id});
-  const index = document.querySelector("[name=index]");
-  if (index) fields.set("index", index.value);
+  const index = served ?? document.querySelector("[name=index]")?.value;
+  if (index) fields.set("index", index);
   return "/api/training/picture?" + fields;
 }
 
@@ -193,6 +193,7 @@ form.addEventListener("input", async ({target}) => {
   const index = document.querySelector("[name=index]");
   if (index) fields.set("index", index.value);
   const ids = await (await fetch("/ids?" + fields)).json();
+  if (target.value !== fields.get("like")) return;  // more was typed meanwhile
   document.getElementById("ids").replaceChildren(...ids.map((id) => new Option(id, id)));
 });
 
@@ -211,7 +212,6 @@ for (const name of ["dragover", "dragleave", "drop"]) {
 // ---- The drawer: one training picture. ----
 const listed = () => JSON.parse(document.getElementById("data")?.textContent ?? '{"answers": []}').answers
   .flatMap((answer) => answer.queries.flatMap((query) => [...query.hits, ...(query.opponents ?? [])]));
-const idOf = (row) => listed().find((hit) => hit.row === Number(row))?.id;
 
 function node(tag, text, className = "") {
   const element = document.createElement(tag);
@@ -221,11 +221,13 @@ function node(tag, text, className = "") {
 
 closer.addEventListener("shown", async ({detail: hit}) => {
   const inside = closer.querySelector("div");
-  const id = idOf(hit.dataset.row);
-  if (id === undefined) return;
+  const found = listed().find((one) => one.row === Number(hit.dataset.row));
+  if (!found) return;
+  const {id, served} = found;
+  const isOther = served !== undefined && served !== (document.querySelector("[name=index]")?.value ?? served);
   const image = inside.querySelector("img");
   if (image) {
-    image.src = pictureOf(id);
+    image.src = pictureOf(id, served);
     image.style.background = "none";
   }
   inside.querySelector(".lists")?.remove();  // of a page with many cards
@@ -236,7 +238,8 @@ closer.addEventListener("shown", async ({detail: hit}) => {
   const acts = node("div", "", "acts");
   const search = node("a", "Search from this", "do");
   const fields = new URLSearchParams(location.search);
-  for (const name of ["upload", "prompt", "class_label", "go"]) fields.delete(name);
+  for (const name of ["upload", "prompt", "class_label", "go", "other", "other_method"]) fields.delete(name);
+  if (isOther) fields.set("index", served);
   fields.set("training", id);
   search.href = "/?" + fields;
   search.title = "Take it as if it were generated: whose gradients are like its own, whom else it influences";
@@ -246,7 +249,7 @@ closer.addEventListener("shown", async ({detail: hit}) => {
     toggle(id);
     exclude.textContent = excluded().includes(id) ? "Do not exclude" : "Exclude";
   });
-  acts.append(search, exclude);
+  acts.append(search, ...(isOther ? [] : [exclude]));  // the list is of one index
   drawer.append(acts);
   const others = history_of().filter((one) => one.ids.includes(id) && one.search !== location.search);
   if (others.length) {
@@ -259,7 +262,7 @@ closer.addEventListener("shown", async ({detail: hit}) => {
     drawer.append(text);
   }
   inside.append(drawer);
-  const answer = await fetch(pictureOf(id).replace("/picture?", "?"));
+  const answer = await fetch(pictureOf(id, served).replace("/picture?", "?"));
   if (!answer.ok) return;
   const facts = await answer.json();
   inside.querySelector(".caption")?.remove();
