@@ -12,7 +12,7 @@ from gradindex.report.ranking import spearman, top
 from gradindex.report.thumbnails import Thumbnails
 from gradindex.report.view import TITLES, RowView, measure_text
 from gradindex.serve.options import QueryFields
-from gradindex.serve.served_index import Asked, ServedIndex
+from gradindex.serve.served_index import Asked, ServedIndex, named_errors
 from gradindex.serve.standing import PICTURE_BYTES, TEMPLATES, Standing, hit_view, percent
 
 FEWEST_SHARED = 3  # pictures of both indexes, from which on their scores are compared
@@ -55,7 +55,8 @@ def side_of(served: ServedIndex, method: str, asked: Asked, fields: QueryFields)
     options = served.options(asked, fields)
     for name in ("opponents", "group_by"):
         del options[name]
-    (scores,) = served.index.scores(asked.open(), method, **options)
+    with named_errors(asked.name):
+        (scores,) = served.index.scores(asked.open(), method, **options)
     if np.isnan(scores).all():
         raise served.index.nothing_to_rank(served.index.to_query(asked.open(), **options))
     return Side(served, method, scores, bool(fields.whiten))
@@ -121,7 +122,8 @@ def _tiles(first: Side, second: Side, shared: int, longest: int) -> list[tuple[s
     tiles = [(f"{shared} of {longest}", "in both lists, marked by a dot")]
     if found := agreement(first, second):
         rho, count = found
-        tiles.append((f"{rho:.2f}", f"rank correlation (Spearman) of the scores of {count:,}"))
+        text = f"rank correlation (Spearman) of the scores of {count:,} pictures"
+        tiles.append((f"{rho:.2f}", text))
     return tiles
 
 

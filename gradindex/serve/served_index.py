@@ -1,7 +1,8 @@
 """An open index behind the server: what is asked of it, one question after the other."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
@@ -14,6 +15,7 @@ from gradindex.errors import CallError
 from gradindex.report.answers import MOST_COMPARED, Answers, answer
 from gradindex.report.rendering import to_json
 from gradindex.search.index import Index
+from gradindex.search.pictures import picture_name
 from gradindex.serve.options import ApiQuery, PageQuery, QueryFields
 from gradindex.serve.pictures import Upload
 from gradindex.store.progress import watched
@@ -156,9 +158,10 @@ class ServedIndex:
     def json(self, asked: Asked, fields: ApiQuery) -> str:
         """Return the answer of `gradindex query --format json` for a picture."""
         options = self.options(asked, fields)
-        results = self.index.query(
-            asked.open(), fields.k, fields.method, by_timestep=fields.by_timestep, **options
-        )
+        with named_errors(asked.name):
+            results = self.index.query(
+                asked.open(), fields.k, fields.method, by_timestep=fields.by_timestep, **options
+            )
         named = [replace(result, picture=asked.name) for result in results]
         return to_json(named, self.path, fields.method, fields.k, fields.whiten)
 
@@ -167,7 +170,8 @@ class ServedIndex:
         pixels = None if fields.pixels else False
         options = self.options(asked, fields)
         picture = asked.open()
-        answers = answer(self.index, picture, fields.k, fields.method, pixels=pixels, **options)
+        with named_errors(asked.name):
+            answers = answer(self.index, picture, fields.k, fields.method, pixels=pixels, **options)
         return _named(answers, asked.name, self.path)
 
     def options(self, asked: Asked, fields: QueryFields) -> dict[str, Any]:
@@ -179,6 +183,19 @@ class ServedIndex:
         if options["class_label"] is None:
             options["class_label"] = asked.class_label
         return options
+
+
+@contextmanager
+def named_errors(name: str) -> Iterator[None]:
+    """Have errors of the only picture of a query tell its name, not its number."""
+    number = f"{picture_name(None, 0)}: "
+    try:
+        yield
+    except CallError as error:
+        text = str(error)
+        if not text.startswith(number):
+            raise
+        raise CallError(f"{name}: {text.removeprefix(number)}") from error
 
 
 def _named(answers: Answers, name: str, path: str) -> Answers:
