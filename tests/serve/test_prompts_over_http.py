@@ -1,4 +1,4 @@
-"""A model that is given captions, asked over HTTP: with a prompt, with none, with the one inside."""
+"""A model that is given captions, asked over HTTP: with a prompt, none, or the one inside."""
 
 import io
 from pathlib import Path
