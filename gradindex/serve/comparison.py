@@ -55,10 +55,12 @@ def side_of(served: ServedIndex, method: str, asked: Asked, fields: QueryFields)
     options = served.options(asked, fields)
     for name in ("opponents", "group_by"):
         del options[name]
-    with named_errors(asked.name):
-        (scores,) = served.index.scores(asked.open(), method, **options)
+    with named_errors(asked.name), asked.open() as picture:
+        query = served.index.to_query(picture, **options)
+        (block,) = served.index.query_blocks(query, method)
+    (scores,) = served.index.ranker.scores(method, block, query.span)
     if np.isnan(scores).all():
-        raise served.index.nothing_to_rank(served.index.to_query(asked.open(), **options))
+        raise served.index.nothing_to_rank(query)
     return Side(served, method, scores, bool(fields.whiten))
 
 

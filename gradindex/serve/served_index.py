@@ -158,9 +158,9 @@ class ServedIndex:
     def json(self, asked: Asked, fields: ApiQuery) -> str:
         """Return the answer of `gradindex query --format json` for a picture."""
         options = self.options(asked, fields)
-        with named_errors(asked.name):
+        with named_errors(asked.name), asked.open() as picture:
             results = self.index.query(
-                asked.open(), fields.k, fields.method, by_timestep=fields.by_timestep, **options
+                picture, fields.k, fields.method, by_timestep=fields.by_timestep, **options
             )
         named = [replace(result, picture=asked.name) for result in results]
         return to_json(named, self.path, fields.method, fields.k, fields.whiten)
@@ -169,8 +169,8 @@ class ServedIndex:
         """Return what a report shows of a picture."""
         pixels = None if fields.pixels else False
         options = self.options(asked, fields)
-        picture = asked.open()
-        with named_errors(asked.name):
+        # Closed, it still has its pixels, which the page shows.
+        with named_errors(asked.name), asked.open() as picture:
             answers = answer(self.index, picture, fields.k, fields.method, pixels=pixels, **options)
         return _named(answers, asked.name, self.path)
 

@@ -258,3 +258,57 @@ def test_questions_wait_for_each_other_up_to_a_limit(
         thread.join()
     assert sorted(statuses) == [200, 200, 200, 503]
     assert most == 1
+
+
+def test_a_page_is_told_how_far_its_answer_is(
+    client: Any, opened: list[gradindex.Index], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How many questions are before it, then how many gradients are taken; in the end the cards."""
+    begun, free = threading.Event(), threading.Event()
+    query = opened[0].query
+
+    def held(*arguments: Any, **options: Any) -> Any:
+        begun.set()
+        free.wait(30)
+        return query(*arguments, **options)
+
+    monkeypatch.setattr(opened[0], "query", held)
+    first = threading.Thread(target=ask, args=(client, png()))
+    first.start()
+    begun.wait(30)
+    release = threading.Timer(1.0, free.set)
+    release.start()
+    answer = client.get("/answer", params={"training": "even/p001.png", "k": 3})
+    first.join()
+    release.join()
+    *told, last = map(json.loads, answer.text.splitlines())
+    assert told[0]["ahead"] == 1
+    assert 'aria-label="p001.png"' in last["html"]
+
+
+def test_a_page_hears_in_one_line_what_does_not_fit(client: Any) -> None:
+    parameters = {"training": "even/p001.png", "timesteps_from": 999}
+    (line,) = client.get("/answer", params=parameters).text.splitlines()[-1:]
+    assert json.loads(line)["error"].startswith("timesteps = 999:")
+    for wrong in ({"k": 0}, {"colour": "red"}, {"upload": "../../etc/passwd"}, {}):
+        answer = client.get("/answer", params=wrong)
+        assert 400 <= answer.status_code < 500
+        assert "\n" not in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_a_page_shows_pictures_of_every_format(client: Any, kind: str) -> None:
+    """The picture that is asked about, and what came in."""
+    stream = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
+    Image.fromarray(pixels).save(stream, kind)
+    files = {"picture": (f"gen.{kind.lower()}", stream.getvalue())}
+    upload = client.post("/uploads", files=files).json()["upload"]
+    for more in ({}, {"k": 3, "method": "tracin"}):
+        answer = client.get("/answer", params={"upload": upload, **more})
+        assert "picture not found" not in json.loads(answer.text.splitlines()[-1])["html"]
+    assert "Nothing on this page" in client.get("/report", params={"upload": upload}).text
+    shown = client.get(f"/uploads/{upload}")
+    assert Image.open(io.BytesIO(shown.content)).size == (120, 90)
+    compared = client.get("/compare/answer", params={"upload": upload})
+    assert "Agreement on gen." in compared.text

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -29,7 +30,8 @@ def address(built: Path, plain: Path) -> Iterator[str]:
     ) as server:
         assert server.stdout
         yield server.stdout.readline().strip()
-        server.terminate()
+        server.send_signal(signal.SIGINT)  # Ctrl-C, which ends it in peace
+        assert server.wait(30) == 0
 
 
 @pytest.fixture
