@@ -19,6 +19,9 @@ from PIL import Image
 
 torch.set_num_threads(1)
 
+# Plugins of the tests that name them; as modules with examples they would be imported too early.
+collect_ignore = ["chromium.py", "serve/served_fixtures.py"]
+
 
 class TorchRandom:
     """torch's generator as hypothesis seeds it, so that an example fails again as it failed."""
