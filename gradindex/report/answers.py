@@ -21,6 +21,7 @@ from gradindex.search.pictures import Picture, picture_list, picture_name
 from gradindex.search.query import Query, QueryOptions
 from gradindex.search.results import Hit, Result
 from gradindex.search.scoring import METHODS
+from gradindex.search.standing import Standing
 from gradindex.store.prefetch import prefetch
 from gradindex.store.progress import progress
 
@@ -30,7 +31,6 @@ MOST_COMPARED = 10_000  # training pictures that are read to be compared, unless
 SCORE_BYTES = 1 << 28  # of scores [Q, N] float32 in memory at once
 HITS_AT_ONCE = 50  # queries whose candidates' rows are scored exactly at once
 SPARE = 8  # candidates beyond k, for scores that float32 rounds to the same
-TO_SIGMA = 1.4826  # a median absolute deviation times this is a normal distribution's sigma
 READERS = 4  # threads that read pictures
 
 
@@ -40,20 +40,13 @@ class Listing:
 
     Attributes:
         measure: "retrac", "tracin" or "pixels".
-        results: Q of them.
-        median, sigma: [Q], the median of all training pictures' scores, and their median absolute
-            deviation × 1.4826; NaN where all but a few have the same score.
+        results: Q of them, whose hits' z is told by the scores of all training pictures.
+        standings: what they are compared with, one each.
     """
 
     measure: str
     results: Sequence[Result]
-    median: np.ndarray
-    sigma: np.ndarray
-
-    def z(self, query: int, hit: Hit) -> float | None:
-        """How many robust standard deviations a hit's score lies above the median of all."""
-        sigma = float(self.sigma[query])
-        return (hit.score - float(self.median[query])) / sigma if sigma > 0 else None
+    standings: Sequence[Standing]
 
 
 @dataclass(frozen=True)
@@ -175,19 +168,6 @@ def answer(
     )
 
 
-def bulk(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the median of each query's scores [Q, N] and their robust standard deviation, [Q].
-
-    NaN scores do not count. Hampel 1974: 1.4826 median absolute deviations.
-
-    >>> bulk(np.array([[1.0, 2.0, 3.0, 4.0, 100.0, np.nan]]))
-    (array([3.]), array([1.4826]))
-    """
-    median = np.nanmedian(scores, axis=1)
-    deviation = np.nanmedian(np.abs(scores - median[:, None]), axis=1)
-    return median, TO_SIGMA * deviation
-
-
 def _method_listing(
     index: Index,
     query: Query,
@@ -202,14 +182,12 @@ def _method_listing(
     by_timestep = index.store.recipe.rows != FOLDED
     at_once = max(1, SCORE_BYTES // (4 * index.store.shape[1]))
     results: list[Result] = []
-    medians, sigmas = [], []
+    standings: list[Standing] = []
     for start in range(0, len(block), at_once):
         scores = index.ranker.scores(method, block[start : start + at_once], query.span)
         if np.isnan(scores).all():
             raise index.nothing_to_rank(query)
-        median, sigma = bulk(scores)
-        medians.append(median)
-        sigmas.append(sigma)
+        standings += [Standing.of(own) for own in scores]
         for first in range(0, len(scores), HITS_AT_ONCE):
             some = slice(start + first, start + first + HITS_AT_ONCE)
             some_scores = scores[first : first + HITS_AT_ONCE]
@@ -226,9 +204,10 @@ def _method_listing(
                 for sign in ((1, -1) if opponents else (1,))
             }
             for number, name in enumerate(names[some]):
-                worst = lists[-1][number] if opponents else None
-                results.append(Result(name, lists[1][number], worst, seconds=seconds))
-    return Listing(method, results, np.concatenate(medians), np.concatenate(sigmas))
+                standing = standings[start + first + number]
+                best, *worst = [standing.with_z(hits[number]) for hits in lists.values()]
+                results.append(Result(name, best, worst[0] if worst else None, seconds=seconds))
+    return Listing(method, results, standings)
 
 
 def _with_groups(
@@ -263,17 +242,15 @@ def _pixel_listing(index: Index, queries: Sequence[Asked], k: int) -> Listing:
         scores[:, row] = column
     ids = index.store.sample_ids
     results = []
-    for query, own in zip(queries, scores, strict=True):
+    standings = [Standing.of(own) for own in scores]
+    for query, own, standing in zip(queries, scores, standings, strict=True):
         (best,) = _ends(own[None], k, 1)
         order = best[np.lexsort((best, -own[best]))][:k].tolist()
         hits = [
             Hit(rank, ids[row], row, float(own[row]), None) for rank, row in enumerate(order, 1)
         ]
-        results.append(Result(query.name, hits))
-    if np.isnan(scores).all():
-        nothing = np.full(len(queries), np.nan)
-        return Listing(PIXELS, results, nothing, nothing)
-    return Listing(PIXELS, results, *bulk(scores))
+        results.append(Result(query.name, standing.with_z(hits)))
+    return Listing(PIXELS, results, standings)
 
 
 def _compared_shape(recipe: Recipe) -> tuple[int, int, int]:

@@ -59,7 +59,7 @@ def to_table(
     whitened: bool = False,
     titles: tuple[str, str] = TITLES,
 ) -> str:
-    """Return a block of lines for each list of each picture: rank, score ± standard error, id.
+    """Return a block of lines for each list of each picture: rank, score ± standard error, z, id.
 
     Args:
         titles: of the best and of the worst.
@@ -70,7 +70,7 @@ def to_table(
         for title, hits in titled_lists(result, titles):
             lines.append(
                 f"{printable(result.picture)}: {title}"
-                f" ({method}, {kind} ± standard error over timesteps)"
+                f" ({method}, {kind} ± standard error over timesteps, z)"
             )
             for hit in hits:
                 lines += _hit_lines(hit)
@@ -97,7 +97,9 @@ def _group_lines(picture: str, groups: Sequence[Group], method: str, kind: str) 
 
 def _hit_lines(hit: Hit) -> list[str]:
     """A hit's line of the table, and one for its timesteps where they were asked for."""
-    lines = [f"{hit.rank:>5}  {hit.score:>11.4g}{plus_minus(hit):<12}  {printable(hit.id)}"]
+    z = "" if hit.z is None else f"{hit.z:.1f}"
+    score = f"{hit.score:>11.4g}{plus_minus(hit):<12}"
+    lines = [f"{hit.rank:>5}  {score}  {z:>6}  {printable(hit.id)}"]
     if hit.by_timestep is not None:
         lines.append(f"       {timestep_text(hit.by_timestep)}")
     return lines

@@ -169,7 +169,7 @@ class Cards:
         sigma = _sigma(listing, q)
         views = []
         for hit in hits:
-            z = listing.z(q, hit)
+            z = hit.z
             length = abs(hit.score) / (highest or 1) if z is None else abs(z) / (scale.z or 1)
             also = [] if opponents else self._others(number, q, hit.row)
             group = self._answers.group_of(hit.row)
@@ -206,7 +206,7 @@ class Cards:
         ]
 
     def _values(self) -> dict[str, Any]:
-        """For each measure what `to_json` writes, with z and caption, as JSON values."""
+        """For each measure what `to_json` writes, with captions, as JSON values."""
         whole = self._answers
         return {"answers": [self._listing_values(listing) for listing in whole.listings]}
 
@@ -215,10 +215,9 @@ class Cards:
         chosen = [listing.results[q] for q in self._chosen]
         is_whitened = whole.whitened and listing.measure != PIXELS
         values = to_values(chosen, whole.index, listing.measure, whole.k, is_whitened)
-        for q, result, query in zip(self._chosen, chosen, values["queries"], strict=True):
+        for result, query in zip(chosen, values["queries"], strict=True):
             for hits, name in ((result.hits, "hits"), (result.opponents or [], "opponents")):
                 for hit, fields in zip(hits, query.get(name, []), strict=True):
-                    fields["z"] = listing.z(q, hit)
                     caption = whole.caption_of(hit.row)
                     if caption is not None:
                         fields["caption"] = caption
@@ -274,7 +273,7 @@ def _hits(listing: Listing, q: int) -> list[Hit]:
 
 def _sigma(listing: Listing, q: int) -> float:
     """The robust standard deviation of a query's scores; 1 where it is not known."""
-    sigma = float(listing.sigma[q])
+    sigma = listing.standings[q].sigma
     return sigma if sigma > 0 else 1.0
 
 
@@ -283,7 +282,7 @@ def _scale(listing: Listing) -> Scale:
     zs, parts = [0.0], [0.0]
     for q in range(len(listing.results)):
         for hit in _hits(listing, q):
-            zs.append(abs(listing.z(q, hit) or 0.0))
+            zs.append(abs(hit.z or 0.0))
             if hit.by_timestep:
                 largest = max(map(abs, hit.by_timestep.values()))
                 parts.append(largest / _sigma(listing, q))

@@ -21,6 +21,7 @@ from gradindex.search.query_gradients import QueryGradients
 from gradindex.search.ranker import Ranker
 from gradindex.search.results import Group, Result, Results
 from gradindex.search.scoring import METHODS
+from gradindex.search.standing import standings
 from gradindex.search.training_pictures import TrainingPictures
 from gradindex.store.location import Location
 from gradindex.store.store import Store
@@ -186,15 +187,16 @@ class Index:
             for sign, rows in proposed.items()
             if sign in signs
         }
+        standing = standings(self.store, block, method, query.span)
         by_group = (
             None if groups is None else group_scores(self.store, block, method, query.span, groups)
         )
         seconds = {"gradients": gradient_seconds, "search": time.perf_counter() - began}
         results = []
         for number, name in enumerate(names):
-            worst = lists[-1][number] if opponents else None
+            best, *worst = [standing[number].with_z(hits[number]) for hits in lists.values()]
             of_groups = None if by_group is None else by_group[number]
-            results.append(Result(name, lists[1][number], worst, of_groups, seconds))
+            results.append(Result(name, best, worst[0] if worst else None, of_groups, seconds))
         return Results(results, self.thumbnail)
 
     def audit(

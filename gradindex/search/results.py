@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas
 
 # A table's columns, a row for each hit.
-COLUMNS = ("picture", "list", "rank", "id", "row", "score", "stderr")
+COLUMNS = ("picture", "list", "rank", "id", "row", "score", "stderr", "z")
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Hit:
             single timestep.
         by_timestep: {timestep: what it adds to the score}, which add up to it; None unless asked
             for.
+        z: how many robust standard deviations the score lies above the median of all training
+            pictures' scores, see `Standing`; None where more than half of them are the same.
     """
 
     rank: int
@@ -39,6 +41,7 @@ class Hit:
     score: float
     stderr: float | None
     by_timestep: dict[float, float] | None = None
+    z: float | None = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ class Results(list[Result]):
     >>> len(results), results[0].ids
     (1, ['cat/7.png'])
     >>> next(results.rows())
-    ('gen.png', 'proponents', 1, 'cat/7.png', 17, 0.4, None)
+    ('gen.png', 'proponents', 1, 'cat/7.png', 17, 0.4, None, None)
     """
 
     def __init__(
@@ -137,11 +140,11 @@ class Results(list[Result]):
             for title, hits in (("proponents", result.hits), ("opponents", result.opponents or [])):
                 for hit in hits:
                     place = (result.picture, title, hit.rank)
-                    yield *place, hit.id, hit.row, hit.score, hit.stderr
+                    yield *place, hit.id, hit.row, hit.score, hit.stderr, hit.z
 
     def to_frame(self) -> "pandas.DataFrame":
         """Return a pandas table of all hits with the columns picture, list, rank, id, row, score,
-        stderr.
+        stderr, z.
         """
         import pandas
 
@@ -150,7 +153,7 @@ class Results(list[Result]):
     def to_csv(self, path: str | Path | None = None) -> str:
         """Return the table as CSV, and write it to a file in UTF-8 where a path is given.
 
-        A standard error that is not known is empty.
+        A standard error or z that is not known is empty.
         """
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
@@ -169,7 +172,7 @@ class Results(list[Result]):
 
         columns = list(zip(*self.rows(), strict=True)) or [()] * len(COLUMNS)
         text, whole, number = pyarrow.string(), pyarrow.int64(), pyarrow.float64()
-        kinds = (text, text, whole, text, whole, number, number)
+        kinds = (text, text, whole, text, whole, number, number, number)
         table = {
             name: pyarrow.array([_utf8(value) for value in values], kind)
             for name, values, kind in zip(COLUMNS, columns, kinds, strict=True)

@@ -43,14 +43,14 @@ def test_query_json(built: Path, queries: list[Path]) -> None:
     assert (answer["index"], answer["method"], answer["k"]) == (str(built), "retrac", 2)
     assert [query["picture"] for query in answer["queries"]] == [str(file) for file in queries]
     for query in answer["queries"]:
-        assert query["hits"][0].keys() == {"rank", "id", "row", "score", "stderr"}
+        assert query["hits"][0].keys() == {"rank", "id", "row", "score", "stderr", "z"}
         assert query["hits"][0]["score"] >= query["hits"][1]["score"]
         assert query["opponents"][0]["score"] <= query["opponents"][1]["score"]
 
 
 def test_query_table_and_page(built: Path, queries: list[Path], tmp_path: Path) -> None:
     table = run("query", built, queries[0], "-k", 3, "--method", "tracin").stdout
-    assert "tracin, whitened ± standard error over timesteps" in table
+    assert "tracin, whitened ± standard error over timesteps, z" in table
     assert len(table.strip().splitlines()) == 4
     done = run(
         "query", built, *queries, "-k", 3, "--format", "html", "--output", tmp_path / "page.html"
@@ -258,7 +258,8 @@ def test_output_that_is_cut_off_is_no_traceback(built: Path, queries: list[Path]
 
 # --- what people see ------------------------------------------------------------------------------
 
-RESULTS = [Result("gen.png", [Hit(1, "a<b>.png", 17, 0.42, 0.03), Hit(2, "c.png", 3, 0.4, None)])]
+HITS = [Hit(1, "a<b>.png", 17, 0.42, 0.03, z=7.25), Hit(2, "c.png", 3, 0.4, None)]
+RESULTS = [Result("gen.png", HITS)]
 
 
 def test_json_has_the_documented_shape() -> None:
@@ -270,17 +271,25 @@ def test_json_has_the_documented_shape() -> None:
             {
                 "picture": "gen.png",
                 "hits": [
-                    {"rank": 1, "id": "a<b>.png", "row": 17, "score": 0.42, "stderr": 0.03},
-                    {"rank": 2, "id": "c.png", "row": 3, "score": 0.4, "stderr": None},
+                    {
+                        "rank": 1,
+                        "id": "a<b>.png",
+                        "row": 17,
+                        "score": 0.42,
+                        "stderr": 0.03,
+                        "z": 7.25,
+                    },
+                    {"rank": 2, "id": "c.png", "row": 3, "score": 0.4, "stderr": None, "z": None},
                 ],
             }
         ],
     }
 
 
-def test_a_table_has_rank_score_error_and_id() -> None:
-    words = to_table(RESULTS, "retrac").splitlines()[1].split()
-    assert words == ["1", "0.42", "±", "0.03", "a<b>.png"]
+def test_a_table_has_rank_score_error_z_and_id() -> None:
+    _, first, second = [line.split() for line in to_table(RESULTS, "retrac").splitlines()]
+    assert first == ["1", "0.42", "±", "0.03", "7.2", "a<b>.png"]
+    assert second == ["2", "0.4", "c.png"]
 
 
 @pytest.mark.parametrize(
@@ -390,7 +399,7 @@ def test_query_csv(built: Path, queries: list[Path], tmp_path: Path) -> None:
     done = run("query", built, queries[0], "-k", 2, "--output", tmp_path / "hits.csv")
     assert (done.returncode, done.stdout) == (0, "")
     lines = (tmp_path / "hits.csv").read_text().splitlines()
-    assert lines[0] == "picture,list,rank,id,row,score,stderr"
+    assert lines[0] == "picture,list,rank,id,row,score,stderr,z"
     assert [line.split(",")[:3] for line in lines[1:]] == [
         [str(queries[0]), "proponents", rank] for rank in ("1", "2")
     ]

@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from gradindex.report.answers import Answers, Asked, Listing, bulk
+from gradindex.report.answers import Answers, Asked, Listing
 from gradindex.search.results import Hit, Result
+from gradindex.search.standing import Standing
 
 TIMESTEPS = [50.0 + 100 * j for j in range(10)]
 NO_CAPTION: Callable[[int], str | None] = lambda row: None  # noqa: E731
@@ -37,21 +38,24 @@ def answers(
     prompt: str | None = None,
     first: Callable[[int], int | None] = lambda q: 0,
     notes: Sequence[str] = (),
+    spread: float = 1,
 ) -> Answers:
     """Answers with random scores.
 
     Args:
         first: gives the row that heads the lists of a query, whatever the scores; None: none does.
+        spread: standard deviation of the scores.
     """
     random = np.random.default_rng(0)
     listings = []
     for measure in measures:
-        scores = random.standard_normal((queries, pictures)).astype(np.float32)
+        scores = (spread * random.standard_normal((queries, pictures))).astype(np.float32)
         for q in range(queries):
             row = first(q)
             if row is not None:
                 scores[q, row] = 8
         results = []
+        standings = [Standing.of(own) for own in scores]
         for q, own in enumerate(scores):
             order = np.argsort(-own, kind="stable")
 
@@ -65,8 +69,9 @@ def answers(
             worst = None
             if opponents and measure != "pixels":
                 worst = [hit(rank, row) for rank, row in enumerate(order[::-1][:k].tolist(), 1)]
-            results.append(Result(query_name(q), best, worst))
-        listings.append(Listing(measure, results, *bulk(scores)))
+            worst = None if worst is None else standings[q].with_z(worst)
+            results.append(Result(query_name(q), standings[q].with_z(best), worst))
+        listings.append(Listing(measure, results, standings))
     asked = [
         Asked(query_name(q), lambda q=q: picture_of(1000 + q), prompt)  # type: ignore[misc]
         for q in range(queries)

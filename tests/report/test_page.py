@@ -117,7 +117,7 @@ def test_answers_are_inside_as_json() -> None:
                 assert [hit["id"] for hit in query.get(field, [])] == [hit.id for hit in hits]
                 assert [hit["score"] for hit in query.get(field, [])] == [h.score for h in hits]
                 for values_of_hit, hit in zip(query.get(field, []), hits, strict=True):
-                    assert values_of_hit["z"] == listing.z(q, hit)
+                    assert values_of_hit["z"] == hit.z
                     assert values_of_hit["caption"] == f"caption {hit.row}"
 
 
@@ -126,9 +126,7 @@ def test_bars_and_timesteps_have_one_scale() -> None:
     whole = answers(3, k=8, measures=["retrac"])
     reading = Reading(to_html(whole))
     lengths = [int(bar["style"].split()[1].rstrip("%")) for bar in reading.with_class("bar")]
-    zs = [
-        whole.listings[0].z(q, hit) for q in range(3) for hit in whole.listings[0].results[q].hits
-    ]
+    zs = [hit.z for result in whole.listings[0].results for hit in result.hits]
     full = np.quantile([0.0, *zs], 0.95)  # type: ignore[list-item]
     assert lengths == [round(100 * min(1.0, z / full)) for z in zs]  # type: ignore[operator]
 
@@ -142,8 +140,7 @@ def test_a_chart_shows_a_timestep_at_its_place() -> None:
 
 
 def test_scores_that_are_all_alike_have_no_standing() -> None:
-    whole = answers(1, k=4, measures=["retrac"])
-    whole.listings[0].sigma[:] = 0
+    whole = answers(1, k=4, measures=["retrac"], spread=0)
     page = to_html(whole)
     assert Reading(page).with_class("z") == []
     assert "nan" not in page.lower().replace("influential for", "")

@@ -25,14 +25,15 @@ def index(tmp_path_factory: pytest.TempPathFactory, model: Path, pictures: Path)
 
 
 def results_of(*names: str) -> Results:
-    hits = [Hit(rank, name, rank + 4, 0.5 / rank, 0.01) for rank, name in enumerate(names, 1)]
+    numbered = enumerate(names, 1)
+    hits = [Hit(rank, name, rank + 4, 0.5 / rank, 0.01, z=4.5) for rank, name in numbered]
     return Results([Result("gen.png", hits, opponents=[Hit(1, "far", 9, -0.25, None)])])
 
 
 ROWS = [
-    ("gen.png", "proponents", 1, "a<b>,c.png", 5, 0.5, 0.01),
-    ("gen.png", "proponents", 2, "é.png", 6, 0.25, 0.01),
-    ("gen.png", "opponents", 1, "far", 9, -0.25, None),
+    ("gen.png", "proponents", 1, "a<b>,c.png", 5, 0.5, 0.01, 4.5),
+    ("gen.png", "proponents", 2, "é.png", 6, 0.25, 0.01, 4.5),
+    ("gen.png", "opponents", 1, "far", 9, -0.25, None, None),
 ]
 
 

@@ -1,0 +1,84 @@
+"""Where a score stands among those of all training pictures: robust standard deviations above them.
+
+The bulk of a query's scores is told by their median and 1.4826 median absolute deviations (Hampel
+1974, "The influence curve and its role in robust estimation"), which the few scores that stand out
+do not move. A query scores but its candidates; for the bulk it also scores a random sample of
+training pictures, always the same, or all of them where they are few.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+
+from gradindex.search.results import Hit
+from gradindex.search.scoring import Span, as_columns, contributions
+from gradindex.store.store import Store
+
+TO_SIGMA = 1.4826  # a median absolute deviation times this is a normal distribution's sigma
+SAMPLE_BYTES = 1 << 27  # of rows that are read to know the bulk of scores
+FEWEST_SAMPLED = 512  # however wide they are: of so many, sigma is known to 5 %
+READ_ROWS = 256  # sampled rows whose scores at all timesteps are in memory at once
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What the scores of a query's hits are compared with: those of all training pictures.
+
+    Attributes:
+        median: of the scores; NaN where there are none.
+        sigma: their robust standard deviation; 0 where half of them are the same.
+    """
+
+    median: float
+    sigma: float
+
+    @classmethod
+    def of(cls, scores: np.ndarray) -> Self:
+        """The standing among the scores [n] of some pictures or all, of which NaN do not count."""
+        known = scores[~np.isnan(scores)]
+        if not len(known):
+            return cls(np.nan, np.nan)
+        median = float(np.median(known))
+        return cls(median, TO_SIGMA * float(np.median(np.abs(known - median))))
+
+    def z(self, score: float) -> float | None:
+        """How many robust standard deviations a score lies above the median; None: not known.
+
+        >>> Standing.of(np.array([1, 2, 3, 4, 100, np.nan])).z(5.9652)
+        2.0
+        """
+        return (score - self.median) / self.sigma if self.sigma > 0 else None
+
+    def with_z(self, hits: Sequence[Hit]) -> list[Hit]:
+        """Hits that say where they stand."""
+        return [replace(hit, z=self.z(hit.score)) for hit in hits]
+
+
+def standings(store: Store, block: np.ndarray, method: str, span: Span | None) -> list[Standing]:
+    """The standing of each query, from exact scores of the sampled rows.
+
+    Args:
+        block: query blocks [Q, C, T, D]; method, span: as for `scoring.scan`.
+    """
+    rows = sampled_rows(store)
+    columns = as_columns(block)
+    parts = [np.empty((len(block), 0), np.float32)]
+    for start in range(0, len(rows), READ_ROWS):
+        some_rows = rows[start : start + READ_ROWS]
+        added = contributions(store, columns, method, some_rows, span)
+        parts.append(added.sum((2, 3)).astype(np.float32))
+    return [Standing.of(scores) for scores in np.concatenate(parts, axis=1)]
+
+
+def sampled_rows(store: Store) -> np.ndarray:
+    """Rows, ascending, that stand for all that have a picture."""
+    kept = np.setdiff1d(np.arange(store.shape[1]), store.excluded)
+    checkpoints, _, timesteps, dim = store.shape
+    row_bytes = 4 * checkpoints * timesteps * dim
+    count = max(FEWEST_SAMPLED, SAMPLE_BYTES // row_bytes)
+    if count >= len(kept):
+        return kept
+    chosen = np.random.default_rng(0).choice(kept, count, replace=False, shuffle=False)
+    return np.sort(chosen)
