@@ -65,6 +65,13 @@ if TYPE_CHECKING:
 )
 @RANGE
 @click.option("--by-timestep", is_flag=True, help="Also what each timestep adds to a score.")
+@click.option(
+    "--verdict/--no-verdict",
+    default=True,
+    show_default=True,
+    help="Also what it comes to in one line: copied, attributable, or nothing stands out. For it"
+    " some training pictures are read, where they are on this machine.",
+)
 @GROUP_BY
 @WHITEN
 @DAMPING
@@ -201,7 +208,7 @@ def _report(
             f"no thumbnails: training pictures are not as they were ({source}); --data PATH says"
             " where they are now"
         )
-    del options["by_timestep"]  # a report always tells
+    del options["by_timestep"], options["verdict"]  # a report always tells
     answers = answer(opened, pictures, k, method, pixels=pixels, **options)
     say_seconds(answers.listings[0].results[0].seconds)
     command = shlex.join(["gradindex", *click.get_current_context().find_root().obj])

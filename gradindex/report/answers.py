@@ -11,27 +11,26 @@ from typing import Unpack
 import numpy as np
 from PIL import Image
 
-from gradindex.data.images import read_thumbnail, to_array, to_thumbnail
+from gradindex.data.images import read_thumbnail, to_thumbnail
 from gradindex.gradients.fold import unit
-from gradindex.recipe import FOLDED, Recipe, require, require_positive
+from gradindex.recipe import FOLDED, require, require_positive
+from gradindex.search.answering import nothing_to_rank
 from gradindex.search.group_scores import group_scores
 from gradindex.search.grouping import GroupBy, Grouping
 from gradindex.search.index import Index
 from gradindex.search.pictures import Picture, picture_list, picture_name
+from gradindex.search.pixels import compared_shape, pixels_of, to_picture, training_pixels
 from gradindex.search.query import Query, QueryOptions
 from gradindex.search.results import Hit, Result
 from gradindex.search.scoring import METHODS
 from gradindex.search.standing import Standing
-from gradindex.store.prefetch import prefetch
-from gradindex.store.progress import progress
+from gradindex.search.verdicts import with_verdicts
 
 PIXELS = "pixels"  # in place of a method: the cosine of pixels
-PIXEL_SIDE = 64  # pictures are compared at up to so many pixels a side
 MOST_COMPARED = 10_000  # training pictures that are read to be compared, unless it is asked for
 SCORE_BYTES = 1 << 28  # of scores [Q, N] float32 in memory at once
 HITS_AT_ONCE = 50  # queries whose candidates' rows are scored exactly at once
 SPARE = 8  # candidates beyond k, for scores that float32 rounds to the same
-READERS = 4  # threads that read pictures
 
 
 @dataclass(frozen=True)
@@ -138,6 +137,7 @@ def answer(
     ]
     if groups is not None:
         listings[0] = _with_groups(index, query, listings[0], blocks[0], groups)
+    listings[0] = _with_verdicts(index, query, listings[0])
     seconds["search"] = time.perf_counter() - began
     kept = index.store.shape[1] - len(index.store.excluded)
     queries = _asked(pictures, names, query)
@@ -186,7 +186,7 @@ def _method_listing(
     for start in range(0, len(block), at_once):
         scores = index.ranker.scores(method, block[start : start + at_once], query.span)
         if np.isnan(scores).all():
-            raise index.nothing_to_rank(query)
+            raise nothing_to_rank(query)
         standings += [Standing.of(own) for own in scores]
         for first in range(0, len(scores), HITS_AT_ONCE):
             some = slice(start + first, start + first + HITS_AT_ONCE)
@@ -220,6 +220,15 @@ def _with_groups(
     return replace(listing, results=results)
 
 
+def _with_verdicts(index: Index, query: Query, listing: Listing) -> Listing:
+    """A listing whose results tell what they come to."""
+    arrays = query.pictures.arrays[: len(listing.results)]
+    results = with_verdicts(
+        index.store, index.training_pictures, arrays, listing.results, listing.standings
+    )
+    return replace(listing, results=results)
+
+
 def _ends(scores: np.ndarray, k: int, sign: int) -> list[np.ndarray]:
     """Rows of the highest of scores [Q, N] (sign 1) or the lowest (−1), ascending."""
     keyed = np.nan_to_num(sign * scores, nan=-np.inf)
@@ -229,17 +238,13 @@ def _ends(scores: np.ndarray, k: int, sign: int) -> list[np.ndarray]:
 
 def _pixel_listing(index: Index, queries: Sequence[Asked], k: int) -> Listing:
     """The rankings by the cosine of pixels, as the model takes them, but 64 a side at the most."""
-    shape = _compared_shape(index.store.recipe)
-    vectors = np.stack([_pixels(query.open_picture(), shape) for query in queries])
+    shape = compared_shape(index.store.recipe)
+    vectors = unit(np.stack([pixels_of(query.open_picture(), shape) for query in queries]))
     scores = np.full((len(queries), index.store.shape[1]), np.nan, np.float32)
-    rows = np.setdiff1d(np.arange(scores.shape[1]), index.store.excluded).tolist()
-
-    def cosines(row: int) -> np.ndarray:
-        return vectors @ _pixels(index.thumbnail(row), shape)
-
-    compared = progress(prefetch(cosines, rows, READERS), "pixels", len(rows), "picture")
-    for row, column in zip(rows, compared, strict=True):
-        scores[:, row] = column
+    rows = np.setdiff1d(np.arange(scores.shape[1]), index.store.excluded)
+    read = training_pixels(index.training_pictures, rows, shape)
+    for row, pixels in zip(rows, read, strict=True):
+        scores[:, row] = vectors @ unit(pixels)
     ids = index.store.sample_ids
     results = []
     standings = [Standing.of(own) for own in scores]
@@ -253,20 +258,6 @@ def _pixel_listing(index: Index, queries: Sequence[Asked], k: int) -> Listing:
     return Listing(PIXELS, results, standings)
 
 
-def _compared_shape(recipe: Recipe) -> tuple[int, int, int]:
-    """Channels, height and width at which pixels are compared."""
-    channels, height, width = recipe.pixels
-    shrink = max(1.0, max(height, width) / PIXEL_SIDE)
-    return channels, max(1, round(height / shrink)), max(1, round(width / shrink))
-
-
-def _pixels(thumbnail: Image.Image | None, shape: tuple[int, int, int]) -> np.ndarray:
-    """The pixels of a picture as a unit vector; NaN where there is no picture."""
-    if thumbnail is None:
-        return np.full(np.prod(shape), np.nan, np.float32)
-    return unit(to_array(thumbnail, shape).reshape(-1))
-
-
 def _asked(pictures: Sequence[Picture], names: Sequence[str], query: Query) -> list[Asked]:
     """The queries for people."""
     captions, arrays = query.pictures.captions, query.pictures.arrays
@@ -277,15 +268,9 @@ def _asked(pictures: Sequence[Picture], names: Sequence[str], query: Query) -> l
         elif isinstance(picture, Image.Image):
             open_picture = partial(to_thumbnail, picture)
         else:
-            open_picture = partial(_to_picture, arrays[number])
+            open_picture = partial(to_picture, arrays[number])
         asked.append(Asked(name, open_picture, None if captions is None else captions[number]))
     return asked
-
-
-def _to_picture(array: np.ndarray) -> Image.Image:
-    """A picture [channels, height, width] in [−1, 1] as Pillow has it."""
-    values = np.round((array + 1) * 127.5).astype(np.uint8)
-    return Image.fromarray(values[0] if len(values) == 1 else values.transpose(1, 2, 0))
 
 
 def _captions(index: Index) -> Callable[[int], str | None]:

@@ -34,6 +34,8 @@ def to_values(
         query["hits"] = [_hit_values(hit) for hit in result.hits]
         if result.opponents is not None:
             query["opponents"] = [_hit_values(hit) for hit in result.opponents]
+        if result.verdict is not None:
+            query["verdict"] = asdict(result.verdict)
         if result.groups is not None:
             query["groups"] = [asdict(group) for group in result.groups]
         queries.append(query)
@@ -67,6 +69,8 @@ def to_table(
     kind = score_kind(method, whitened)
     lines = []
     for result in results:
+        if result.verdict is not None:
+            lines.append(f"{printable(result.picture)}: {printable(result.verdict.text)}")
         for title, hits in titled_lists(result, titles):
             lines.append(
                 f"{printable(result.picture)}: {title}"

@@ -84,6 +84,7 @@ class CardView:
     """A query with its rows.
 
     Attributes:
+        verdict: what the method asked for comes to; empty where not asked.
         shares: of groups, the largest first; empty unless asked for. others: how many more.
     """
 
@@ -93,6 +94,7 @@ class CardView:
     prompt: str
     thumbnail: Thumbnail | None
     rows: list[RowView]
+    verdict: str
     shares: list[ShareView]
     others: int
 
@@ -154,11 +156,19 @@ class Cards:
         path = printable(query.name)
         name = PurePath(path).name or path
         prompt = one_line(query.prompt or "")
-        groups = self._answers.listings[0].results[q].groups
-        shares = share_views(groups)
-        others = len(groups or []) - len(shares)
-        thumbnail = self._of_query[q]
-        return CardView(q + 1, name, path, prompt, thumbnail, rows + opponents, shares, others)
+        result = self._answers.listings[0].results[q]
+        shares = share_views(result.groups)
+        return CardView(
+            number=q + 1,
+            name=name,
+            path=path,
+            prompt=prompt,
+            thumbnail=self._of_query[q],
+            rows=rows + opponents,
+            verdict="" if result.verdict is None else printable(result.verdict.text),
+            shares=shares,
+            others=len(result.groups or []) - len(shares),
+        )
 
     def _views(
         self, number: int, q: int, hits: Sequence[Hit], opponents: bool = False

@@ -1,6 +1,5 @@
 """An open index: a picture → its gradients → candidates → exact scores from the store."""
 
-import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Unpack
@@ -11,18 +10,19 @@ from PIL import Image
 from gradindex.errors import CallError
 from gradindex.models.devices import resolve_device
 from gradindex.recipe import FOLDED, require, require_positive
+from gradindex.search.answering import Request, answer_blocks
 from gradindex.search.audit import helpful_and_harmful, mean_query
 from gradindex.search.group_scores import group_scores
 from gradindex.search.grouping import GroupBy, Grouping, grouping
 from gradindex.search.notebook import facts_html, facts_of
 from gradindex.search.pictures import Picture, picture_list, picture_name, read_with_origins
-from gradindex.search.query import OF_ONE_PICTURE, Query, QueryOptions, range_text
+from gradindex.search.query import OF_ONE_PICTURE, Query, QueryOptions
 from gradindex.search.query_gradients import QueryGradients
 from gradindex.search.ranker import Ranker
 from gradindex.search.results import Group, Result, Results
 from gradindex.search.scoring import METHODS
-from gradindex.search.standing import standings
 from gradindex.search.training_pictures import TrainingPictures
+from gradindex.search.verdicts import with_verdicts
 from gradindex.store.location import Location
 from gradindex.store.store import Store
 from gradindex.wording import counted
@@ -122,6 +122,7 @@ class Index:
         opponents: bool = False,
         by_timestep: bool = False,
         group_by: GroupBy | None = None,
+        verdict: bool = False,
         **options: Unpack[QueryOptions],
     ) -> Results:
         """The training pictures with the highest influence on each picture.
@@ -135,6 +136,9 @@ class Index:
             by_timestep: also tell what each timestep adds to a hit's score.
             group_by: also tell what groups of pictures did, see `query_groups`; the store is
                 scanned for it.
+            verdict: also tell what it comes to, see `Verdict`: copied, attributable, or nothing
+                stands out. For it the hits and 50 other training pictures are read, or all where
+                one looks copied.
             options: see `QueryOptions`.
 
         Returns:
@@ -157,46 +161,13 @@ class Index:
         query = self.to_query(pictures, **options)
         (block,), gradient_seconds = self.gradients.blocks(query, [method])
         names = [picture_name(picture, number) for number, picture in enumerate(pictures)]
-        return self._results(
-            block, names, k, method, query, opponents, by_timestep, groups, gradient_seconds
+        request = Request(names, query, k, method, opponents, by_timestep, groups)
+        results, standings = answer_blocks(
+            self.store, self.ranker, block, request, gradient_seconds
         )
-
-    def _results(
-        self,
-        block: np.ndarray,
-        names: Sequence[str],
-        k: int,
-        method: str,
-        query: Query,
-        opponents: bool,
-        by_timestep: bool,
-        groups: Grouping | None,
-        gradient_seconds: float,
-    ) -> Results:
-        """The answers to query blocks that are not whitened yet, one for each name."""
-        began = time.perf_counter()
-        (block,) = self._whitened([block], query, [method])
-        signs = (1, -1) if opponents else (1,)
-        proposed = self.ranker.proposed(
-            block, k, method, query.span, query.damping, signs, is_like_rows=query.is_like_rows
-        )
-        if not any(map(len, proposed[1])):
-            raise self.nothing_to_rank(query)
-        lists = {
-            sign: self.ranker.hits(block, k, method, query.span, by_timestep, sign, rows)
-            for sign, rows in proposed.items()
-            if sign in signs
-        }
-        standing = standings(self.store, block, method, query.span)
-        by_group = (
-            None if groups is None else group_scores(self.store, block, method, query.span, groups)
-        )
-        seconds = {"gradients": gradient_seconds, "search": time.perf_counter() - began}
-        results = []
-        for number, name in enumerate(names):
-            best, *worst = [standing[number].with_z(hits[number]) for hits in lists.values()]
-            of_groups = None if by_group is None else by_group[number]
-            results.append(Result(name, best, worst[0] if worst else None, of_groups, seconds))
+        if verdict:
+            arrays = query.pictures.arrays[: len(pictures)]
+            results = with_verdicts(self.store, self.training_pictures, arrays, results, standings)
         return Results(results, self.thumbnail)
 
     def audit(
@@ -238,9 +209,8 @@ class Index:
             self.store, self.gradients, self.training_pictures, str(held_out), method, options
         )
         name = f"{held_out} ({counted(asked.pictures, 'picture')})"
-        (result,) = self._results(
-            asked.block, [name], k, method, asked.query, True, False, groups, asked.seconds
-        )
+        request = Request([name], asked.query, k, method, opponents=True, groups=groups)
+        (result,), _ = answer_blocks(self.store, self.ranker, asked.block, request, asked.seconds)
         return helpful_and_harmful(result)
 
     def query_groups(
@@ -273,15 +243,6 @@ class Index:
     def grouping(self, group_by: GroupBy) -> Grouping:
         """The groups of the training pictures, see `query_groups`."""
         return grouping(self.store, group_by, self.training_pictures.source)
-
-    @staticmethod
-    def nothing_to_rank(query: Query) -> CallError:
-        """The error for a query that no training picture answers."""
-        return CallError(
-            f"timesteps = {range_text(query.span)}: no picture has a row there"
-            if query.span
-            else "every picture was skipped or removed: there is none to answer with"
-        )
 
     def scores(
         self,

@@ -72,6 +72,29 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """What the answer for one picture comes to.
+
+    Attributes:
+        kind: "copied", "attributable" or "nothing stands out"; None where the training pictures are
+            too few to say.
+        text: the same on one line, with its reason.
+        ids: the training picture that it is a copy of, or the hits that stand out.
+        q: the lowest false discovery rate at which a hit stands out from the tail of all scores;
+            None where that is not known.
+        ratio: of a copy's distance in pixels to the mean of those of the 50 nearest; as_near: share
+            of the training pictures that are as near to another one. None for the other kinds.
+    """
+
+    kind: str | None
+    text: str
+    ids: list[str]
+    q: float | None
+    ratio: float | None = None
+    as_near: float | None = None
+
+
+@dataclass(frozen=True)
 class Result:
     """The answer for one picture.
 
@@ -82,6 +105,7 @@ class Result:
         groups: all groups of training pictures, best first; None unless asked for.
         seconds: how long the call took for all of its pictures, {"gradients": …, "search": …};
             loading the model is in neither, whitening in the search.
+        verdict: what it comes to; None unless asked for.
 
     >>> result = Result("gen.png", hits=[Hit(1, "cat/7.png", row=17, score=0.42, stderr=0.03)])
     >>> result.ids, result.scores
@@ -93,6 +117,7 @@ class Result:
     opponents: list[Hit] | None = None
     groups: list[Group] | None = None
     seconds: dict[str, float] = field(default_factory=dict, compare=False, repr=False)
+    verdict: Verdict | None = None
 
     @property
     def ids(self) -> list[str]:

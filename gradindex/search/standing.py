@@ -7,13 +7,14 @@ training pictures, always the same, or all of them where they are few.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import numpy as np
 
 from gradindex.search.results import Hit
 from gradindex.search.scoring import Span, as_columns, contributions
+from gradindex.search.tail import adjusted, exceedance, tail_size
 from gradindex.store.store import Store
 
 TO_SIGMA = 1.4826  # a median absolute deviation times this is a normal distribution's sigma
@@ -29,27 +30,50 @@ class Standing:
     Attributes:
         median: of the scores; NaN where there are none.
         sigma: their robust standard deviation; 0 where half of them are the same.
+        sampled: n, how many scores this was told by.
+        pictures: N, how many training pictures have a score: n, or more where it is a sample's.
+        tail: the highest `tail_size(n)` + 1 scores, best first; empty where n is 0.
     """
 
     median: float
     sigma: float
+    sampled: int = 0
+    pictures: int = 0
+    tail: np.ndarray = field(default_factory=lambda: np.empty(0), compare=False)
 
     @classmethod
-    def of(cls, scores: np.ndarray) -> Self:
-        """The standing among the scores [n] of some pictures or all, of which NaN do not count."""
+    def of(cls, scores: np.ndarray, pictures: int | None = None) -> Self:
+        """The standing among the scores [n] of some pictures or all, of which NaN do not count.
+
+        Args:
+            pictures: how many the scores, NaN among them, are a sample of; by default of none.
+        """
         known = scores[~np.isnan(scores)]
         if not len(known):
             return cls(np.nan, np.nan)
         median = float(np.median(known))
-        return cls(median, TO_SIGMA * float(np.median(np.abs(known - median))))
+        sigma = TO_SIGMA * float(np.median(np.abs(known - median)))
+        size = tail_size(len(known)) + 1
+        tail = np.sort(np.partition(known, -size)[-size:])[::-1]
+        of_all = len(known) if pictures is None else round(pictures * len(known) / len(scores))
+        return cls(median, sigma, len(known), of_all, tail)
 
     def z(self, score: float) -> float | None:
         """How many robust standard deviations a score lies above the median; None: not known.
 
-        >>> Standing.of(np.array([1, 2, 3, 4, 100, np.nan])).z(5.9652)
+        >>> Standing(median=3.0, sigma=1.5).z(6.0)
         2.0
         """
         return (score - self.median) / self.sigma if self.sigma > 0 else None
+
+    def q_values(self, scores: Sequence[float]) -> np.ndarray | None:
+        """The false discovery rate at which each of the highest scores, best first, stands out.
+
+        Returns:
+            None where they are too few, or too much alike, to know what a tail is.
+        """
+        p = exceedance(self.tail, self.sampled, np.array(scores))
+        return None if p is None else adjusted(p, self.pictures)
 
     def with_z(self, hits: Sequence[Hit]) -> list[Hit]:
         """Hits that say where they stand."""
@@ -62,23 +86,23 @@ def standings(store: Store, block: np.ndarray, method: str, span: Span | None) -
     Args:
         block: query blocks [Q, C, T, D]; method, span: as for `scoring.scan`.
     """
-    rows = sampled_rows(store)
+    rows, pictures = sampled_rows(store)
     columns = as_columns(block)
     parts = [np.empty((len(block), 0), np.float32)]
     for start in range(0, len(rows), READ_ROWS):
         some_rows = rows[start : start + READ_ROWS]
         added = contributions(store, columns, method, some_rows, span)
         parts.append(added.sum((2, 3)).astype(np.float32))
-    return [Standing.of(scores) for scores in np.concatenate(parts, axis=1)]
+    return [Standing.of(scores, pictures) for scores in np.concatenate(parts, axis=1)]
 
 
-def sampled_rows(store: Store) -> np.ndarray:
-    """Rows, ascending, that stand for all that have a picture."""
+def sampled_rows(store: Store) -> tuple[np.ndarray, int]:
+    """Rows, ascending, that stand for all that have a picture, and how many these are."""
     kept = np.setdiff1d(np.arange(store.shape[1]), store.excluded)
     checkpoints, _, timesteps, dim = store.shape
     row_bytes = 4 * checkpoints * timesteps * dim
     count = max(FEWEST_SAMPLED, SAMPLE_BYTES // row_bytes)
     if count >= len(kept):
-        return kept
+        return kept, len(kept)
     chosen = np.random.default_rng(0).choice(kept, count, replace=False, shuffle=False)
-    return np.sort(chosen)
+    return np.sort(chosen), len(kept)

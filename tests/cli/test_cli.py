@@ -51,7 +51,9 @@ def test_query_json(built: Path, queries: list[Path]) -> None:
 def test_query_table_and_page(built: Path, queries: list[Path], tmp_path: Path) -> None:
     table = run("query", built, queries[0], "-k", 3, "--method", "tracin").stdout
     assert "tracin, whitened ± standard error over timesteps, z" in table
-    assert len(table.strip().splitlines()) == 4
+    assert len(table.strip().splitlines()) == 5
+    verdict = "no verdict: scores of 9 training pictures, fewer than 200"
+    assert table.splitlines()[0] == f"{queries[0]}: {verdict}"
     done = run(
         "query", built, *queries, "-k", 3, "--format", "html", "--output", tmp_path / "page.html"
     )

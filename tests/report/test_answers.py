@@ -16,6 +16,7 @@ from gradindex.report import answers as module
 from gradindex.report.answers import Answers, answer
 from gradindex.report.evaluate import pixel_scores
 from gradindex.report.page import to_html
+from gradindex.search.pixels import compared_shape
 
 GRID = [100, 500, 900]
 
@@ -51,7 +52,13 @@ def test_the_rankings_are_those_of_queries(
     assert [listing.measure for listing in answers.listings] == ["tracin", "retrac", "pixels"]
     for listing in answers.listings[:2]:
         expected = index.query(
-            queries, 4, listing.measure, opponents=True, by_timestep=True, **options
+            queries,
+            4,
+            listing.measure,
+            opponents=True,
+            by_timestep=True,
+            verdict=listing.measure == "tracin",
+            **options,
         )
         assert listing.results == expected
         assert listing.results[0].hits[0].by_timestep
@@ -98,7 +105,7 @@ def test_large_pictures_are_compared_small(tmp_path: Path) -> None:
     model = make_model(tmp_path / "model", sample_size=128, in_channels=3, out_channels=3)
     data = make_pictures(tmp_path / "data", 3, size=128, mode="RGB")
     index = gradindex.build(tmp_path / "idx", model=model, data=data, timesteps=[500], dim=8)
-    assert module._compared_shape(index.store.recipe) == (3, 64, 64)
+    assert compared_shape(index.store.recipe) == (3, 64, 64)
     listing = answer(index, data / "p001.png", 3).listings[2]
     assert listing.results[0].ids[0] == "p001.png"
     assert listing.results[0].scores[0] == pytest.approx(1, abs=1e-5)
@@ -169,7 +176,7 @@ def test_folded_rows_have_no_timesteps(
         tmp_path / "idx", model=model, data=data, timesteps=GRID, dim=16, rows="folded"
     )
     answers = answer(index, queries, 3)
-    assert answers.listings[0].results == index.query(queries, 3)
+    assert answers.listings[0].results == index.query(queries, 3, verdict=True)
     assert answers.listings[0].results[0].hits[0].by_timestep is None
 
 

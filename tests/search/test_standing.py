@@ -70,10 +70,10 @@ def test_of_many_pictures_some_are_sampled(
     monkeypatch.setattr(module, "FEWEST_SAMPLED", 15)
     monkeypatch.setattr(module, "SAMPLE_BYTES", 1)
     monkeypatch.setattr(module, "READ_ROWS", 4)
-    rows = sampled_rows(index.store)
-    assert len(rows) == 15
+    rows, pictures = sampled_rows(index.store)
+    assert (len(rows), pictures) == (15, 40)
     assert (np.diff(rows) > 0).all()
-    np.testing.assert_array_equal(rows, sampled_rows(index.store))
+    np.testing.assert_array_equal(rows, sampled_rows(index.store)[0])
     (result,) = index.query(queries[0], 3)
     own = index.scores(queries[0])[0]
     assert result.hits[0].z == pytest.approx(z_of(own[rows], result.hits[0].score), rel=1e-4)
@@ -97,7 +97,8 @@ def test_removed_pictures_are_not_sampled(model: Path, queries: list[Path], tmp_
     gradindex.build(tmp_path / "idx", model=model, data=data, timesteps=[500], dim=8)
     remove(tmp_path / "idx", ["p003.png"])
     opened = gradindex.open(tmp_path / "idx")
-    assert 3 not in sampled_rows(opened.store)
+    rows, pictures = sampled_rows(opened.store)
+    assert (3 not in rows, pictures) == (True, 11)
     (result,) = opened.query(queries[0], 1)
     own = opened.scores(queries[0])[0]
     assert result.hits[0].z == pytest.approx(z_of(own, result.hits[0].score), rel=1e-4)

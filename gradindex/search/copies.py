@@ -1,0 +1,129 @@
+"""Whether a generated picture is a copy of a training picture, by their pixels.
+
+Carlini et al. 2023 ("Extracting training data from diffusion models", section 5.1) call a picture
+extracted whose ℓ2 distance to a training picture is less than half of its mean distance to its 50
+nearest training pictures. In a set of simple pictures many that are new are as near as that. How
+many is told by the training pictures, each compared with the others: a new picture from where they
+come from is one more of them (the conformal test of Vovk et al. 2005). Those whose nearest is the
+same picture once more do not count, for then a copy in a set with duplicates would be none.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradindex.search.pixels import compared_shape, query_pixels, training_pixels
+from gradindex.search.results import Hit
+from gradindex.search.training_pictures import TrainingPictures
+from gradindex.store.store import Store
+
+NEIGHBOURS = 50
+HALF = 0.5
+MOST_READ = 10_000  # training pictures that a look for copies reads
+COMPARED = 500  # training pictures that are compared with the others
+SAME = 2 / 255  # root mean square of a difference of one grey level, where white is 1 and black −1
+BATCH = 256  # pictures that are compared at once
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A training picture that is as near to a generated one as a copy is.
+
+    Attributes:
+        hit: it. ratio: of its distance to the mean distance of the 50 nearest; below 0.5.
+        as_near: share of the training pictures that are as near to another one.
+    """
+
+    hit: Hit
+    ratio: float
+    as_near: float
+
+
+def copies(
+    store: Store,
+    pictures: TrainingPictures,
+    arrays: Iterable[np.ndarray],
+    hits: Sequence[Sequence[Hit]],
+) -> list[Copy | None]:
+    """The training picture, among its hits, that each generated picture may be a copy of.
+
+    The hits are read first, and 50 other training pictures. Where no hit is nearer than half the
+    mean of the 50 nearest of these, none is nearer than half of that of all. Only for what remains
+    all training pictures are read; or 10,000 at random, among which as many count as nearest as
+    they would have among them of the 50.
+
+    Args:
+        arrays: Q pictures as the model takes them. hits: theirs.
+    """
+    found: list[Copy | None] = [None] * len(hits)
+    kept = np.setdiff1d(np.arange(store.shape[1]), store.excluded)
+    if len(kept) <= NEIGHBOURS:
+        return found
+    shape = compared_shape(store.recipe)
+    asked = query_pixels(arrays, shape)
+    random = np.random.default_rng(0)
+    some = random.choice(kept, NEIGHBOURS, replace=False)
+    rows = np.union1d(some, [hit.row for listed in hits for hit in listed]).astype(np.int64)
+    distances = _distances(pictures, rows, asked, shape)
+    near: dict[int, tuple[Hit, float]] = {}
+    for q, listed in enumerate(hits):
+        own = distances[q, np.searchsorted(rows, [hit.row for hit in listed])]
+        if np.isnan(own).all():
+            continue
+        nearest = int(np.nanargmin(own))
+        # With too few that are there, the mean is NaN, and nothing is ruled out.
+        if not own[nearest] >= HALF * mean_of_nearest(distances[q], NEIGHBOURS):
+            near[q] = listed[nearest], float(own[nearest])
+    if not near:
+        return found
+    share = min(1.0, MOST_READ / len(kept))
+    read = kept if share == 1 else np.sort(random.choice(kept, MOST_READ, replace=False))
+    count = max(1, round(NEIGHBOURS * share))
+    compared = random.choice(read, min(COMPARED, len(read)), replace=False)
+    others = np.stack(list(training_pixels(pictures, compared, shape)))
+    every = _distances(pictures, read, np.concatenate([asked[list(near)], others]), shape)
+    of_others = every[len(near) :]
+    of_others[np.arange(len(compared)), np.searchsorted(read, compared)] = np.nan
+    same = SAME * np.sqrt(asked.shape[1])
+    usual = [
+        least / mean_of_nearest(own, count)
+        for own in of_others
+        if (least := mean_of_nearest(own, 1)) > same
+    ]
+    for (q, (hit, distance)), own in zip(near.items(), every, strict=False):
+        ratio = distance / mean_of_nearest(own, count)
+        if ratio < HALF:
+            as_near = (1 + np.sum(np.array(usual) <= ratio)) / (1 + len(compared))
+            found[q] = Copy(hit, ratio, float(as_near))
+    return found
+
+
+def mean_of_nearest(distances: np.ndarray, count: int) -> float:
+    """The mean of the lowest of some distances; NaN, of pictures that are gone, do not count.
+
+    It is NaN where fewer are known.
+
+    >>> mean_of_nearest(np.array([5.0, np.nan, 1.0, 2.0]), 2)
+    1.5
+    """
+    known = np.sort(distances[~np.isnan(distances)])
+    return float(known[:count].mean()) if len(known) >= count else np.nan
+
+
+def _distances(
+    pictures: TrainingPictures, rows: np.ndarray, others: np.ndarray, shape: tuple[int, int, int]
+) -> np.ndarray:
+    """The ℓ2 distances of training pictures to the pixels of others [M, numbers], [M, rows]."""
+    parts = []
+    read = training_pixels(pictures, rows, shape)
+    for start in range(0, len(rows), BATCH):
+        batch = np.stack([next(read) for _ in rows[start : start + BATCH]])
+        parts.append(distances(others, batch))
+    return np.concatenate(parts, axis=1)
+
+
+def distances(some: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The ℓ2 distances between vectors [A, W] and [B, W], [A, B]."""
+    squares = (some**2).sum(1)[:, None] - 2 * some @ others.T + (others**2).sum(1)
+    return np.sqrt(np.maximum(squares, 0))

@@ -1,0 +1,79 @@
+"""What an answer comes to, in one line: copied, attributable, or nothing stands out.
+
+copied: a hit is nearer in pixels than half the mean of the 50 nearest, and at most 5 % of training
+pictures are as near to another, see `copies`.
+attributable: some hits' scores do not continue the tail of all scores, at a false discovery rate of
+5 % (Benjamini & Hochberg 1995) among all training pictures, see `tail`.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from gradindex.search.copies import NEIGHBOURS, Copy, copies
+from gradindex.search.results import Hit, Result, Verdict
+from gradindex.search.standing import Standing
+from gradindex.search.tail import FEWEST
+from gradindex.search.training_pictures import TrainingPictures
+from gradindex.store.store import Store
+from gradindex.wording import counted
+
+FALSE_DISCOVERIES = 0.05  # of what is called attributable or copied
+
+
+def with_verdicts(
+    store: Store,
+    pictures: TrainingPictures,
+    arrays: Iterable[np.ndarray],
+    results: Sequence[Result],
+    standings: Sequence[Standing],
+) -> list[Result]:
+    """Results that say what they come to.
+
+    Args:
+        arrays: the Q pictures that were asked about, as the model takes them.
+    """
+    hits = [result.hits for result in results]
+    has_pictures = bool(pictures.source) and Path(pictures.source).exists()
+    if has_pictures and pictures.dataset is not None:
+        found = copies(store, pictures, arrays, hits)
+    else:
+        found, has_pictures = [None] * len(results), False
+    return [
+        replace(result, verdict=verdict(result.hits, standing, copy, has_pictures))
+        for result, standing, copy in zip(results, standings, found, strict=True)
+    ]
+
+
+def verdict(
+    hits: Sequence[Hit], standing: Standing, copy: Copy | None, has_pictures: bool
+) -> Verdict:
+    """What the hits of one picture come to.
+
+    Args:
+        copy: what it may be a copy of. has_pictures: whether copies were looked for.
+    """
+    q = standing.q_values([hit.score for hit in hits])
+    lowest = None if q is None or not len(q) else float(q[0])
+    notes = "" if has_pictures else "; copies were not looked for, the pictures are gone"
+    if copy is not None:
+        distance = (
+            f"its distance to {copy.hit.id} is {copy.ratio:.2f} of the mean to the"
+            f" {NEIGHBOURS} nearest"
+        )
+        if copy.as_near <= FALSE_DISCOVERIES:
+            text = f"copied: {distance}"
+            return Verdict("copied", text, [copy.hit.id], lowest, copy.ratio, copy.as_near)
+        notes = f"; {distance}, but {copy.as_near:.0%} of training pictures have another as near"
+    of_all = counted(standing.pictures, "training picture")
+    if lowest is None or q is None:
+        few = f"fewer than {FEWEST}" if standing.sampled < FEWEST else "of which many are alike"
+        return Verdict(None, f"no verdict: scores of {of_all}, {few}{notes}", [], None)
+    ids = [hit.id for hit, value in zip(hits, q, strict=True) if value <= FALSE_DISCOVERIES]
+    if ids:
+        text = f"attributable: {len(ids)} of {of_all} stand out from the tail of all"
+        return Verdict("attributable", f"{text} (q = {lowest:.2g}){notes}", ids, lowest)
+    text = f"nothing stands out: the scores continue the tail of {of_all}"
+    return Verdict("nothing stands out", f"{text} (q = {lowest:.2g}){notes}", [], lowest)

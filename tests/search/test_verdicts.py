@@ -1,0 +1,252 @@
+"""What an answer comes to: copied, attributable, nothing stands out, or too few pictures to say."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import make_model, make_pictures
+from PIL import Image, ImageDraw
+
+import gradindex
+from gradindex.cli.main import main
+from gradindex.report.answers import answer
+from gradindex.report.page import to_html
+from gradindex.report.rendering import to_table, to_values
+from gradindex.search import copies as module
+from gradindex.search.copies import Copy, distances, mean_of_nearest
+from gradindex.search.results import Hit
+from gradindex.search.standing import Standing
+from gradindex.search.verdicts import verdict
+
+COUNT = 230
+
+
+def drawing(seed: int) -> Image.Image:
+    """Three discs of random colours, of 32 pixels a side."""
+    random = np.random.default_rng(seed)
+    picture = Image.new("RGB", (32, 32), tuple(random.integers(0, 256, 3).tolist()))
+    for _ in range(3):
+        x, y, side = random.integers(0, 20), random.integers(0, 20), random.integers(6, 16)
+        colour = tuple(random.integers(0, 256, 3).tolist())
+        ImageDraw.Draw(picture).ellipse([x, y, x + side, y + side], fill=colour)
+    return picture
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("verdicts") / "data"
+    folder.mkdir()
+    for seed in range(COUNT):
+        drawing(seed).save(folder / f"{seed:03d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place(data: Path) -> Path:
+    model = make_model(data.parent / "model", sample_size=32, in_channels=3, out_channels=3)
+    index = data.parent / "idx"
+    gradindex.build(index, model=model, data=data, timesteps=[300], dim=32)
+    return index
+
+
+@pytest.fixture
+def index(place: Path) -> gradindex.Index:
+    return gradindex.open(place)
+
+
+def jpeg(picture: Image.Image, quality: int) -> Image.Image:
+    content = io.BytesIO()
+    picture.save(content, "JPEG", quality=quality)
+    return Image.open(io.BytesIO(content.getvalue()))
+
+
+PLANTED = {
+    "exact": lambda picture: picture,
+    "enlarged": lambda picture: picture.resize((80, 80), Image.Resampling.BICUBIC),
+    "made smaller": lambda picture: picture.resize((24, 24), Image.Resampling.BICUBIC),
+    "JPEG of quality 75": lambda picture: jpeg(picture, 75),
+    "JPEG of quality 30": lambda picture: jpeg(picture, 30),
+}
+
+
+@pytest.mark.parametrize("kind", PLANTED)
+def test_planted_copies_are_named(index: gradindex.Index, kind: str) -> None:
+    copies = [PLANTED[kind](drawing(seed)) for seed in range(0, 100, 5)]
+    verdicts = [result.verdict for result in index.query(copies, verdict=True)]
+    right = [
+        one is not None and one.kind == "copied" and one.ids == [f"{seed:03d}.png"]
+        for one, seed in zip(verdicts, range(0, 100, 5), strict=True)
+    ]
+    assert np.mean(right) >= 0.95
+
+
+def test_new_pictures_are_no_copies(index: gradindex.Index) -> None:
+    """Of the same kind as the training pictures: at most 5 %, and what chance adds to it."""
+    new = [drawing(1000 + number) for number in range(60)]
+    kinds = [result.verdict.kind for result in index.query(new, verdict=True) if result.verdict]
+    assert len(kinds) == 60
+    assert kinds.count("copied") <= 0.05 * 60 + 3 * np.sqrt(0.05 * 0.95 * 60)
+
+
+def test_the_ratio_is_that_to_the_mean_of_fifty(index: gradindex.Index) -> None:
+    """As one picture after the other is compared, by hand."""
+    asked = jpeg(drawing(7), 60)
+    (result,) = index.query(asked, verdict=True)
+    assert result.verdict is not None
+    all_pixels = [np.asarray(drawing(seed), np.float64) / 127.5 - 1 for seed in range(COUNT)]
+    own = np.asarray(asked.convert("RGB"), np.float64) / 127.5 - 1
+    lengths = np.sort([np.sqrt(((own - other) ** 2).sum()) for other in all_pixels])
+    assert result.verdict.ratio == pytest.approx(lengths[0] / lengths[:50].mean(), rel=1e-3)
+    assert result.verdict.as_near == pytest.approx(1 / (COUNT + 1))
+
+
+def test_copies_are_found_in_sets_with_duplicates(place: Path, data: Path, tmp_path: Path) -> None:
+    """Where every picture is there twice, a copy of one still is a copy."""
+    twice = tmp_path / "twice"
+    twice.mkdir()
+    for seed in range(60):
+        drawing(seed).save(twice / f"{seed}.png")
+        drawing(seed).save(twice / f"{seed}-again.png")
+    model = data.parent / "model"
+    index = gradindex.build(tmp_path / "idx", model=model, data=twice, timesteps=[300], dim=8)
+    (result,) = index.query(jpeg(drawing(5), 75), verdict=True)
+    assert result.verdict is not None
+    assert (result.verdict.kind, result.verdict.ids) == ("copied", ["5-again.png"])
+
+
+def test_of_many_pictures_some_are_compared(
+    index: gradindex.Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_READ", 115)
+    monkeypatch.setattr(module, "COMPARED", 40)
+    monkeypatch.setattr(module, "BATCH", 16)
+    (result,) = index.query(jpeg(drawing(7), 75), verdict=True)
+    assert result.verdict is not None
+    assert (result.verdict.kind, result.verdict.ids) == ("copied", ["007.png"])
+
+
+def test_only_what_looks_copied_reads_all(
+    index: gradindex.Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    real = module.training_pixels
+
+    def counting(pictures: object, rows: np.ndarray, shape: object) -> object:
+        read.append(len(rows))
+        return real(pictures, rows, shape)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "training_pixels", counting)
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    index.query(noise, verdict=True)
+    assert len(read) == 1
+    assert 50 <= read[0] <= 60
+    index.query(drawing(7), verdict=True)
+    assert COUNT in read
+
+
+def test_distances_are_those_between_vectors() -> None:
+    random = np.random.default_rng(0)
+    some = random.normal(size=(3, 20)).astype(np.float32)
+    others = random.normal(size=(4, 20)).astype(np.float32)
+    slowly = [[np.linalg.norm(one - other) for other in others] for one in some]
+    np.testing.assert_allclose(distances(some, others), slowly, rtol=1e-5)
+    assert np.isnan(mean_of_nearest(np.array([1.0, np.nan]), 2))
+
+
+# --- what is said ---------------------------------------------------------------------------------
+
+NORMAL = np.random.default_rng(0).normal(size=1800)
+
+
+def hits(*scores: float) -> list[Hit]:
+    return [Hit(rank, f"{rank}.png", rank, score, None) for rank, score in enumerate(scores, 1)]
+
+
+def test_what_stands_out_is_named() -> None:
+    scores = np.append(NORMAL, [30.0, 29.0])
+    said = verdict(hits(30.0, 29.0, 3.0), Standing.of(scores), None, has_pictures=True)
+    assert (said.kind, said.ids) == ("attributable", ["1.png", "2.png"])
+    start = "attributable: 2 of 1,802 training pictures stand out from the tail of all (q = "
+    assert said.text.startswith(start)
+    assert said.q is not None
+    assert said.q <= 0.05
+
+
+def test_what_continues_the_tail_does_not() -> None:
+    best = np.sort(NORMAL)[::-1][:3].tolist()
+    said = verdict(hits(*best), Standing.of(NORMAL), None, has_pictures=False)
+    assert (said.kind, said.ids) == ("nothing stands out", [])
+    assert said.text.startswith(
+        "nothing stands out: the scores continue the tail of 1,800 training pictures (q = "
+    )
+    assert said.text.endswith("; copies were not looked for, the pictures are gone")
+
+
+def test_a_near_picture_among_near_ones_is_no_copy() -> None:
+    copy = Copy(hits(3.0)[0], ratio=0.41, as_near=0.12)
+    said = verdict(hits(3.0), Standing.of(NORMAL), copy, has_pictures=True)
+    assert said.kind == "nothing stands out"
+    assert said.text.endswith(
+        "; its distance to 1.png is 0.41 of the mean to the 50 nearest, but 12% of training"
+        " pictures have another as near"
+    )
+    said = verdict(hits(3.0), Standing.of(NORMAL), Copy(copy.hit, 0.2, 0.01), has_pictures=True)
+    assert (said.kind, said.ids, said.ratio, said.as_near) == ("copied", ["1.png"], 0.2, 0.01)
+    assert said.text == "copied: its distance to 1.png is 0.20 of the mean to the 50 nearest"
+
+
+def test_of_few_pictures_nothing_is_said(
+    model: Path, pictures: Path, queries: list[Path], tmp_path: Path
+) -> None:
+    index = gradindex.build(tmp_path / "idx", model=model, data=pictures, timesteps=[500], dim=8)
+    (result,) = index.query(queries[0], verdict=True)
+    assert result.verdict is not None
+    assert result.verdict.kind is None
+    assert result.verdict.text == "no verdict: scores of 9 training pictures, fewer than 200"
+    (without,) = index.query(queries[0])
+    assert without.verdict is None
+
+
+def test_small_sets_have_copies_too(model: Path, tmp_path: Path) -> None:
+    """From 51 pictures on, whatever a tail needs."""
+    folder = make_pictures(tmp_path / "data", 60)
+    index = gradindex.build(tmp_path / "idx", model=model, data=folder, timesteps=[500], dim=8)
+    (result,) = index.query(folder / "p007.png", verdict=True)
+    assert result.verdict is not None
+    assert (result.verdict.kind, result.verdict.ids) == ("copied", ["p007.png"])
+    assert result.verdict.q is None
+
+
+def test_pictures_that_are_gone_are_not_compared(place: Path, data: Path) -> None:
+    data.rename(data.with_name("moved"))
+    try:
+        (result,) = gradindex.open(place).query(drawing(7), verdict=True)
+    finally:
+        data.with_name("moved").rename(data)
+    assert result.verdict is not None
+    assert result.verdict.kind in ("attributable", "nothing stands out")
+    assert result.verdict.text.endswith("the pictures are gone")
+
+
+# --- where it is shown ----------------------------------------------------------------------------
+
+
+def test_every_output_shows_it(
+    index: gradindex.Index, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawing(7).save(tmp_path / "gen.png")
+    results = index.query(tmp_path / "gen.png", 3, verdict=True)
+    said = results[0].verdict
+    assert said is not None
+    assert to_table(results, "retrac").splitlines()[0] == f"{tmp_path / 'gen.png'}: {said.text}"
+    values = to_values(results, "idx", "retrac", 3)["queries"][0]["verdict"]
+    assert values.keys() == {"kind", "text", "ids", "q", "ratio", "as_near"}
+    assert (values["kind"], values["ids"]) == ("copied", ["007.png"])
+    main(["query", str(place), str(tmp_path / "gen.png"), "--format", "json"])
+    assert json.loads(capsys.readouterr().out)["queries"][0]["verdict"] == values
+    main(["query", str(place), str(tmp_path / "gen.png"), "--no-verdict", "-k", "1"])
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    page = to_html(answer(index, tmp_path / "gen.png", 3))
+    assert f'<p class="verdict">{said.text}</p>' in page
