@@ -15,6 +15,7 @@ import click
 from gradindex.cli.audit import audit
 from gradindex.cli.build import build
 from gradindex.cli.diagnose import diagnose
+from gradindex.cli.duplicates import duplicates
 from gradindex.cli.evaluate import evaluate
 from gradindex.cli.messages import fail, flags_of, log_to_stderr, say, usage_text, with_flags
 from gradindex.cli.options import INDEX, METHOD_CHOICE, PATH, TABLE_OR_JSON
@@ -36,7 +37,7 @@ SECTIONS = {
     "Begin": ["demo", "build", "info"],
     "Ask": ["query", "audit", "serve"],
     "Know what an answer is worth": ["diagnose", "evaluate"],
-    "Keep an index": ["verify", "ids", "remove", "compact", "index"],
+    "Keep an index": ["verify", "ids", "duplicates", "remove", "compact", "index"],
 }
 
 
@@ -149,7 +150,8 @@ def main(quiet: bool, verbose: bool, debug: bool) -> None:
     """
 
 
-for command in (build, query, audit, serve, diagnose, evaluate, ids, remove, compact):
+COMMANDS = (build, query, audit, serve, diagnose, evaluate, ids, duplicates, remove, compact)
+for command in COMMANDS:
     main.add_command(command)
 
 

@@ -72,6 +72,12 @@ if TYPE_CHECKING:
     help="Also what it comes to in one line: copied, attributable, or nothing stands out. For it"
     " some training pictures are read, where they are on this machine.",
 )
+@click.option(
+    "--merge-duplicates",
+    is_flag=True,
+    help="Near-duplicate training pictures as one, with the sum of their scores; all training"
+    " pictures are read, and the store is scanned.",
+)
 @GROUP_BY
 @WHITEN
 @DAMPING
@@ -145,6 +151,8 @@ def query(
         raise click.UsageError("--group-by: groups are in tables and JSON; give --format json")
     pixels = options.pop("pixels")
     is_report = style == "html"
+    if is_report and options["merge_duplicates"]:
+        raise click.UsageError("--merge-duplicates: not in a report; give another --format")
     if is_report:
         _require_room(len(pictures), output)
     elif pixels is not None:
@@ -208,7 +216,8 @@ def _report(
             f"no thumbnails: training pictures are not as they were ({source}); --data PATH says"
             " where they are now"
         )
-    del options["by_timestep"], options["verdict"]  # a report always tells
+    for name in ("by_timestep", "verdict", "merge_duplicates"):  # a report always tells the first
+        del options[name]
     answers = answer(opened, pictures, k, method, pixels=pixels, **options)
     say_seconds(answers.listings[0].results[0].seconds)
     command = shlex.join(["gradindex", *click.get_current_context().find_root().obj])

@@ -50,6 +50,8 @@ def _hit_values(hit: Hit) -> dict[str, Any]:
     """A hit's fields; `by_timestep` becomes a list of pairs, for JSON has no numbers as keys."""
     fields = asdict(hit)
     by_timestep = fields.pop("by_timestep")
+    if hit.duplicates is None:
+        del fields["duplicates"]
     if by_timestep is not None:
         fields["by_timestep"] = [list(pair) for pair in by_timestep.items()]
     return fields
@@ -103,7 +105,8 @@ def _hit_lines(hit: Hit) -> list[str]:
     """A hit's line of the table, and one for its timesteps where they were asked for."""
     z = "" if hit.z is None else f"{hit.z:.1f}"
     score = f"{hit.score:>11.4g}{plus_minus(hit):<12}"
-    lines = [f"{hit.rank:>5}  {score}  {z:>6}  {printable(hit.id)}"]
+    more = f"  (and {len(hit.duplicates)} like it)" if hit.duplicates else ""
+    lines = [f"{hit.rank:>5}  {score}  {z:>6}  {printable(hit.id)}{more}"]
     if hit.by_timestep is not None:
         lines.append(f"       {timestep_text(hit.by_timestep)}")
     return lines

@@ -9,6 +9,7 @@ import numpy as np
 from gradindex.errors import CallError
 from gradindex.search.group_scores import group_scores
 from gradindex.search.grouping import Grouping
+from gradindex.search.merging import merged_hits
 from gradindex.search.query import Query, range_text
 from gradindex.search.ranker import Ranker
 from gradindex.search.results import Result
@@ -22,6 +23,7 @@ class Request(NamedTuple):
     Attributes:
         names: of Q queries, as results have them. query: their options.
         k, method, opponents, by_timestep: see `Index.query`. groups: of training pictures.
+        clusters: rows of near-duplicates, each of which is one hit; None: no two are.
     """
 
     names: Sequence[str]
@@ -31,6 +33,7 @@ class Request(NamedTuple):
     opponents: bool = False
     by_timestep: bool = False
     groups: Grouping | None = None
+    clusters: Sequence[Sequence[int]] | None = None
 
 
 def answer_blocks(
@@ -45,21 +48,24 @@ def answer_blocks(
         CallError: no training picture has a score.
     """
     began = time.perf_counter()
-    names, query, k, method, opponents, by_timestep, groups = request
+    names, query, k, method, opponents, by_timestep, groups, clusters = request
     span = query.span
     if query.damping is not None:
         block = ranker.whitened(method, block, query.damping)
     signs = (1, -1) if opponents else (1,)
-    proposed = ranker.proposed(
-        block, k, method, span, query.damping, signs, is_like_rows=query.is_like_rows
-    )
-    if not any(map(len, proposed[1])):
+    if clusters is not None:
+        lists = merged_hits(store, block, k, method, span, by_timestep, signs, clusters)
+    else:
+        proposed = ranker.proposed(
+            block, k, method, span, query.damping, signs, is_like_rows=query.is_like_rows
+        )
+        lists = {
+            sign: ranker.hits(block, k, method, span, by_timestep, sign, rows)
+            for sign, rows in proposed.items()
+            if sign in signs and any(map(len, rows))
+        }
+    if not lists or not any(lists[1]):
         raise nothing_to_rank(query)
-    lists = {
-        sign: ranker.hits(block, k, method, span, by_timestep, sign, rows)
-        for sign, rows in proposed.items()
-        if sign in signs
-    }
     standing = standings(store, block, method, span)
     by_group = None if groups is None else group_scores(store, block, method, span, groups)
     seconds = {"gradients": gradient_seconds, "search": time.perf_counter() - began}

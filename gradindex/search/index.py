@@ -1,6 +1,7 @@
 """An open index: a picture → its gradients → candidates → exact scores from the store."""
 
 from collections.abc import Iterable, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -12,6 +13,7 @@ from gradindex.models.devices import resolve_device
 from gradindex.recipe import FOLDED, require, require_positive
 from gradindex.search.answering import Request, answer_blocks
 from gradindex.search.audit import helpful_and_harmful, mean_query
+from gradindex.search.duplicates import duplicates, named
 from gradindex.search.group_scores import group_scores
 from gradindex.search.grouping import GroupBy, Grouping, grouping
 from gradindex.search.notebook import facts_html, facts_of
@@ -92,6 +94,7 @@ class Index:
         self.gradients = QueryGradients(store, model, device, denoiser, adapters)
         self.ranker = Ranker(store, device, ray)
         self.training_pictures = TrainingPictures(store, data)
+        self._duplicates = cache(partial(duplicates, store, self.training_pictures))
 
     @property
     def ids(self) -> Sequence[str]:
@@ -123,6 +126,7 @@ class Index:
         by_timestep: bool = False,
         group_by: GroupBy | None = None,
         verdict: bool = False,
+        merge_duplicates: bool = False,
         **options: Unpack[QueryOptions],
     ) -> Results:
         """The training pictures with the highest influence on each picture.
@@ -139,6 +143,8 @@ class Index:
             verdict: also tell what it comes to, see `Verdict`: copied, attributable, or nothing
                 stands out. For it the hits and 50 other training pictures are read, or all where
                 one looks copied.
+            merge_duplicates: take `duplicates` by pixels as one hit, whose score is the sum of
+                theirs; all training pictures are read once for it, and the store is scanned.
             options: see `QueryOptions`.
 
         Returns:
@@ -161,7 +167,8 @@ class Index:
         query = self.to_query(pictures, **options)
         (block,), gradient_seconds = self.gradients.blocks(query, [method])
         names = [picture_name(picture, number) for number, picture in enumerate(pictures)]
-        request = Request(names, query, k, method, opponents, by_timestep, groups)
+        clusters = self._duplicates("pixels") if merge_duplicates else None
+        request = Request(names, query, k, method, opponents, by_timestep, groups, clusters)
         results, standings = answer_blocks(
             self.store, self.ranker, block, request, gradient_seconds
         )
@@ -239,6 +246,18 @@ class Index:
         query = self.to_query(pictures, **options)
         (block,) = self.query_blocks(query, method)
         return group_scores(self.store, block, method, query.span, groups)
+
+    def duplicates(self, by: str = "pixels") -> list[list[str]]:
+        """The ids of near-duplicate training pictures, cluster by cluster, the largest first.
+
+        Args:
+            by: "pixels": of the pictures, also flipped, cut to 90 % of their sides, or both; all
+                are read. "rows": of their normalized gradients.
+
+        Raises:
+            CallError: another measure, or the training pictures are gone.
+        """
+        return named(self.store, self._duplicates(by))
 
     def grouping(self, group_by: GroupBy) -> Grouping:
         """The groups of the training pictures, see `query_groups`."""

@@ -33,6 +33,8 @@ class Hit:
             for.
         z: how many robust standard deviations the score lies above the median of all training
             pictures' scores, see `Standing`; None where more than half of them are the same.
+        duplicates: ids of the near-duplicates whose scores are added to this picture's; None where
+            they are not merged.
     """
 
     rank: int
@@ -42,6 +44,7 @@ class Hit:
     stderr: float | None
     by_timestep: dict[float, float] | None = None
     z: float | None = None
+    duplicates: list[str] | None = None
 
 
 @dataclass(frozen=True)
