@@ -86,7 +86,7 @@ def test_recorded_timesteps(
     answer = run(
         "query", tmp_path / "idx", queries[0], "--query-timesteps", 2, "--query-draws", 1, "-k", 3
     )
-    assert (answer.returncode, len(answer.stdout.splitlines())) == (0, 4)
+    assert (answer.returncode, len(answer.stdout.splitlines())) == (0, 5)
 
 
 def test_ranges_of_timesteps(built: Path, queries: list[Path]) -> None:
