@@ -147,7 +147,7 @@ def test_brackets(fault: Path, tmp_path: Path, colour: Path) -> None:
         done = run("build", place, "--model", colour, "--data", data, *SMALL)
         assert done.returncode == 0, done.stderr
         answer = run("query", place, data / "0.png", "-k", 2)
-        assert (answer.returncode, len(answer.stdout.splitlines())) == (0, 3)
+        assert (answer.returncode, len(answer.stdout.splitlines())) == (0, 4)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["fault", "idx [1]", "idx [2]"]
 
 
