@@ -1,9 +1,9 @@
 """Training pictures that are there more than once, or nearly so: clusters of them.
 
 Two pictures are near-duplicates where their distance is at most a third of the mean distance of
-either to its 50 nearest: a third as in Yoon et al. 2023 ("Diffusion probabilistic models generalize
-when they fail to memorize"), 50 as in Carlini et al. 2023; nothing is fitted here. In a set of 50
-pictures or fewer they must be the same up to one grey level.
+either to its 50 nearest: 50 as in Carlini et al. 2023, a third as in Yoon et al. 2023 ("Diffusion
+probabilistic models generalize when they fail to memorize"), there of the nearest to the second
+nearest. In a set of 50 pictures or fewer they must be the same up to one grey level.
 """
 
 from collections.abc import Iterator, Sequence

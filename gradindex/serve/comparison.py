@@ -6,14 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from gradindex.report.answers import bulk
 from gradindex.report.page import COLUMNS, render
 from gradindex.report.ranking import spearman, top
 from gradindex.report.thumbnails import Thumbnails
 from gradindex.report.view import TITLES, RowView, measure_text
+from gradindex.search.answering import nothing_to_rank
+from gradindex.search.standing import Standing
 from gradindex.serve.options import QueryFields
 from gradindex.serve.served_index import Asked, ServedIndex, named_errors
-from gradindex.serve.standing import PICTURE_BYTES, TEMPLATES, Standing, hit_view, percent
+from gradindex.serve.standing import PICTURE_BYTES, TEMPLATES, Listed, hit_view, percent
 
 FEWEST_SHARED = 3  # pictures of both indexes, from which on their scores are compared
 
@@ -60,7 +61,7 @@ def side_of(served: ServedIndex, method: str, asked: Asked, fields: QueryFields)
         (block,) = served.index.query_blocks(query, method)
     (scores,) = served.index.ranker.scores(method, block, query.span)
     if np.isnan(scores).all():
-        raise served.index.nothing_to_rank(query)
+        raise nothing_to_rank(query)
     return Side(served, method, scores, bool(fields.whiten))
 
 
@@ -129,15 +130,16 @@ def _tiles(first: Side, second: Side, shared: int, longest: int) -> list[tuple[s
     return tiles
 
 
-def _standing(side: Side, rows: Sequence[int]) -> list[Standing]:
+def _standing(side: Side, rows: Sequence[int]) -> list[Listed]:
     """The pictures of a list, with how many robust deviations each lies above the median."""
-    (median,), (sigma,) = bulk(side.scores[None])
+    bulk = Standing.of(side.scores)
     highest = max((abs(float(side.scores[row])) for row in rows), default=1.0)
     standing = []
     for row in rows:
         score = float(side.scores[row])
-        z = f", z {(score - median) / sigma:.1f}" if sigma > 0 else ""
-        standing.append(Standing(row, score, f"{score:.3g}{z}", percent(score, highest)))
+        z = bulk.z(score)
+        text = f"{score:.3g}" if z is None else f"{score:.3g}, z {z:.1f}"
+        standing.append(Listed(row, score, text, percent(score, highest)))
     return standing
 
 

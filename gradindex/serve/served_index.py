@@ -160,7 +160,12 @@ class ServedIndex:
         options = self.options(asked, fields)
         with named_errors(asked.name), asked.open() as picture:
             results = self.index.query(
-                picture, fields.k, fields.method, by_timestep=fields.by_timestep, **options
+                picture,
+                fields.k,
+                fields.method,
+                by_timestep=fields.by_timestep,
+                verdict=True,
+                **options,
             )
         named = [replace(result, picture=asked.name) for result in results]
         return to_json(named, self.path, fields.method, fields.k, fields.whiten)

@@ -22,7 +22,7 @@ PICTURE_BYTES = 20_000  # of a thumbnail in a page
 
 
 @dataclass(frozen=True)
-class Standing:
+class Listed:
     """A training picture in such a row, with what is said of it and the length of its bar."""
 
     row: int
@@ -60,14 +60,14 @@ def common_and_outliers(served: ServedIndex, method: str, k: int) -> str:
     return render("lists.html", context, TEMPLATES)
 
 
-def _common(served: ServedIndex, method: str, k: int) -> list[Standing]:
+def _common(served: ServedIndex, method: str, k: int) -> list[Listed]:
     """The pictures in more than half of the lists of some training pictures."""
     lists = top(training_scores(served.index, QUERIES)[method], k)
     counts = np.bincount(lists.ravel(), minlength=len(served.index))
     order = np.argsort(-counts, kind="stable")
     asked = len(lists)
     return [
-        Standing(
+        Listed(
             row, int(counts[row]), f"{counts[row]} of {asked} lists", percent(counts[row], asked)
         )
         for row in order.tolist()
@@ -75,12 +75,12 @@ def _common(served: ServedIndex, method: str, k: int) -> list[Standing]:
     ]
 
 
-def _outliers(served: ServedIndex, method: str, k: int) -> list[Standing]:
+def _outliers(served: ServedIndex, method: str, k: int) -> list[Listed]:
     """The pictures that stand out by self-influence."""
     found = find_outliers(served.index.store, self_influence(served.index)[method], method, k)
     highest = max((abs(one["score"]) for one in found["outliers"]), default=1.0)
     return [
-        Standing(one["row"], one["score"], f"{one['score']:.3g}", percent(one["score"], highest))
+        Listed(one["row"], one["score"], f"{one['score']:.3g}", percent(one["score"], highest))
         for one in found["outliers"]
     ]
 
@@ -95,11 +95,11 @@ def percent(value: float, whole: float) -> int:
     return round(100 * min(1.0, abs(value) / (abs(whole) or 1)))
 
 
-def _ranked(standing: Sequence[Standing]) -> list[tuple[int, Standing]]:
+def _ranked(standing: Sequence[Listed]) -> list[tuple[int, Listed]]:
     return list(enumerate(standing, 1))
 
 
-def hit_view(served: ServedIndex, thumbnails: Thumbnails, rank: int, one: Standing) -> HitView:
+def hit_view(served: ServedIndex, thumbnails: Thumbnails, rank: int, one: Listed) -> HitView:
     """Return what the templates of a report show of a training picture."""
     dataset = served.index.training_pictures.dataset
     captions = None if dataset is None else dataset.captions
@@ -125,7 +125,7 @@ def hit_view(served: ServedIndex, thumbnails: Thumbnails, rank: int, one: Standi
 
 
 def _values(
-    served: ServedIndex, title: str, listed: tuple[list[Standing], str], method: str
+    served: ServedIndex, title: str, listed: tuple[list[Listed], str], method: str
 ) -> dict[str, Any]:
     """A row as the JSON values of an answer."""
     hits = [
