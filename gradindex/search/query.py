@@ -23,7 +23,7 @@ from gradindex.search.scoring import Span, inside, to_span
 from gradindex.search.whitening import DAMPING
 from gradindex.store.soundness import to_weights
 from gradindex.store.store import Store
-from gradindex.wording import counted, timestep_text
+from gradindex.wording import counted, fewest_digits, timestep_text
 
 QUERY_TIMESTEPS = 25  # of the mean pairing
 QUERY_DRAWS = 2
@@ -150,8 +150,9 @@ class Query:
             )
         weights = store.header.weights if weights is None else to_weights(weights)
         if len(weights) != len(recipe.checkpoints):
+            given = ", ".join(map(fewest_digits, weights))
             raise CallError(
-                f"weights = {weights}: this index has"
+                f"weights = [{given}]: this index has"
                 f" {counted(len(recipe.checkpoints), 'checkpoint')}"
             )
         if batch_size != "auto":
