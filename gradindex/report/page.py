@@ -237,7 +237,9 @@ def _tiles(answers: Answers, thumbnails: Thumbnails) -> list[dict[str, Any]]:
     for other in others:
         title = TITLES[other.measure]
         place = "among the nearest in pixels" if other.measure == PIXELS else f"in {title}'s list"
-        tiles.append(_tile(f"{overlap(first, other):.1f} of {longest}", f"{mean}also {place}"))
+        tiles.append(
+            _tile(f"{round(overlap(first, other), 1):g} of {longest}", f"{mean}also {place}")
+        )
     if count >= FEWEST_LISTS:
         common = common_rows(first)
         text = "in more than half of the lists"

@@ -60,8 +60,8 @@ def verdict(
     notes = "" if has_pictures else "; copies were not looked for, the pictures are gone"
     if copy is not None:
         distance = (
-            f"its distance to {copy.hit.id} is {copy.ratio:.2f} of the mean to the"
-            f" {NEIGHBOURS} nearest"
+            f"in pixels {copy.hit.id} is {copy.ratio:.2f} times as far away as the {NEIGHBOURS}"
+            " nearest are on average"
         )
         if copy.as_near <= FALSE_DISCOVERIES:
             text = f"copied: {distance}"
@@ -75,5 +75,5 @@ def verdict(
     if ids:
         text = f"attributable: {len(ids)} of {of_all} stand out from the tail of all"
         return Verdict("attributable", f"{text} (q = {lowest:.2g}){notes}", ids, lowest)
-    text = f"nothing stands out: the scores continue the tail of {of_all}"
+    text = f"nothing stands out: scores as high are to be expected among {of_all}"
     return Verdict("nothing stands out", f"{text} (q = {lowest:.2g}){notes}", [], lowest)

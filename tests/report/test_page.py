@@ -88,8 +88,8 @@ def test_the_summary_counts() -> None:
     reading = Reading(to_html(answers(5, k=3, pictures=1000)))
     text = re.sub(r"\s+", " ", " ".join(reading.texts))
     assert "11 distinct pictures in 15 places of ReTrac" in text
-    assert "1.0 of 3 on average also in TracIn's list" in text
-    assert "1.0 of 3 on average also among the nearest in pixels" in text
+    assert "1 of 3 on average also in TracIn's list" in text
+    assert "1 of 3 on average also among the nearest in pixels" in text
     assert "1 in more than half of the lists: influential for everything" in text
     assert "5 lists" in text
     assert [hit["data-row"] for hit in reading.with_class("common")] == ["0"] * 15

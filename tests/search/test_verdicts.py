@@ -179,7 +179,7 @@ def test_what_continues_the_tail_does_not() -> None:
     said = verdict(hits(*best), Standing.of(NORMAL), None, has_pictures=False)
     assert (said.kind, said.ids) == ("nothing stands out", [])
     assert said.text.startswith(
-        "nothing stands out: the scores continue the tail of 1,800 training pictures (q = "
+        "nothing stands out: scores as high are to be expected among 1,800 training pictures (q = "
     )
     assert said.text.endswith("; copies were not looked for, the pictures are gone")
 
@@ -189,12 +189,13 @@ def test_a_near_picture_among_near_ones_is_no_copy() -> None:
     said = verdict(hits(3.0), Standing.of(NORMAL), copy, has_pictures=True)
     assert said.kind == "nothing stands out"
     assert said.text.endswith(
-        "; its distance to 1.png is 0.41 of the mean to the 50 nearest, but 12% of training"
-        " pictures have another as near"
+        "; in pixels 1.png is 0.41 times as far away as the 50 nearest are on average, but 12% of"
+        " training pictures have another as near"
     )
     said = verdict(hits(3.0), Standing.of(NORMAL), Copy(copy.hit, 0.2, 0.01), has_pictures=True)
     assert (said.kind, said.ids, said.ratio, said.as_near) == ("copied", ["1.png"], 0.2, 0.01)
-    assert said.text == "copied: its distance to 1.png is 0.20 of the mean to the 50 nearest"
+    near = "in pixels 1.png is 0.20 times as far away as the 50 nearest are on average"
+    assert said.text == f"copied: {near}"
 
 
 def test_of_few_pictures_nothing_is_said(

@@ -384,3 +384,26 @@ def test_hostile_names_do_nothing(open_page: Open, queries: list[Path]) -> None:
     page.wait_for_selector(".shares table")
     assert name in page.locator(".shares header").inner_text()
     assert page.locator(".shares b:has-text('odd')").count() == 0
+
+
+# --- pictures for docs ----------------------------------------------------------------------------
+
+
+@pytest.mark.skipif("GRADINDEX_SERVED" not in os.environ, reason="takes pictures for docs")
+@pytest.mark.parametrize(
+    ("name", "size", "scheme"),
+    [("desktop", "desktop", "light"), ("phone", "phone", "light"), ("dark", "desktop", "dark")],
+)
+def test_screenshots_for_docs(browser: Any, name: str, size: str, scheme: str) -> None:
+    """Of the page of that address, which says what is asked."""
+    width, height = SIZES[size]
+    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+    page = context.new_page()
+    page.goto(os.environ["GRADINDEX_SERVED"])
+    page.wait_for_selector(".card")
+    page.wait_for_selector("#progress", state="hidden")
+    target = Path(__file__).parents[2] / f"docs/images/serve-{name}.png"
+    clip = {"x": 0, "y": 0, "width": width, "height": 1200}
+    page.screenshot(path=target, full_page=True, clip=clip)
+    context.close()
+    assert target.stat().st_size > 20_000
