@@ -77,24 +77,24 @@ def copies(
             near[q] = listed[nearest], float(own[nearest])
     if not near:
         return found
-    share = min(1.0, MOST_READ / len(kept))
-    read = kept if share == 1 else np.sort(random.choice(kept, MOST_READ, replace=False))
-    count = max(1, round(NEIGHBOURS * share))
-    compared = random.choice(read, min(COMPARED, len(read)), replace=False)
+    compared = random.choice(kept, min(COMPARED, len(kept)), replace=False)
     others = np.stack(list(training_pixels(pictures, compared, shape)))
-    every = _distances(pictures, read, np.concatenate([asked[list(near)], others]), shape)
+    every = _distances(pictures, kept, np.concatenate([asked[list(near)], others]), shape)
     of_others = every[len(near) :]
-    of_others[np.arange(len(compared)), np.searchsorted(read, compared)] = np.nan
+    of_others[np.arange(len(compared)), np.searchsorted(kept, compared)] = np.nan
     same = SAME * np.sqrt(asked.shape[1])
-    usual = [
-        least / mean_of_nearest(own, count)
-        for own in of_others
-        if (least := mean_of_nearest(own, 1)) > same
-    ]
+    # What is a picture once more is itself; ratios of pictures that are gone are NaN.
+    usual = np.array(
+        [
+            mean_of_nearest(own[own > same], 1) / mean_of_nearest(own, NEIGHBOURS)
+            for own in of_others
+        ]
+    )
+    known = usual[~np.isnan(usual)]
     for (q, (hit, distance)), own in zip(near.items(), every, strict=False):
-        ratio = distance / mean_of_nearest(own, count)
+        ratio = distance / mean_of_nearest(own, NEIGHBOURS)
         if ratio < HALF:
-            as_near = (1 + np.sum(np.array(usual) <= ratio)) / (1 + len(compared))
+            as_near = (1 + np.sum(known <= ratio)) / (1 + len(known))
             found[q] = Copy(hit, ratio, float(as_near))
     return found
 

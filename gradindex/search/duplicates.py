@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from gradindex.data.images import to_array
+from gradindex.errors import CallError
 from gradindex.gradients.fold import search_vectors, unit
 from gradindex.recipe import require
 from gradindex.search.copies import NEIGHBOURS, SAME, distances
@@ -27,6 +28,8 @@ KEPT = 0.9  # of either side of a picture, in the middle: what a slight crop lea
 WIDTH = 768  # numbers of a picture's rows that are compared, as many as of its pixels
 BATCH = 256  # pictures that are compared at once with all
 MEASURES = ("pixels", "rows")
+MOST_PICTURES = 100_000  # that are compared with each other
+MOST_PAIRS = 20_000_000  # of near ones in memory
 
 
 def duplicates(store: Store, pictures: TrainingPictures, by: str) -> list[list[int]]:
@@ -41,6 +44,11 @@ def duplicates(store: Store, pictures: TrainingPictures, by: str) -> list[list[i
     """
     require("by", by, MEASURES)
     kept = np.setdiff1d(np.arange(store.shape[1]), store.excluded)
+    if len(kept) > MOST_PICTURES:
+        raise CallError(
+            f"duplicates: {len(kept):,} pictures; each is compared with each, so they are looked"
+            f" for among {MOST_PICTURES:,} at the most"
+        )
     if by == "rows":
         variants, same = _row_vectors(store, kept)[None], 1e-3
     else:
@@ -60,6 +68,7 @@ def near_pairs(variants: np.ndarray, same: float) -> np.ndarray:
     count = variants.shape[1]
     means = np.zeros(count)
     firsts, seconds, lengths = [], [], []
+    found = 0
     starts = range(0, count, BATCH)
     for start in progress(starts, "duplicates", len(starts), "block"):
         batch = variants[0, start : start + BATCH]
@@ -70,9 +79,16 @@ def near_pairs(variants: np.ndarray, same: float) -> np.ndarray:
         limit = np.full(len(batch), same)
         if count > NEIGHBOURS:
             nearest = np.partition(own, NEIGHBOURS - 1, axis=1)[:, :NEIGHBOURS]
-            limit = np.maximum(same, THIRD * nearest.mean(1))
+            mean = nearest.mean(1)  # infinite where a picture, or too many others, are gone
+            limit = np.where(np.isfinite(mean), np.maximum(same, THIRD * mean), same)
         means[start : start + BATCH] = limit
         first, second = np.nonzero(own <= limit[:, None])
+        found += len(first)
+        if found > MOST_PAIRS:
+            raise CallError(
+                f"duplicates: more than {MOST_PAIRS:,} pairs are near each other, as blank pictures"
+                " are; remove these first"
+            )
         firsts.append(first + start)
         seconds.append(second)
         lengths.append(own[first, second])

@@ -211,6 +211,7 @@ class Index:
         if unfit := [name for name in OF_ONE_PICTURE if options.get(name) is not None]:
             raise CallError(f"{unfit[0]}: of single pictures; an audit takes all of a data set's")
         groups = None if group_by is None else self.grouping(group_by)
+        self.store.require_in_place()
         _ = self.store.summary  # raises unless a build has finished
         asked = mean_query(
             self.store, self.gradients, self.training_pictures, str(held_out), method, options
@@ -293,6 +294,7 @@ class Index:
         self, pictures: Picture | Iterable[Picture], **options: Unpack[QueryOptions]
     ) -> Query:
         """A query's pictures and options, checked against the store."""
+        self.store.require_in_place()
         _ = self.store.summary  # raises unless a build has finished
         return Query.of(self.store, pictures, **options)
 

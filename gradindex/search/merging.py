@@ -45,7 +45,8 @@ def merged_hits(
             for rank, head in enumerate(best.tolist(), 1):
                 rows = np.intersect1d(members.get(head, [head]), known)
                 row = int(rows[np.argmax(sign * own[rows])])
-                added = contributions(store, columns, method, rows, span).sum(1)[0]  # [C, T]
+                (each,) = contributions(store, columns, method, rows, span)  # [rows, C, T]
+                added = each.sum(0)
                 errors = stderrs(added.sum(0)[None, None], store.recipe, span)
                 others = [store.sample_ids[other] for other in rows.tolist() if other != row]
                 hit = Hit(
@@ -54,9 +55,20 @@ def merged_hits(
                     row=row,
                     score=float(np.float32(added.sum())),
                     stderr=None if errors is None else float(errors[0, 0]),
-                    by_timestep=by_timestep(store, row, added, span) if with_timesteps else None,
+                    by_timestep=_by_timestep(store, rows, each, span) if with_timesteps else None,
                     duplicates=others,
                 )
                 hits.append(hit)
             lists[sign].append(hits)
     return lists
+
+
+def _by_timestep(
+    store: Store, rows: np.ndarray, each: np.ndarray, span: Span | None
+) -> dict[float, float]:
+    """What each timestep adds to a cluster's score: of recorded ones each picture has its own."""
+    total: dict[float, float] = {}
+    for row, added in zip(rows.tolist(), each, strict=True):
+        for timestep, part in by_timestep(store, row, added, span).items():
+            total[timestep] = total.get(timestep, 0.0) + part
+    return dict(sorted(total.items()))

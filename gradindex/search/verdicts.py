@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gradindex.search.copies import NEIGHBOURS, Copy, copies
+from gradindex.errors import GradindexError, first_line
+from gradindex.search.copies import MOST_READ, NEIGHBOURS, Copy, copies
 from gradindex.search.results import Hit, Result, Verdict
 from gradindex.search.standing import Standing
 from gradindex.search.tail import FEWEST
@@ -36,28 +37,39 @@ def with_verdicts(
         arrays: the Q pictures that were asked about, as the model takes them.
     """
     hits = [result.hits for result in results]
-    has_pictures = bool(pictures.source) and Path(pictures.source).exists()
-    if has_pictures and pictures.dataset is not None:
+    found: Sequence[Copy | None] = [None] * len(results)
+    fault = _why_not_read(store, pictures)
+    if not fault:
         found = copies(store, pictures, arrays, hits)
-    else:
-        found, has_pictures = [None] * len(results), False
     return [
-        replace(result, verdict=verdict(result.hits, standing, copy, has_pictures))
+        replace(result, verdict=verdict(result.hits, standing, copy, fault))
         for result, standing, copy in zip(results, standings, found, strict=True)
     ]
 
 
-def verdict(
-    hits: Sequence[Hit], standing: Standing, copy: Copy | None, has_pictures: bool
-) -> Verdict:
+def _why_not_read(store: Store, pictures: TrainingPictures) -> str:
+    """Why copies are not looked for; empty where they are."""
+    if store.shape[1] - len(store.excluded) > MOST_READ:
+        return f"there are more than {MOST_READ:,} pictures"
+    if not (pictures.source and Path(pictures.source).exists()):
+        return "the pictures are not files on this machine"
+    try:
+        return "the pictures are not as they were" if pictures.dataset is None else ""
+    except GradindexError as error:  # they are not where the caller says
+        return first_line(error)
+
+
+def verdict(hits: Sequence[Hit], standing: Standing, copy: Copy | None, fault: str = "") -> Verdict:
     """What the hits of one picture come to.
 
     Args:
-        copy: what it may be a copy of. has_pictures: whether copies were looked for.
+        copy: what it may be a copy of. fault: why copies were not looked for; empty: they were.
     """
-    q = standing.q_values([hit.score for hit in hits])
+    # Sums of several scores are not compared with single ones.
+    is_merged = any(hit.duplicates for hit in hits)
+    q = None if is_merged else standing.q_values([hit.score for hit in hits])
     lowest = None if q is None or not len(q) else float(q[0])
-    notes = "" if has_pictures else "; copies were not looked for, the pictures are gone"
+    notes = f"; copies were not looked for: {fault}" if fault else ""
     if copy is not None:
         distance = (
             f"in pixels {copy.hit.id} is {copy.ratio:.2f} times as far away as the {NEIGHBOURS}"
@@ -68,6 +80,9 @@ def verdict(
             return Verdict("copied", text, [copy.hit.id], lowest, copy.ratio, copy.as_near)
         notes = f"; {distance}, but {copy.as_near:.0%} of training pictures have another as near"
     of_all = counted(standing.pictures, "training picture")
+    if is_merged:
+        text = f"no verdict: the scores are sums over near-duplicates{notes}"
+        return Verdict(None, text, [], None)
     if lowest is None or q is None:
         few = f"fewer than {FEWEST}" if standing.sampled < FEWEST else "of which many are alike"
         return Verdict(None, f"no verdict: scores of {of_all}, {few}{notes}", [], None)

@@ -9,7 +9,7 @@ from gradindex.builder.verify import damages
 from gradindex.report.index_facts import index_facts
 from gradindex.serve.documents import IndexName, QueryAnswer, TrainingPicture, Verdict
 from gradindex.serve.options import ApiQuery
-from gradindex.serve.pictures import SIDE, UPLOAD_BYTES, encoded, read_upload
+from gradindex.serve.pictures import DECODING, SIDE, UPLOAD_BYTES, encoded, read_upload
 from gradindex.serve.served_index import Asked, ServedIndex
 
 Name = Annotated[str | None, Query(description="Name of an index; the first where left out.")]
@@ -75,7 +75,8 @@ def make_api(indexes: Indexes) -> APIRouter:
     def training_picture(id: Id, index: Name = None) -> Response:
         """Show a training picture, at most 2,048 pixels wide and high."""
         served = indexes.get(index)
-        picture = served.index.training_pictures.thumbnail(served.row(id), SIDE)
+        with DECODING:
+            picture = served.index.training_pictures.thumbnail(served.row(id), SIDE)
         if picture is None:
             raise HTTPException(404, f"id = {id[:200]!r}: the picture is gone, or another is there")
         content, kind = encoded(picture)

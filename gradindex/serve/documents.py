@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gradindex.search.results import Group
+from gradindex.search.results import Verdict as AnswerVerdict
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class HitFields:
     score: float
     stderr: float | None
     by_timestep: list[list[float]] | None = None
+    z: float | None = None
+    duplicates: list[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class PictureFields:
     hits: list[HitFields]
     opponents: list[HitFields] | None = None
     groups: list[Group] | None = None
+    verdict: AnswerVerdict | None = None
 
 
 @dataclass(frozen=True)

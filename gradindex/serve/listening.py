@@ -1,5 +1,6 @@
 """A port of this machine, and the server that answers there."""
 
+import os
 import socket
 from typing import Any
 
@@ -27,7 +28,9 @@ def listen(host: str, port: int) -> socket.socket:
         )[0]
         return socket.create_server(address, family=family, backlog=BACKLOG)
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason: object = getattr(error, "strerror", None) or error
+        if isinstance(error, OSError) and error.errno and error.errno > 0:
+            reason = os.strerror(error.errno)  # without Python's own words beside it
         raise CallError(
             f"host = {host}, port = {port}: cannot listen there ({reason}); give another port,"
             " or 0 for any that is free"

@@ -6,7 +6,6 @@ from fastapi import UploadFile
 from pydantic import BaseModel, ConfigDict, Field
 
 from gradindex.errors import CallError
-from gradindex.search.grouping import FOLDER
 
 MOST_HITS = 1000
 PROMPT_LETTERS = 20_000
@@ -56,7 +55,9 @@ class QueryFields(BaseModel):
         if self.damping is not None and not self.whiten:
             raise CallError("damping: of whitening alone; leave it out, or whiten")
         group_by = self.group_by or None
-        if group_by is not None and group_by != FOLDER and group_by.lower().endswith(".csv"):
+        if group_by is not None and (
+            {"/", "\\"} & {*group_by} or group_by.rstrip(". ").lower().endswith(".csv")
+        ):
             raise CallError(f"group_by = {group_by!r}: give folder, or a column's name; no file")
         options: dict[str, Any] = {
             "opponents": self.opponents,

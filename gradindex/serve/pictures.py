@@ -5,7 +5,7 @@ import io
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from threading import Lock
+from threading import Lock, Semaphore
 
 from fastapi import HTTPException
 from PIL import Image, features
@@ -15,6 +15,7 @@ from gradindex.data.prompts import prompt_of
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 UPLOAD_BYTES = 32 << 20
+DECODING = Semaphore(2)  # large pictures that are in memory at once
 UPLOAD_PIXELS = 50_000_000
 KEPT_BYTES = 256 << 20  # of uploads together; the oldest ones go first
 NAME_LETTERS = 200
@@ -45,7 +46,7 @@ class Upload:
 
     def thumbnail(self, side: int) -> Image.Image:
         """Return the picture upright, in RGB, no larger than `side` pixels."""
-        with self.open() as picture:
+        with DECODING, self.open() as picture:
             return to_thumbnail(picture, side)
 
 

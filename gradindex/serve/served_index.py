@@ -19,6 +19,7 @@ from gradindex.search.pictures import picture_name
 from gradindex.serve.options import ApiQuery, PageQuery, QueryFields
 from gradindex.serve.pictures import Upload
 from gradindex.store.progress import watched
+from gradindex.store.removals import header_with_removals
 
 MOST_WAITING = 64  # questions to one index; more are refused
 
@@ -32,15 +33,19 @@ class Job:
     Attributes:
         ahead: questions before it; 0 while it is answered.
         title: what is done now; done: how much of it, of `total`, where that is known.
+        is_stopped: whether nobody waits for it any more.
     """
 
     ahead: int = 0
     title: str = ""
     done: int = 0
     total: int | None = None
+    is_stopped: bool = False
 
     def tell(self, title: str, done: int, total: int | None) -> None:
-        """Note progress, see `watched`."""
+        """Note progress, see `watched`; CallError where nobody waits for the answer any more."""
+        if self.is_stopped:
+            raise CallError("stopped: nobody waits for the answer")
         self.title, self.done, self.total = title, done, total
 
 
@@ -50,12 +55,14 @@ class Asked(NamedTuple):
     Attributes:
         name: what it is called in the answer.
         open: gives it; the prompt and class label are those that are known of it.
+        is_training: whether it is a training picture, which would be called a copy of itself.
     """
 
     name: str
     open: Callable[[], Image.Image]
     prompt: str | None = None
     class_label: int | None = None
+    is_training: bool = False
 
 
 @dataclass
@@ -90,7 +97,14 @@ class ServedIndex:
         self._count()
         try:
             async with self._turn:
-                return await run_in_threadpool(self._watched, work, job)
+                working = asyncio.ensure_future(run_in_threadpool(self._watched, work, job))
+                try:
+                    return await asyncio.shield(working)
+                except asyncio.CancelledError:
+                    # Nobody waits for the answer: the turn ends with the work, which ends soon.
+                    job.is_stopped = True
+                    await asyncio.wait([working])
+                    raise
         finally:
             self._line.remove(job)
             self._count()
@@ -106,8 +120,12 @@ class ServedIndex:
         for ahead, job in enumerate(self._line):
             job.ahead = ahead
 
-    @staticmethod
-    def _watched(work: Callable[[], Value], job: Job) -> Value:
+    def _watched(self, work: Callable[[], Value], job: Job) -> Value:
+        store = self.index.store
+        store.require_in_place()
+        if header_with_removals(store.location).removed != store.header.removed:
+            detail = f"{self.path}: pictures were removed from it; start the server again"
+            raise HTTPException(503, detail)
         with watched(job.tell):
             return work()
 
@@ -153,7 +171,7 @@ class ServedIndex:
         labels = dataset.labels_of([row], self.index.store.recipe.classes)
         caption = None if dataset.captions is None else dataset.captions[row]
         label = None if labels is None else labels[0]
-        return Asked(name, lambda: pictures.picture(row), caption, label)
+        return Asked(name, lambda: pictures.picture(row), caption, label, is_training=True)
 
     def json(self, asked: Asked, fields: ApiQuery) -> str:
         """Return the answer of `gradindex query --format json` for a picture."""
@@ -164,7 +182,7 @@ class ServedIndex:
                 fields.k,
                 fields.method,
                 by_timestep=fields.by_timestep,
-                verdict=True,
+                verdict=not asked.is_training,
                 **options,
             )
         named = [replace(result, picture=asked.name) for result in results]
@@ -177,6 +195,8 @@ class ServedIndex:
         # Closed, it still has its pixels, which the page shows.
         with named_errors(asked.name), asked.open() as picture:
             answers = answer(self.index, picture, fields.k, fields.method, pixels=pixels, **options)
+        if asked.is_training:
+            answers = _without_verdict(answers)
         return _named(answers, asked.name, self.path)
 
     def options(self, asked: Asked, fields: QueryFields) -> dict[str, Any]:
@@ -201,6 +221,13 @@ def named_errors(name: str) -> Iterator[None]:
         if not text.startswith(number):
             raise
         raise CallError(f"{name}: {text.removeprefix(number)}") from error
+
+
+def _without_verdict(answers: Answers) -> Answers:
+    """Answers that do not say what they come to."""
+    first, *others = answers.listings
+    results = [replace(result, verdict=None) for result in first.results]
+    return replace(answers, listings=[replace(first, results=results), *others])
 
 
 def _named(answers: Answers, name: str, path: str) -> Answers:

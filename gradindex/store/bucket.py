@@ -51,6 +51,10 @@ class Bucket:
     def exists(self) -> bool:
         return bool(self.names())
 
+    def identity(self) -> int | None:
+        """None: nothing tells it from another that takes its place."""
+        return None
+
     def names(self, folder: str = "") -> set[str]:
         with suppress(FileNotFoundError):
             keys = self._call("ls", self._key(folder).rstrip("/"), detail=False)

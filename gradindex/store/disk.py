@@ -37,6 +37,13 @@ class Disk:
         """Whether anything is there, be it an empty folder."""
         return self.path.exists()
 
+    def identity(self) -> int | None:
+        """What tells this folder from another that takes its place; None where it is gone."""
+        try:
+            return self.path.stat().st_ino
+        except OSError:
+            return None
+
     def names(self, folder: str = "") -> set[str]:
         """What lies in it or in a folder of it, folders too, or the file itself that is there."""
         path = self.path / folder

@@ -63,6 +63,7 @@ class Store(ShardList):
 
     def __init__(self, path: str | Path | Location) -> None:
         self.location = locate(path)
+        self._identity = self.location.identity()
         self.header = header_with_removals(self.location)
         self.recipe = Recipe.from_json(self.header.recipe)
         self.shape = self.recipe.shape(self.header.pictures)
@@ -130,6 +131,14 @@ class Store(ShardList):
         store.shape = (store.shape[0], store.summary.pictures, *store.shape[2:])
         store.require_large_rows()
         return store
+
+    def require_in_place(self) -> None:
+        """Raise StoreError where another index has taken its place, with rows of its own."""
+        if self.location.identity() != self._identity:
+            raise StoreError(
+                f"{self.location}: was exchanged since it was opened, as `compact` does; open it"
+                " again"
+            )
 
     normalized, unnormalized, norm, timestep = map(_array, ROW_ARRAYS)
 

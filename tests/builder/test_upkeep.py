@@ -13,7 +13,7 @@ import gradindex
 from gradindex.builder import shards as shards_module
 from gradindex.builder.upkeep import compact, remove
 from gradindex.builder.verify import damages
-from gradindex.errors import CallError, RecipeMismatch
+from gradindex.errors import CallError, RecipeMismatch, StoreError
 from gradindex.report.info import describe
 from gradindex.search.ann_builder import build_ann_index
 from gradindex.store import store as store_module
@@ -261,7 +261,10 @@ def test_compact_erases_rows_and_ids(
     remove(tmp_path / "idx", [OLD[0], OLD[4]])
     expected = gradindex.open(tmp_path / "idx").query(queries, 9, whiten=False)
     assert "6 (1 skipped, 2 removed)" in describe(Store(tmp_path / "idx"))
+    opened = gradindex.open(tmp_path / "idx")
     store = compact(tmp_path / "idx")
+    with pytest.raises(StoreError, match="was exchanged since it was opened, as `compact` does"):
+        opened.query(queries, 3)  # its ids would be those of other rows
     assert "4 (1 skipped)" in describe(store)
     assert store.sample_ids == [OLD[row] for row in (1, 2, 3, 5)]
     assert store.excluded == [1]

@@ -94,6 +94,23 @@ def test_all_planted_copies_are_found_and_nothing_else(index: gradindex.Index) -
     assert all(len(cluster) == 2 for cluster in clusters[1:])
 
 
+def test_pictures_that_are_gone_are_no_duplicates_of_each_other() -> None:
+    vectors = np.random.default_rng(0).normal(size=(1, 60, 8)).astype(np.float32)
+    vectors[:, 40:] = np.nan  # fewer than 51 remain
+    assert near_pairs(vectors, 1e-3).tolist() == []
+
+
+def test_too_many_pictures_or_pairs_are_refused(
+    index: gradindex.Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_PAIRS", 10)
+    with pytest.raises(CallError, match="more than 10 pairs are near each other"):
+        near_pairs(np.zeros((1, 20, 8), np.float32), 1e-3)
+    monkeypatch.setattr(module, "MOST_PICTURES", 5)
+    with pytest.raises(CallError, match="looked for among 5 at the most"):
+        gradindex.open(index.store.location).duplicates("rows")
+
+
 def test_exact_copies_have_the_same_rows(index: gradindex.Index) -> None:
     """Flipped and cut ones have others."""
     clusters = {frozenset(cluster) for cluster in index.duplicates("rows")}

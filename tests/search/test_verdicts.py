@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from gradindex.report.answers import answer
 from gradindex.report.page import to_html
 from gradindex.report.rendering import to_table, to_values
 from gradindex.search import copies as module
+from gradindex.search import verdicts
 from gradindex.search.copies import Copy, distances, mean_of_nearest
 from gradindex.search.results import Hit
 from gradindex.search.standing import Standing
@@ -116,15 +118,44 @@ def test_copies_are_found_in_sets_with_duplicates(place: Path, data: Path, tmp_p
     assert (result.verdict.kind, result.verdict.ids) == ("copied", ["5-again.png"])
 
 
-def test_of_many_pictures_some_are_compared(
+def test_some_pictures_are_compared_with_all(
     index: gradindex.Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MOST_READ", 115)
     monkeypatch.setattr(module, "COMPARED", 40)
     monkeypatch.setattr(module, "BATCH", 16)
     (result,) = index.query(jpeg(drawing(7), 75), verdict=True)
     assert result.verdict is not None
     assert (result.verdict.kind, result.verdict.ids) == ("copied", ["007.png"])
+
+
+@pytest.mark.parametrize(
+    ("most", "source", "reason"),
+    [
+        (100, None, "there are more than 100 pictures"),
+        (10_000, "nowhere", "the pictures are not files on this machine"),
+        (10_000, "others", f"{COUNT - 1} of {COUNT} pictures are not there"),
+    ],
+)
+def test_why_copies_are_not_looked_for(
+    index: gradindex.Index,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    most: int,
+    source: str | None,
+    reason: str,
+) -> None:
+    """It is said, and the list is answered all the same."""
+    monkeypatch.setattr(verdicts, "MOST_READ", most)
+    (tmp_path / "others").mkdir()
+    drawing(1).save(tmp_path / "others/001.png")
+    place = index.store.location
+    moved = index if source is None else gradindex.open(place, data=tmp_path / source)
+    (result,) = moved.query(drawing(7), verdict=True)
+    assert len(result.hits) == 10
+    assert result.verdict is not None
+    assert result.verdict.kind != "copied"
+    assert "; copies were not looked for: " in result.verdict.text
+    assert reason in result.verdict.text
 
 
 def test_only_what_looks_copied_reads_all(
@@ -166,7 +197,7 @@ def hits(*scores: float) -> list[Hit]:
 
 def test_what_stands_out_is_named() -> None:
     scores = np.append(NORMAL, [30.0, 29.0])
-    said = verdict(hits(30.0, 29.0, 3.0), Standing.of(scores), None, has_pictures=True)
+    said = verdict(hits(30.0, 29.0, 3.0), Standing.of(scores), None)
     assert (said.kind, said.ids) == ("attributable", ["1.png", "2.png"])
     start = "attributable: 2 of 1,802 training pictures stand out from the tail of all (q = "
     assert said.text.startswith(start)
@@ -176,23 +207,23 @@ def test_what_stands_out_is_named() -> None:
 
 def test_what_continues_the_tail_does_not() -> None:
     best = np.sort(NORMAL)[::-1][:3].tolist()
-    said = verdict(hits(*best), Standing.of(NORMAL), None, has_pictures=False)
+    said = verdict(hits(*best), Standing.of(NORMAL), None, "the pictures are gone")
     assert (said.kind, said.ids) == ("nothing stands out", [])
     assert said.text.startswith(
         "nothing stands out: scores as high are to be expected among 1,800 training pictures (q = "
     )
-    assert said.text.endswith("; copies were not looked for, the pictures are gone")
+    assert said.text.endswith("; copies were not looked for: the pictures are gone")
 
 
 def test_a_near_picture_among_near_ones_is_no_copy() -> None:
     copy = Copy(hits(3.0)[0], ratio=0.41, as_near=0.12)
-    said = verdict(hits(3.0), Standing.of(NORMAL), copy, has_pictures=True)
+    said = verdict(hits(3.0), Standing.of(NORMAL), copy)
     assert said.kind == "nothing stands out"
     assert said.text.endswith(
         "; in pixels 1.png is 0.41 times as far away as the 50 nearest are on average, but 12% of"
         " training pictures have another as near"
     )
-    said = verdict(hits(3.0), Standing.of(NORMAL), Copy(copy.hit, 0.2, 0.01), has_pictures=True)
+    said = verdict(hits(3.0), Standing.of(NORMAL), Copy(copy.hit, 0.2, 0.01))
     assert (said.kind, said.ids, said.ratio, said.as_near) == ("copied", ["1.png"], 0.2, 0.01)
     near = "in pixels 1.png is 0.20 times as far away as the 50 nearest are on average"
     assert said.text == f"copied: {near}"
@@ -228,7 +259,7 @@ def test_pictures_that_are_gone_are_not_compared(place: Path, data: Path) -> Non
         data.with_name("moved").rename(data)
     assert result.verdict is not None
     assert result.verdict.kind in ("attributable", "nothing stands out")
-    assert result.verdict.text.endswith("the pictures are gone")
+    assert result.verdict.text.endswith("the pictures are not files on this machine")
 
 
 # --- where it is shown ----------------------------------------------------------------------------
@@ -251,3 +282,10 @@ def test_every_output_shows_it(
     assert len(capsys.readouterr().out.splitlines()) == 2
     page = to_html(answer(index, tmp_path / "gen.png", 3))
     assert f'<p class="verdict">{said.text}</p>' in page
+
+
+def test_sums_over_duplicates_have_no_verdict() -> None:
+    merged = [replace(hit, duplicates=["b.png"]) for hit in hits(30.0)]
+    said = verdict(merged, Standing.of(NORMAL), None)
+    assert (said.kind, said.q) == (None, None)
+    assert said.text == "no verdict: the scores are sums over near-duplicates"

@@ -1,8 +1,11 @@
 """JSON over HTTP: the answers of the command line, and one line for what is refused."""
 
+import asyncio
 import io
 import json
+import shutil
 import threading
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +17,8 @@ from helpers import run
 from PIL import Image, PngImagePlugin
 
 import gradindex
+from gradindex.builder.upkeep import remove
+from gradindex.errors import CallError
 from gradindex.serve import pictures as served_pictures
 from gradindex.serve import served_index
 
@@ -258,6 +263,53 @@ def test_questions_wait_for_each_other_up_to_a_limit(
         thread.join()
     assert sorted(statuses) == [200, 200, 200, 503]
     assert most == 1
+
+
+def test_who_leaves_keeps_the_turn_until_the_work_ends(built: Path) -> None:
+    """Work in a thread cannot be ended from outside: it is told to stop, and the next one waits."""
+    served = served_index.ServedIndex("idx", str(built), gradindex.open(built))
+    running, most = 0, 0
+    job = served_index.Job()
+
+    def work() -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        time.sleep(0.2)
+        running -= 1
+
+    async def leave_and_ask() -> None:
+        first = asyncio.ensure_future(served.run(work, job))
+        await asyncio.sleep(0.1)
+        first.cancel()
+        await served.run(work)
+
+    asyncio.run(leave_and_ask())
+    assert most == 1
+    with pytest.raises(CallError, match="nobody waits"):
+        job.tell("gradients", 0, None)
+
+
+def test_removed_pictures_are_not_answered(
+    built: Path, queries: list[Path], tmp_path: Path
+) -> None:
+    from served_fixtures import make_client
+
+    shutil.copytree(built, tmp_path / "idx")
+    content = queries[0].read_bytes()
+    with make_client([gradindex.open(tmp_path / "idx", device="cpu")], ["idx"]) as client:
+        first = ask(client, content).json()["queries"][0]["hits"][0]["id"]
+        remove(tmp_path / "idx", [first])
+        answer = ask(client, content)
+    assert answer.status_code == 503
+    assert "pictures were removed from it; start the server again" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "/etc/a.csv/", "a.csv/.", "..\\a.CSV", "a.csv. "])
+def test_no_file_is_read_for_groups(client: Any, queries: list[Path], name: str) -> None:
+    answer = ask(client, queries[0].read_bytes(), group_by=name)
+    assert answer.status_code == 422
+    assert "give folder, or a column's name; no file" in answer.json()["detail"]
 
 
 def test_a_page_is_told_how_far_its_answer_is(
