@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from gradindex.errors import CallError, StoreError
+from gradindex.wording import fewest_digits
 
 NOISE_VERSION = 2  # raised whenever `noise` gives other numbers for the same key
 PROJECTION_VERSION = 3  # raised whenever a projection of the same name and seed gives other numbers
@@ -255,14 +256,15 @@ def grid(timesteps: int | Sequence[float], num_train_timesteps: int) -> tuple[in
             )
         return tuple((2 * j + 1) * num_train_timesteps // (2 * timesteps) for j in range(timesteps))
     chosen = to_numbers(timesteps)
+    given = ", ".join(map(fewest_digits, chosen))
     if not all(t.is_integer() for t in chosen):  # neither NaN nor infinity is
         raise CallError(
-            f"timesteps = {chosen}: give whole numbers (only models of flow matching have others)"
+            f"timesteps = [{given}]: give whole numbers (only models of flow matching have others)"
         )
     is_inside = all(0 <= t < num_train_timesteps for t in chosen)
     if not chosen or not is_inside or len(set(chosen)) < len(chosen):
         raise CallError(
-            f"timesteps = {chosen}: give distinct timesteps from 0 to"
+            f"timesteps = [{given}]: give distinct timesteps from 0 to"
             f" {num_train_timesteps - 1} (the scheduler's range)"
         )
     return tuple(sorted(int(t) for t in chosen))

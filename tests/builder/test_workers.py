@@ -314,15 +314,15 @@ def test_killed_finders_are_replaced(
     monkeypatch.setattr(ann_builder_module, "FILE_BYTES", 1)
     place = build().store.location
     plain = gradindex.open(place, device="cpu")
-    expected = {method: plain.query(queries, 7, method, opponents=True) for method in METHODS}
+    expected = {method: plain.query(queries, 7, method) for method in METHODS}
     assert len(ann_builder_module.open_ann_index(plain.store, "tracin").record.files) == 10
     index = gradindex.open(place, device="cpu", ray=cluster.address)
-    assert index.query(queries, 7, "tracin", opponents=True) == expected["tracin"]
+    assert index.query(queries, 7, "tracin") == expected["tracin"]
     assert len(finders()) == 2
     for count in (1, 2):
         for process in finders()[:count]:
             os.kill(process, signal.SIGKILL)
-        assert index.query(queries, 7, "tracin", opponents=True) == expected["tracin"]
+        assert index.query(queries, 7, "tracin") == expected["tracin"]
     assert len(finders()) == 2
     del index
     gc.collect()

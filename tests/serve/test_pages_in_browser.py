@@ -110,11 +110,11 @@ def test_the_method_can_be_switched(open_page: Open, queries: list[Path]) -> Non
     page = open_page()
     give(page, queries[0])
     page.select_option("[name=method]", "tracin")
-    page.wait_for_selector(".row:first-child.tracin")
+    page.wait_for_selector(".verdict + .row.tracin")
     assert titles(page) == ["TracIn", "ReTrac", "Nearest in pixels"]
     assert fields_of(page)["method"] == "tracin"
     page.go_back()
-    page.wait_for_selector(".row:first-child.retrac")
+    page.wait_for_selector(".verdict + .row.retrac")
     assert page.locator("[name=method]").input_value() == "retrac"
 
 
