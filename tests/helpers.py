@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image, ImageDraw
 
 from gradindex.cli.main import main
 from gradindex.recipe import Recipe
@@ -65,3 +66,14 @@ def fill(store: Store, shards: list[Shard] | None = None, scale: float = 1.0) ->
         timestep = np.tile(np.float32([50, 500, 950]), (shard.stop - shard.start, 1))
         store.write(shard, rows_of(shard, scale), timestep)
     return store
+
+
+def drawing(seed: int) -> Image.Image:
+    """Three discs of random colours, of 32 pixels a side."""
+    random = np.random.default_rng(seed)
+    picture = Image.new("RGB", (32, 32), tuple(random.integers(0, 256, 3).tolist()))
+    for _ in range(3):
+        x, y, side = random.integers(0, 20), random.integers(0, 20), random.integers(6, 16)
+        colour = tuple(random.integers(0, 256, 3).tolist())
+        ImageDraw.Draw(picture).ellipse([x, y, x + side, y + side], fill=colour)
+    return picture

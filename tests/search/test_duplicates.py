@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import make_model, make_pictures
-from hypothesis import given
+from helpers import drawing
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageOps
 
 import gradindex
 from gradindex.builder.upkeep import remove
@@ -22,17 +23,6 @@ from gradindex.search import duplicates as module
 from gradindex.search.duplicates import clustered, near_pairs
 
 COUNT = 120  # pictures before any is planted
-
-
-def drawing(seed: int) -> Image.Image:
-    """Three discs of random colours, of 32 pixels a side."""
-    random = np.random.default_rng(seed)
-    picture = Image.new("RGB", (32, 32), tuple(random.integers(0, 256, 3).tolist()))
-    for _ in range(3):
-        x, y, side = random.integers(0, 20), random.integers(0, 20), random.integers(6, 16)
-        colour = tuple(random.integers(0, 256, 3).tolist())
-        ImageDraw.Draw(picture).ellipse([x, y, x + side, y + side], fill=colour)
-    return picture
 
 
 def jpeg(picture: Image.Image) -> Image.Image:
@@ -134,6 +124,7 @@ def test_removed_pictures_are_no_duplicates(model: Path, tmp_path: Path) -> None
         gradindex.open(tmp_path / "idx").duplicates()
 
 
+@settings(deadline=None)
 @given(st.integers(51, 90), st.integers(0, 100), st.integers(1, 3))
 def test_pairs_are_those_of_the_rule(count: int, seed: int, variants: int) -> None:
     """As one pair after the other is compared; in blocks it is the same."""
@@ -160,6 +151,7 @@ def test_pairs_are_those_of_the_rule(count: int, seed: int, variants: int) -> No
     assert {tuple(pair) for pair in pairs.tolist()} == expected
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=12))
 def test_clusters_are_what_pairs_connect(pairs: list[tuple[int, int]]) -> None:
     reach = np.eye(10, dtype=int)

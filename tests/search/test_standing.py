@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import make_pictures
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gradindex
@@ -50,6 +50,7 @@ def test_an_audit_says_z(index: gradindex.Index, tmp_path: Path) -> None:
     assert result.opponents[0].z == pytest.approx(z_of(own, own.min()), rel=1e-3)
 
 
+@settings(deadline=None)
 @given(SCORES)
 def test_skipped_pictures_do_not_count(scores: list[float]) -> None:
     array = np.array(scores, np.float32)

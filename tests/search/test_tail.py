@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradindex.search import tail as module
@@ -58,6 +58,7 @@ def test_the_fit_is_the_average_over_shapes_and_scales(left_out: int, heavy: boo
         assert survival[0] == pytest.approx(slowly, rel=1e-3)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=10), st.integers(10, 1000))
 def test_q_values_are_those_of_benjamini_and_hochberg(values: list[float], count: int) -> None:
     """The least level at which the step-up procedure rejects: the last i with p_i ≤ i q / N."""
@@ -76,6 +77,7 @@ def test_few_scores_and_equal_ones_have_no_tail() -> None:
     assert Standing.of(np.full(20, np.nan)).q_values([]) is None
 
 
+@settings(deadline=None)
 @given(st.integers(200, 3000), st.integers(0, 5), st.floats(1e-6, 1e6))
 def test_scale_and_place_of_scores_do_not_matter(count: int, seed: int, scale: float) -> None:
     scores = np.random.default_rng(seed).standard_t(4, count)

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import make_model, make_pictures
-from PIL import Image, ImageDraw
+from helpers import drawing
+from PIL import Image
 
 import gradindex
 from gradindex.cli.main import main
@@ -23,17 +24,6 @@ from gradindex.search.standing import Standing
 from gradindex.search.verdicts import verdict
 
 COUNT = 230
-
-
-def drawing(seed: int) -> Image.Image:
-    """Three discs of random colours, of 32 pixels a side."""
-    random = np.random.default_rng(seed)
-    picture = Image.new("RGB", (32, 32), tuple(random.integers(0, 256, 3).tolist()))
-    for _ in range(3):
-        x, y, side = random.integers(0, 20), random.integers(0, 20), random.integers(6, 16)
-        colour = tuple(random.integers(0, 256, 3).tolist())
-        ImageDraw.Draw(picture).ellipse([x, y, x + side, y + side], fill=colour)
-    return picture
 
 
 @pytest.fixture(scope="module")
