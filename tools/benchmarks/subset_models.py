@@ -30,7 +30,7 @@ PICTURES, QUERIES = 500, 64  # trained on; validation pictures, and as many gene
 STEPS, BATCH, RATE = 700, 48, 1e-3
 SUBSETS, SEEDS = 64, 2
 TIMESTEPS, DRAWS = 50, 2  # of a true loss
-WHOLE = 10_000  # seed of the model that was trained on all pictures
+WHOLE = 10_000  # seed of the model that is trained on all pictures
 NOISE_SEED = 1000  # unlike any that rows are made with
 DDIM_STEPS = 50
 
@@ -53,6 +53,7 @@ class Subject:
         pictures: N, trained on. queries: validation pictures, and as many generated ones.
         subsets: halves. seeds: models of each. steps: of a training.
         labelled: whether the model asks for class labels; all pictures have the same.
+        seed: of the model that is trained on all pictures, and of those without some.
     """
 
     read: Callable[[Path], np.ndarray] = small_fashion_mnist
@@ -63,6 +64,7 @@ class Subject:
     seeds: int = SEEDS
     steps: int = STEPS
     labelled: bool = False
+    seed: int = WHOLE
 
     @property
     def query_sets(self) -> dict[str, slice]:
@@ -185,7 +187,7 @@ def whole_model(folder: Path, subject: Subject = FASHION) -> list[Path]:
     checkpoints = [folder / f"checkpoint-{number}" for number in range(CHECKPOINTS)]
     if not checkpoints[-1].exists():
         training, _ = training_and_validation(folder, subject)
-        train_model(training, WHOLE, checkpoints, subject)
+        train_model(training, subject.seed, checkpoints, subject)
     return checkpoints
 
 
@@ -208,11 +210,11 @@ def training_log(folder: Path) -> Path:
     return file
 
 
-def picture_folder(folder: Path) -> Path:
+def picture_folder(folder: Path, subject: Subject = FASHION) -> Path:
     """Return a folder with the whole model's training pictures as files."""
     pictures = folder / "pictures"
     if not pictures.exists():
-        training, _ = training_and_validation(folder)
+        training, _ = training_and_validation(folder, subject)
         write_pictures(folder / "pictures-draft", training).rename(pictures)
     return pictures
 
@@ -259,8 +261,8 @@ def all_subset_losses(folder: Path, subject: Subject = FASHION) -> np.ndarray:
     return np.stack(losses).reshape(*shape, -1)
 
 
-def losses_without(folder: Path, removed: np.ndarray) -> np.ndarray:
-    """Return the losses of a model trained without some pictures, [2 · QUERIES].
+def losses_without(folder: Path, removed: np.ndarray, subject: Subject = FASHION) -> np.ndarray:
+    """Return the losses of a model trained without some pictures, [2 · queries].
 
     Args:
         removed: their rows.
@@ -268,9 +270,9 @@ def losses_without(folder: Path, removed: np.ndarray) -> np.ndarray:
     name = sha256(np.sort(removed).tobytes())[:16]
 
     def make() -> np.ndarray:
-        training, _ = training_and_validation(folder)
-        model = train_model(np.delete(training, removed, axis=0), WHOLE)
-        return true_losses(model, query_pictures(folder))
+        training, _ = training_and_validation(folder, subject)
+        model = train_model(np.delete(training, removed, axis=0), subject.seed, subject=subject)
+        return true_losses(model, query_pictures(folder, subject), subject)
 
     return load_or_make(folder / f"without-{name}.npy", make)
 
