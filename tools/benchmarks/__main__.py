@@ -25,6 +25,7 @@ BENCHMARKS = (
     "workers",
     "lds",
     "parts",
+    "groups",
     "whiten",
     "coverage",
     "lora",
