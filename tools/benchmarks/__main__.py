@@ -26,6 +26,7 @@ BENCHMARKS = (
     "lds",
     "parts",
     "groups",
+    "verdict",
     "whiten",
     "coverage",
     "lora",
