@@ -26,7 +26,7 @@ from gradindex.models.adapter_checkpoints import AdapterCheckpoints
 from gradindex.models.checkpoints import Checkpoints
 from gradindex.models.custom import OneDenoiser
 from gradindex.models.denoiser import Denoiser
-from gradindex.models.refusals import require_training_schedule
+from gradindex.models.refusals import require_training_schedule, warn_of_teachers
 from gradindex.models.trainer_differences import loss_differences
 from gradindex.models.trainer_notes import TrainerNotes
 from gradindex.recipe import FOLDED, LOSS, NPZ, Recipe
@@ -109,6 +109,8 @@ def make_plan(options: BuildOptions, device: str, processes: int = 1) -> Plan:
             warnings.warn(f"the adapter's training {difference}", stacklevel=2)
     if recipe.classes is None:
         dataset = replace(dataset, labels=None)
+    if options.adapters:
+        warn_of_teachers(checkpoint.path for checkpoint in checkpoints)
     first = denoisers[0]
     require_training_schedule(first)
     if options.latents == NPZ:

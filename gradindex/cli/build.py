@@ -280,4 +280,6 @@ def _estimate(device: str, part: object, ray: object, overwrite: bool, **options
     from gradindex.report.info import describe_plan
 
     plan = make_plan(BuildOptions(**options), resolve_device(device))
+    for line in plan.dataset.describe():
+        say(line)
     return describe_plan(estimate(plan))

@@ -68,6 +68,8 @@ def usage_text(error: click.ClickException) -> str:
     A value that is refused has that in the message itself.
     """
     text = error.format_message().rstrip(".")
+    if text.startswith("Got unexpected extra argument") and isinstance(error, click.UsageError):
+        text += _way_to_repeat(error.ctx)
     is_refused_value = isinstance(error, click.BadParameter)
     is_missing = isinstance(error, click.MissingParameter)
     if (is_missing or not is_refused_value) and not text.endswith("?"):  # "Did you mean …?"
@@ -78,6 +80,19 @@ def usage_text(error: click.ClickException) -> str:
             context = context.parent
         text += f"; see `{' '.join(['gradindex', *words])} --help`"
     return text
+
+
+def _way_to_repeat(context: click.Context | None) -> str:
+    """Return how several values are given, where options that take several were typed."""
+    if context is None:
+        return ""
+    typed = {word.partition("=")[0] for word in context.obj or ()}  # of the command's arguments
+    flags = [
+        option.opts[0]
+        for option in context.command.params
+        if isinstance(option, click.Option) and option.multiple and typed & {*option.opts}
+    ]
+    return f"; write {' or '.join(flags)} before each of its values" if flags else ""
 
 
 def flags_of(command: click.Command) -> dict[str, str]:

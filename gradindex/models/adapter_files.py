@@ -163,7 +163,10 @@ def read_adapter(path: str | Path) -> Adapter:
     require_path("adapter", path)
     path = Path(path)
     if not path.exists():
-        raise CallError(f"adapter {path}: no such file or folder")
+        way_out = (
+            "; a pattern is not filled in: give each path by itself" if "*" in str(path) else ""
+        )
+        raise CallError(f"adapter {path}: no such file or folder{way_out}")
     if path.name in PEFT_FILES and path.is_file():
         if not (path.parent / PEFT_CONFIG).is_file():
             raise ModelError(
@@ -252,7 +255,8 @@ def _lora_parts(
         prefixes_of[part] = prefix
     if unknown:
         raise ModelError(
-            f"{file}: weights whose role in an adapter is not known: {listed(unknown)}"
+            f"{file}: weights whose role in an adapter is not known: {listed(unknown)}; give a file"
+            f" of an adapter's weights alone, such as {DIFFUSERS_FILES[0]}"
         )
     settings = _settings(metadata, file)
     return {

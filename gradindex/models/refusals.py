@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Collection
+import warnings
+from collections.abc import Collection, Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ PIPELINE_OF = {
 }
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model")  # files of tokenizers
 TEACHERS_SCHEDULERS = ("LCMScheduler", "TCDScheduler")
+TEACHERS_NAME = re.compile(r"(?<![a-z])lcm(?![a-z])", re.IGNORECASE)  # as of lcm-lora-sdv1-5
 OWN_DENOISER = (
     "for another, give an object of your own that computes its loss"
     " (gradindex.build(…, denoiser=…), see docs/models.md)"
@@ -167,6 +169,24 @@ def require_training_schedule(denoiser: Any) -> None:
             " matching, of which this is none; give the training's scheduler (scheduler=), such as"
             " a FlowMatchEulerDiscreteScheduler"
         )
+
+
+def warn_of_teachers(adapters: Iterable[str | Path]) -> None:
+    """Warn of adapters whose name, or whose folder's, says that they were distilled.
+
+    A warning and no error: the weights do not tell it, and a name may mean something else.
+
+    Args:
+        adapters: paths of files and folders.
+    """
+    for path in map(Path, adapters):
+        names = [path.name, path.parent.name] if path.name in LORA_FILES else [path.name]
+        if any(TEACHERS_NAME.search(name) for name in names):
+            warnings.warn(
+                f"adapter {path}: by its name distilled from a teacher (LCM), whose loss is the"
+                " teacher's; gradients of the pictures' own loss say little of that training",
+                stacklevel=3,
+            )
 
 
 def foreign_weights(names: Collection[str], file: Path) -> str | None:

@@ -69,7 +69,10 @@ def describe_plan(estimate: "Estimate") -> str:
     memory = estimate.memory
     lines = {
         "pictures": str(estimate.pictures),
+        "latents": _latents(estimate.recipe),
         "buckets": estimate.buckets,
+        "loss": _loss(estimate.recipe),
+        "timesteps": _timesteps(estimate.recipe),
         "parameters": _parameters(estimate.recipe, estimate.parameters),
         "projection": _projection(estimate.recipe),
         "a picture": _picture(estimate.recipe, estimate.forward_passes),
@@ -169,12 +172,12 @@ def _written(files: Files) -> str:
 
 
 def _sizes(sizes: Mapping[str, int]) -> str:
-    """Bytes of parts, and of all of them.
+    """Bytes of parts, and of all of them; a part that is empty is not named.
 
-    >>> _sizes({"normalized": 2048, "norm": 512})
+    >>> _sizes({"normalized": 2048, "norm": 512, "whitening": 0})
     '2.5 KiB (normalized 2 KiB, norm 512 bytes)'
     """
-    parts = ", ".join(f"{name} {size_text(count)}" for name, count in sizes.items())
+    parts = ", ".join(f"{name} {size_text(count)}" for name, count in sizes.items() if count)
     return f"{size_text(sum(sizes.values()))} ({parts})"
 
 

@@ -52,6 +52,18 @@ OPTIONS = [
         "Got unexpected extra argument (b); see `gradindex info --help`",
     ),
     Bad(
+        "a pattern that the shell fills in",
+        BUILD + "--adapter out/checkpoint-1 out/checkpoint-2",
+        "Got unexpected extra argument (out/checkpoint-2); write --adapter before each of its"
+        " values; see `gradindex build --help`",
+    ),
+    Bad(
+        "a pattern in quotes",
+        BUILD + "--adapter out/checkpoint-*",
+        "adapter out/checkpoint-*: no such file or folder; a pattern is not filled in: give each"
+        " path by itself",
+    ),
+    Bad(
         "no timestep",
         BUILD + "--timesteps 0",
         "--timesteps 0: give 1 to 1000, as many as the scheduler has",

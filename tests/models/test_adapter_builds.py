@@ -449,6 +449,22 @@ def test_adapters_and_checkpoints_exclude_each_other(base: Path, colours: Path) 
         gradindex.build("idx", model=base, data=colours, adapters=["a"], checkpoints=["b"])
 
 
+def test_an_adapter_whose_name_says_lcm(
+    base: Path, unet: Any, colours: Path, tmp_path: Path
+) -> None:
+    """Its weights do not tell who the teacher was, so a build goes on; a dry run warns as well."""
+    file = lora_file(unet, tmp_path / "lcm-lora-sdv1-5.safetensors")
+    given = ["--model", base, "--adapter", file, "--data", colours, "--caption", CAPTION]
+    given += ["--timesteps", 2, "--dim", 64, "--device", "cpu"]
+    with pytest.warns(UserWarning, match=r"lcm-lora.*: by its name distilled from a teacher"):
+        done = run("build", tmp_path / "index", *given, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    # What a newcomer wants to know before an hour of gradients.
+    assert "captions: 1 distinct" in done.stderr
+    assert re.search(r"latents +4 × \d+ × \d+ of pictures of \d+x\d+, the VAE's mean", done.stdout)
+    assert re.search(r"timesteps +250, 750\n", done.stdout)
+
+
 def test_the_command_line(base: Path, unet: Any, colours: Path, tmp_path: Path) -> None:
     """A build with one adapter, its trainer's notes in `info`, and what they warn of."""
     notes = {

@@ -97,7 +97,9 @@ def test_no_key_is_dropped(tmp_path: Path) -> None:
     file = changed(kohya(tmp_path), **{f"{layer}.lora_down.weight": None})
     assert f"{layer}.alpha, {layer}.lora_up.weight: down and up are not both" in refusal(file)
     file = changed(kohya(tmp_path), **{f"{layer}.lora_sideways.weight": torch.ones(1)})
-    assert f"role in an adapter is not known: {layer}.lora_sideways.weight" in refusal(file)
+    text = refusal(file)
+    assert f"role in an adapter is not known: {layer}.lora_sideways.weight" in text
+    assert text.endswith("weights alone, such as pytorch_lora_weights.safetensors")
     file = changed(
         kohya(tmp_path), **{layer.replace("_attn1", ".attn1") + ".lora_up.weight": torch.ones(1, 2)}
     )

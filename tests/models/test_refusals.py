@@ -20,6 +20,7 @@ from gradindex.gradients.self_check import check_capture
 from gradindex.models.checkpoints import Checkpoints
 from gradindex.models.families import FAMILIES
 from gradindex.models.loading import load_denoiser
+from gradindex.models.refusals import warn_of_teachers
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 CONFIG = "unet/config.json"
@@ -329,6 +330,26 @@ def test_lora_files_are_named(tmp_path: Path, model: Path, name: str) -> None:
     text = refusal(tmp_path / "adapter.safetensors", model=model)
     assert text.startswith(f"{tmp_path}/adapter.safetensors: a LoRA adapter, not a model: give")
     assert "a LoRA adapter" in refusal(tmp_path / "adapter.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("adapter", "warned"),
+    [
+        ("lcm.safetensors", True),
+        ("my_LCM_style.safetensors", True),
+        ("lcm-lora-sdv1-5", True),
+        ("lcm-lora-sdv1-5/pytorch_lora_weights.safetensors", True),
+        ("lcm/dog.safetensors", False),
+        ("calcmap.safetensors", False),
+        ("out/checkpoint-500", False),
+    ],
+)
+def test_adapters_that_are_named_for_a_teacher(
+    adapter: str, warned: bool, recwarn: pytest.WarningsRecorder
+) -> None:
+    warn_of_teachers([adapter])
+    texts = [str(warning.message) for warning in recwarn]
+    assert [text.partition(":")[0] for text in texts] == [f"adapter {adapter}"] * warned
 
 
 def test_a_weights_file_without_its_config(tmp_path: Path) -> None:
