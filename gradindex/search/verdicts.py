@@ -1,7 +1,7 @@
 """What an answer comes to, in one line: copied, attributable, or nothing stands out.
 
-copied: a hit is nearer in pixels than half the mean of the 50 nearest, and at most 5 % of training
-pictures are as near to another, see `copies`.
+copied: a hit is nearer in pixels than a third of the mean of the 50 nearest, and at most 5 % of
+training pictures are as near to another, see `copies`.
 attributable: some hits' scores do not continue the tail of all scores, at a false discovery rate of
 5 % (Benjamini & Hochberg 1995) among all training pictures, see `tail`.
 """
@@ -83,9 +83,12 @@ def verdict(hits: Sequence[Hit], standing: Standing, copy: Copy | None, fault: s
     if is_merged:
         text = f"no verdict: the scores are sums over near-duplicates{notes}"
         return Verdict(None, text, [], None)
+    if standing.sampled < FEWEST:
+        text = f"no verdict: {of_all}; it takes {FEWEST} to tell what stands out{notes}"
+        return Verdict(None, text, [], None)
     if lowest is None or q is None:
-        few = f"fewer than {FEWEST}" if standing.sampled < FEWEST else "of which many are alike"
-        return Verdict(None, f"no verdict: scores of {of_all}, {few}{notes}", [], None)
+        text = f"no verdict: of the scores of {of_all} too many are alike{notes}"
+        return Verdict(None, text, [], None)
     ids = [hit.id for hit, value in zip(hits, q, strict=True) if value <= FALSE_DISCOVERIES]
     if ids:
         text = f"attributable: {len(ids)} of {of_all} stand out from the tail of all"
