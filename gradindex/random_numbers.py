@@ -41,8 +41,9 @@ def noise(
     Raises:
         StoreError: this version of NumPy draws other normals than indexes and logs are made with.
 
-    >>> noise(0, None, 500, 1, (2,)) == -noise(0, None, 500, 0, (2,))
-    array([ True,  True])
+    Examples:
+        >>> noise(0, None, 500, 1, (2,)) == -noise(0, None, 500, 0, (2,))
+        array([ True,  True])
     """
     _require_golden_noise()
     return _noise(seed, sample_id, timestep, draw, shape)

@@ -21,9 +21,10 @@ PACKAGE = ROOT / "gradindex"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 NOT_SOURCES = shutil.ignore_patterns(
     *(".*_cache", ".git", ".venv", ".bench", ".hypothesis", ".whl", "*.egg-info", "__pycache__"),
-    *("build", "dist", "*-out"),
+    *("build", "dist", "site", "*-out"),
 )
 FOLDERS = (".ci", "docs", "gradindex", "tests", "tools")
+TOP_FILES = ("CITATION.cff", "CONTRIBUTING.md", "LICENSE", "README.md", "mkdocs.yml", "pyproject.toml")
 
 
 def name_of(requirement: str) -> str:
@@ -67,8 +68,8 @@ def test_development_tools_are_no_extra() -> None:
     public = {*PROJECT["project"]["optional-dependencies"]}
     assert not public & {"test", "dev", "lint", "docs"}
     groups = PROJECT["dependency-groups"]
-    tools = {name_of(each) for each in [*groups["test"], *groups["lint"]]}
-    assert {"pytest", "ruff", "mypy"} < tools
+    tools = {name_of(each) for each in [*groups["test"], *groups["lint"], *groups["docs"]]}
+    assert {"pytest", "ruff", "mypy", "mkdocs"} < tools
     pinned = {
         name_of(line)
         for line in (ROOT / "tools/constraints.txt").read_text("utf-8").splitlines()
@@ -117,7 +118,7 @@ def files(folder: Path) -> set[str]:
 def test_the_sdist_is_the_whole_source_tree(handed_out: tuple[Path, Path]) -> None:
     _, unpacked = handed_out
     assert files(unpacked) == files(ROOT)
-    for name in ("CITATION.cff", "CONTRIBUTING.md", "LICENSE", "README.md", "pyproject.toml"):
+    for name in TOP_FILES:
         assert (unpacked / name).read_bytes() == (ROOT / name).read_bytes()
 
 

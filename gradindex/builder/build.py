@@ -142,15 +142,17 @@ def build(
             those that kohya's scripts left beside the pictures.
         guidance: the scale that a model with guidance embedding (Flux dev) was told in training;
             3.5 by default, as in diffusers' scripts.
-        weighting: how the training weighted its loss by timestep: "min-snr:5", … (docs/models.md).
-        noise_offset, input_perturbation: those of the training, such as 0.05 and 0.1.
+        weighting: how the training weighted its loss by timestep, such as "min-snr:5"; see
+            docs/recipes.md.
+        noise_offset: that of the training, such as 0.05.
+        input_perturbation: that of the training, such as 0.1.
         masks: of a training with a masked loss: a folder with a mask x.png of each picture x.png,
             or "alpha" for the pictures' own alpha channels.
         denoiser: an object of your own in place of a model, for what gradindex does not know;
             docs/models.md says what it must have.
         adapters: a LoRA file or folder trained on `model`, whose parameters alone gradients are
             then taken of; or several, the checkpoints of one run, with weights or without as for
-            `checkpoints`. docs/models.md says which files are known.
+            `checkpoints`. docs/recipes.md says which files are known.
         skip_bad: leave out pictures that cannot be read, instead of stopping at them.
         overwrite: replace an index of another recipe or data set, which stays as INDEX.replaced
             until the new one is whole.
@@ -167,7 +169,7 @@ def build(
     Raises:
         CallError, RecipeMismatch, DataError, ModelError, StoreError: see `gradindex.errors`.
 
-    Example:
+    Examples:
         >>> index = gradindex.build(
         ...     "idx", model="ckpt/", data="pictures/", timesteps=10
         ... )  # doctest: +SKIP

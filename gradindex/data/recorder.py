@@ -60,17 +60,19 @@ class TrainingRecorder:
 
     Args:
         path: the log's folder; each rank of a data-parallel run appends to a file of its own.
-        seed: of timesteps and noise. num_train_timesteps: of the noise scheduler.
+        seed: of timesteps and noise.
+        num_train_timesteps: of the noise scheduler.
         timesteps: of a flow matching scheduler, `scheduler.timesteps` before any `set_timesteps`;
             None for a scheduler with the whole timesteps 0 … `num_train_timesteps` − 1.
         rank: of this process; by default torch.distributed's, or the environment's RANK, or 0.
 
     Raises:
         CallError: another process writes to the same file, or the log there has another seed.
-        DataError: the log there is damaged. StoreError: the disk does not take the log, or NumPy
-            draws other noise, see `gradindex.noise`.
+        DataError: the log there is damaged.
+        StoreError: the disk does not take the log, or NumPy draws other noise, see
+            `gradindex.noise`.
 
-    Example:
+    Examples:
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as run, TrainingRecorder(f"{run}/log", seed=0) as recorder:
         ...     t, noise = recorder.draw(["a.png", "b.png"], (2, 3, 8, 8), step=0)

@@ -65,11 +65,12 @@ def lds(scores: np.ndarray, subsets: np.ndarray, losses: np.ndarray) -> LDS:
     Raises:
         CallError: the shapes do not fit, or there are fewer than three subsets.
 
-    >>> scores = np.array([[3.0, 1.0, 2.0]])
-    >>> subsets = np.array([[1, 1, 0], [1, 0, 1], [0, 1, 1]], bool)
-    >>> losses = np.array([[0.2], [0.1], [0.3]])
-    >>> round(lds(scores, subsets, losses).mean, 6)
-    1.0
+    Examples:
+        >>> scores = np.array([[3.0, 1.0, 2.0]])
+        >>> subsets = np.array([[1, 1, 0], [1, 0, 1], [0, 1, 1]], bool)
+        >>> losses = np.array([[0.2], [0.1], [0.3]])
+        >>> round(lds(scores, subsets, losses).mean, 6)
+        1.0
     """
     scores = np.nan_to_num(np.asarray(scores, float))
     subsets = np.asarray(subsets, bool)
@@ -216,7 +217,8 @@ def compare(
 
     Args:
         pictures: Q pictures.
-        subsets, losses: see `lds`.
+        subsets: [M, N], see `lds`.
+        losses: [M, Q], see `lds`.
         embeddings: of training pictures [N, E] and of the queries [Q, E], such as CLIP's; their
             cosine is one more.
         options: as for `Index.query`; `whiten` is set here.

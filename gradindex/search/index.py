@@ -47,16 +47,16 @@ def open(
         model: where the model is now, when it was moved since the build (one checkpoint only).
         ray: have a Ray cluster hold and search the index files: "local" or an address, as for
             `build`. The query's gradients and the exact scores of the candidates are computed here.
-
         denoiser: the one of your own that the index was built with.
         adapters: where the adapters are now, in the build's order, when they were moved.
         data: where the training pictures are now, when they were moved; a query needs them for
             thumbnails alone.
 
     Raises:
-        CallError: not an index. StoreError: unfinished, damaged or of another format version.
+        CallError: not an index.
+        StoreError: unfinished, damaged or of another format version.
 
-    Example:
+    Examples:
         >>> index = gradindex.open("idx")  # doctest: +SKIP
         >>> results = index.query(["gen.png"], k=10, method="retrac")  # doctest: +SKIP
     """
@@ -195,8 +195,9 @@ class Index:
                 takes; of the same columns as the training pictures'.
             k: how many on either side.
             group_by: also tell what groups of training pictures do, see `query_groups`.
-            method, options: as for `query`, without those of a single picture: prompt, class_label,
-                region, mask, against, against_prompt, ids.
+            method: as for `query`.
+            options: as for `query`, without those of a single picture: prompt, class_label, region,
+                mask, against, against_prompt, ids.
 
         Returns:
             Its `hits` are the most helpful, of scores above 0, its `opponents` the most harmful,
@@ -231,9 +232,11 @@ class Index:
         """What each group of training pictures did to each picture, from one scan of the store.
 
         Args:
+            pictures: as for `query`.
             group_by: "folder": that which a picture is in; the name of a column of the data set's
                 table; a CSV file of the columns id and group; or {id: group}.
-            pictures, method, options: as for `query`.
+            method: as for `query`.
+            options: as for `query`.
 
         Returns:
             For each picture its groups, those of the highest sums of scores first.

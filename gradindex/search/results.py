@@ -110,9 +110,10 @@ class Result:
             loading the model is in neither, whitening in the search.
         verdict: what it comes to; None unless asked for.
 
-    >>> result = Result("gen.png", hits=[Hit(1, "cat/7.png", row=17, score=0.42, stderr=0.03)])
-    >>> result.ids, result.scores
-    (['cat/7.png'], [0.42])
+    Examples:
+        >>> result = Result("gen.png", hits=[Hit(1, "cat/7.png", row=17, score=0.42, stderr=0.03)])
+        >>> result.ids, result.scores
+        (['cat/7.png'], [0.42])
     """
 
     picture: str
@@ -142,12 +143,13 @@ class Results(list[Result]):
         results: of the pictures, in their order.
         picture_of: the training picture of a row, for the notebook; None where it is gone.
 
-    >>> hit = Hit(1, "cat/7.png", row=17, score=0.4, stderr=None)
-    >>> results = Results([Result("gen.png", [hit])])
-    >>> len(results), results[0].ids
-    (1, ['cat/7.png'])
-    >>> next(results.rows())
-    ('gen.png', 'proponents', 1, 'cat/7.png', 17, 0.4, None, None)
+    Examples:
+        >>> hit = Hit(1, "cat/7.png", row=17, score=0.4, stderr=None)
+        >>> results = Results([Result("gen.png", [hit])])
+        >>> len(results), results[0].ids
+        (1, ['cat/7.png'])
+        >>> next(results.rows())
+        ('gen.png', 'proponents', 1, 'cat/7.png', 17, 0.4, None, None)
     """
 
     def __init__(
