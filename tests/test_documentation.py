@@ -102,7 +102,7 @@ def test_commands_are_commands(page: str, typed: Path) -> None:
 def test_commands_in_sentences_have_their_options(page: str, typed: Path) -> None:
     """They may leave out what is not spoken of."""
     for span in spans(page):
-        for words in ours(span):
+        for words in ours(span) if span.startswith("gradindex ") else []:
             said = [word for last, word in pairwise(["", *words]) if word != "…" or last[:1] == "-"]
             done = run(*said, cwd=typed)
             assert not re.search("Error: (?!Missing )", done.stderr), span

@@ -115,3 +115,31 @@ def test_what_was_typed_stays_as_it_was_typed(tmp_path: Path) -> None:
     typed = ["build", f"--data={name}", "dim = 3", "500"]
     text = f"data /d/{name}: dim = 500, skip_bad; dim = 3"
     assert with_flags(text, flags, typed) == f"data /d/{name}: --dim 500, --skip-bad; dim = 3"
+
+
+# --- the page of messages
+
+TROUBLESHOOTING = Path(__file__).parents[2] / "docs/troubleshooting.md"
+
+
+@cache
+def sources() -> str:
+    """All texts of gradindex, a line each, options in them as on the command line."""
+    files = sorted(PACKAGE.rglob("*.py"))
+    texts = {text for file in files for text in templates(file.read_text(encoding="utf-8"))}
+    return "\n".join(with_flags(text, FLAGS).replace("\n", " ") for text in sorted(texts))
+
+
+def unknown(message: str) -> list[str]:
+    """The words of a message between its … that stand in no text of gradindex."""
+    parts = [part.strip("'") for part in message.split("…") if re.search(r"\w\w", part)]
+    return [part for part in parts if part not in sources()]
+
+
+def test_troubleshooting_quotes_messages_of_ours() -> None:
+    page = TROUBLESHOOTING.read_text(encoding="utf-8")
+    messages = re.findall(r"^\| `(.+?)` \|", page, re.MULTILINE)
+    assert len(messages) == len(re.findall(r"^\| (?!what you see)", page, re.MULTILINE)) > 40
+    assert len({*messages}) == len(messages)
+    assert {message: parts for message in messages if (parts := unknown(message))} == {}
+    assert unknown("data …: no pictures here, …") != []
