@@ -24,7 +24,14 @@ NOT_SOURCES = shutil.ignore_patterns(
     *("build", "dist", "site", "*-out"),
 )
 FOLDERS = (".ci", "docs", "gradindex", "tests", "tools")
-TOP_FILES = ("CITATION.cff", "CONTRIBUTING.md", "LICENSE", "README.md", "mkdocs.yml", "pyproject.toml")
+TOP_FILES = (
+    "CITATION.cff",
+    "CONTRIBUTING.md",
+    "LICENSE",
+    "README.md",
+    "mkdocs.yml",
+    "pyproject.toml",
+)
 
 
 def name_of(requirement: str) -> str:
@@ -85,6 +92,13 @@ def test_the_citation_is_of_this_version() -> None:
     assert citation["license"] == PROJECT["project"]["license"]
     assert citation["authors"] == PROJECT["project"]["authors"]
     assert "Apache License" in (ROOT / "LICENSE").read_text("utf-8")
+    page = (ROOT / "docs/cite.md").read_text("utf-8")
+    (paper,) = citation["references"]
+    said = [citation["title"], citation["version"], citation["license"], paper["title"]]
+    said += [paper["journal"], str(paper["year"]), paper["url"]]
+    said += [author["name"] for author in citation["authors"]]
+    said += [f"{author['family-names']}, {author['given-names']}" for author in paper["authors"]]
+    assert [text for text in said if f"{{{text}}}" not in page and text not in page] == []
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,10 @@ import gradindex
 
 ROOT = Path(__file__).parents[1]
 # What a browser fetches of its own accord, by tag; `a` and the like wait for a click.
-FETCHED = {
-    **{tag: ("src", "srcset", "poster", "data") for tag in ("audio", "embed", "iframe", "img")},
-    **{tag: ("src", "srcset", "poster", "data") for tag in ("object", "script", "source", "video")},
-    "link": ("href",),
-}
+FETCHED = dict.fromkeys(
+    ("audio", "embed", "iframe", "img", "object", "script", "source", "video"),
+    ("src", "srcset", "poster", "data"),
+) | {"link": ("href",)}
 NOT_FETCHED = {"canonical", "next", "prev"}  # kinds of `link`
 ELSEWHERE = re.compile(r"(?:https?:)?//", re.IGNORECASE)
 
