@@ -1,0 +1,133 @@
+"""The models that benchmarks ask questions of: Fashion-MNIST at 16×16, with several training seeds.
+
+Each seed has a folder in the work folder with its checkpoints, pictures and index, which is made
+where it is missing and shared by benchmarks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, UNet2DModel
+from subset_models import (
+    DDIM_STEPS,
+    FASHION,
+    WHOLE,
+    Subject,
+    picture_folder,
+    training_and_validation,
+    whole_model,
+)
+
+import gradindex
+from gradindex.search.results import Results
+
+SEEDS = (0, 1, 2)
+SMOKE = "smoke"  # what a benchmark is given to try everything on few pictures
+SMOKE_SUBJECT = replace(FASHION, pictures=120, queries=8, steps=20)
+SCORES = {  # name: method, whether it is whitened; the default of `query` first
+    "ReTrac, whitened": ("retrac", True),
+    "TracIn, whitened": ("tracin", True),
+    "ReTrac": ("retrac", False),
+    "TracIn": ("tracin", False),
+}
+DEFAULT = next(iter(SCORES))
+TOP = 10
+
+
+@dataclass(frozen=True)
+class SeededModel:
+    """A model of one seed.
+
+    Attributes:
+        folder: of what is made for it.
+        subject: its pictures, and how it is trained.
+    """
+
+    folder: Path
+    subject: Subject
+
+    @property
+    def checkpoint(self) -> Path:
+        """The trained pipeline."""
+        return whole_model(self.folder, self.subject)[-1]
+
+    @property
+    def pictures(self) -> np.ndarray:
+        """The training pictures, [N, 1, 16, 16] float32."""
+        return training_and_validation(self.folder, self.subject)[0]
+
+    def index(self) -> gradindex.Index:
+        """Return the index of its training pictures, built with the default settings."""
+        data = picture_folder(self.folder, self.subject)
+        model = self.checkpoint
+        return gradindex.build(self.folder / "index", model=model, data=data, device="cpu")
+
+
+def seeded_model(work: Path, seed: int, smoke: bool) -> SeededModel:
+    """Return the model of a training seed, not trained yet; a small one for a smoke test."""
+    subject = SMOKE_SUBJECT if smoke else FASHION
+    folder = work / f"answers-{SMOKE}-{seed}" if smoke else work / f"answers-{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return SeededModel(folder, replace(subject, seed=WHOLE + seed))
+
+
+def asked_seeds(only: Sequence[str]) -> Sequence[int]:
+    """Return the seeds of a run; one for a smoke test.
+
+    Raises:
+        SystemExit: something else is named than the smoke test.
+    """
+    unknown = [name for name in only if name != SMOKE]
+    if unknown:
+        raise SystemExit(f"{unknown[0]}: no part; give {SMOKE}, or nothing")
+    return SEEDS[:1] if only else SEEDS
+
+
+def regenerated(checkpoint: Path, pictures: np.ndarray, start: int, seed: int) -> np.ndarray:
+    """Return pictures that a model made of others, which were noised to a timestep.
+
+    SDEdit (Meng et al. 2022): noise, then DDIM steps of 20 timesteps to the end.
+
+    Args:
+        pictures: [Q, 1, 16, 16] float32 in [−1, 1], as what is returned.
+        start: the timestep, a multiple of 20. seed: of the noise.
+    """
+    model = UNet2DModel.from_pretrained(checkpoint / "unet")
+    scheduler = DDIMScheduler()
+    scheduler.set_timesteps(DDIM_STEPS)
+    random = torch.Generator().manual_seed(seed)
+    clean = torch.from_numpy(pictures)
+    noise = torch.randn(clean.shape, generator=random)
+    timesteps = scheduler.timesteps[scheduler.timesteps <= start]
+    x = scheduler.add_noise(clean, noise, timesteps[:1].expand(len(clean)))
+    with torch.no_grad():
+        for t in timesteps:
+            epsilon = model(x, t.expand(len(x))).sample
+            x = scheduler.step(epsilon, t, x).prev_sample
+    pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().numpy()
+    return pixels / 127.5 - 1
+
+
+def rows_of(results: Results) -> np.ndarray:
+    """Return the row numbers of hits, best first, [Q, k]."""
+    return np.array([[hit.row for hit in result.hits] for result in results])
+
+
+def over_seeds(values: Sequence[float], digits: int = 2) -> str:
+    """Return the mean of a figure over seeds as text, with the lowest and the highest.
+
+    >>> over_seeds([0.5, 0.75, 1.0])
+    '0.75 (0.50–1.00)'
+    """
+    low, high = min(values), max(values)
+    return f"{np.mean(values):.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
+
+
+def verdict_on_aim(value: float, aim: float) -> str:
+    """Return whether a share reaches its aim, as text."""
+    if value >= aim:
+        return f"The aim was {aim:.0%} and is reached: {value:.1%}."
+    return f"**The aim was {aim:.0%} and is missed: {value:.1%}.**"
