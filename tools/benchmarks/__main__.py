@@ -32,6 +32,9 @@ BENCHMARKS = (
     "lora",
     "emoji",
     "gpu",
+    "regions",
+    "audit",
+    "duplicates",
 )
 
 
