@@ -48,7 +48,9 @@ def run(work: Path, device: str, only: list[str]) -> None:
     parts: dict[str, Callable[[], Any]] = {}
     for seed in asked_seeds(only):
         parts[f"seed {seed}"] = partial(measure, work, seed, smoke)
-    seeds = list(record.measure(work / ("audit-smoke" if smoke else "audit"), parts, device).values())
+    seeds = list(
+        record.measure(work / ("audit-smoke" if smoke else "audit"), parts, device).values()
+    )
     results = {"planted": [seed["planted"] for seed in seeds], "rows": pooled(seeds)}
     text = page(results)
     print(text)

@@ -102,7 +102,7 @@ def measure(work: Path, seed: int, smoke: bool) -> list[dict[str, Any]]:
     labels = fashion_labels(work)[: len(training)]
     count = FEW_COMPOSITES if smoke else COMPOSITES
     rows = []
-    for layout, parts in LAYOUTS.items():
+    for parts in LAYOUTS.values():
         sources = draw_sources(labels, count, seed)
         exact = composed(training, sources, parts[0].mask)
         made = {"exact": exact}
@@ -120,7 +120,9 @@ def measure(work: Path, seed: int, smoke: bool) -> list[dict[str, Any]]:
                         right = top == sources[:, number : number + 1]
                         row = {"part": part.name, "pictures": kind, "asked": question}
                         places = {FIRST: right[:, 0], IN_TEN: right.any(1)}
-                        values = {name: place.astype(int).tolist() for name, place in places.items()}
+                        values = {
+                            name: place.astype(int).tolist() for name, place in places.items()
+                        }
                         rows.append({**row, "score": score, **values})
     return rows
 
