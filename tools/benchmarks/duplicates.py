@@ -19,7 +19,15 @@ from emoji_pictures import TONES, read_emoji
 from picture_sets import to_bytes
 from PIL import Image, ImageDraw
 from planted_copies import CHANGES, Planted, judged, plant, precision
-from seeded_models import DEFAULT, SCORES, SMOKE, asked_seeds, over_seeds, seeded_model
+from seeded_models import (
+    DEFAULT,
+    SCORES,
+    SMOKE,
+    asked_seeds,
+    over_seeds,
+    seeded_model,
+    verdict_on_aim,
+)
 from subset_models import picture_folder
 
 import gradindex
@@ -220,7 +228,8 @@ def save_sheet(file: Path, others: Mapping[str, tuple[Path, Clusters]]) -> None:
     for number, (name, (folder, clusters)) in enumerate(others.items()):
         top = number * block
         order = np.random.default_rng(0).permutation(len(clusters))[:SHOWN]
-        draw.text((2, top + 2), f"{name}: {len(order)} of {len(clusters)}", fill="black")
+        text = f"{name.replace('×', 'x')}: {len(order)} of {len(clusters)}"
+        draw.text((2, top + 2), text, fill="black")
         for place, cluster in enumerate(order.tolist()):
             y = top + title + place // ACROSS * (SIDE + 4)
             for column, picture in enumerate(clusters[cluster][:2]):
@@ -246,6 +255,8 @@ def page(results: Mapping[str, Any]) -> str:
             cells[title] = _over_known([seed[name] for seed in row["seeds"]])
         many.append(cells)
     default = [row for row in results["many copies"] if row["score"] == DEFAULT]
+    as_one = [seed["as one"] for row in results["many copies"] for seed in row["seeds"]]
+    known = [share for share in as_one if share is not None]
     return record.fill_page(
         "duplicates",
         copies=COPIES,
@@ -253,6 +264,7 @@ def page(results: Mapping[str, Any]) -> str:
         times=many_copies.COPIES,
         queries=many_copies.QUERIES,
         start=many_copies.START,
+        verdict=verdict_on_aim(float(np.mean(known)), 1) if known else "No list has the copies.",
         default=" ".join(_sentence(row) for row in default),
         recall=record.table(recall),
         precision=record.table(precisions),

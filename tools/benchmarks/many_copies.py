@@ -67,7 +67,7 @@ def draw_copied(labels: np.ndarray, seed: int) -> np.ndarray:
 
 
 def nearest(pictures: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return of other pictures the nearest to each picture in pixels, [pictures · QUERIES, 1, 16, 16].
+    """Return for each picture the nearest of others in pixels, QUERIES of them, [·, 1, 16, 16].
 
     Those that are the same up to a grey level do not count.
     """
@@ -135,6 +135,8 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
         name: float(np.mean([row[name] for row in rows])) for name in ("copies", "places", "others")
     }
     figures["listed"] = len(listed) / len(rows)
+    as_one = [row["places"] == 1 and row["together"] == COPIES for row in listed]
+    figures["as one"] = float(np.mean(as_one)) if listed else None
     figures["first"] = float(np.mean([row["rank"] == 1 for row in rows]))
     for name in ("together", "strangers", "share"):
         figures[name] = float(np.mean([row[name] for row in listed])) if listed else None
