@@ -112,9 +112,7 @@ def test_a_list_of_copies_is_counted_before_and_after_merging() -> None:
     scores = np.array([0.1, 0.2, 0.2, 0.1, 0.1])
     row = many_copies._row(apart, merged, is_copy, scores)
     assert row.pop("share") == pytest.approx(1)
-    assert row == {
-        **{"copies": 2, "places": 2, "others": 1, "rank": 2, "together": 2, "strangers": 1}
-    }
+    assert row == {"copies": 2, "places": 2, "rank": 2, "together": 2, "strangers": 1}
     figures = many_copies.summary([{**row, "share": 1.0}, {**row, "rank": None, "share": None}])
     assert (figures["listed"], figures["first"], figures["together"]) == (0.5, 0, 2)
     assert figures["as one"] == 0

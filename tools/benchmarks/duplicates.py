@@ -265,7 +265,7 @@ def page(results: Mapping[str, Any]) -> str:
         queries=many_copies.QUERIES,
         start=many_copies.START,
         verdict=verdict_on_aim(float(np.mean(known)), 1) if known else "No list has the copies.",
-        default=" ".join(_sentence(row) for row in default),
+        default="\n".join(_sentence(row) for row in default),
         recall=record.table(recall),
         precision=record.table(precisions),
         many=record.table(many),
@@ -276,7 +276,6 @@ def page(results: Mapping[str, Any]) -> str:
 COLUMNS = {
     "copies in the ten best": "copies",
     "merged: places of copies": "places",
-    "others": "others",
     "copies first": "first",
     "copies in the hit": "together",
     "other pictures in it": "strangers",
@@ -288,12 +287,11 @@ def _sentence(row: Mapping[str, Any]) -> str:
     """What merging does to one kind of query, with the figures of the default score."""
     mean = {
         name: np.mean([seed[name] for seed in row["seeds"]])
-        for name in ("copies", "places", "first", "others")
+        for name in ("copies", "places", "first")
     }
     return (
-        f"Asked with *{row['query']}* pictures, {mean['copies']:.1f} of the ten best are copies."
-        f" Merged, copies have {mean['places']:.2f} places and {mean['others']:.1f} other pictures"
-        f" are listed; the copies' sum is first for {mean['first']:.0%}."
+        f"- Asked with *{row['query']}* pictures: {mean['copies']:.1f} of the ten best are copies."
+        f" Merged, copies have {mean['places']:.2f} places, and are first in {mean['first']:.0%}."
     )
 
 

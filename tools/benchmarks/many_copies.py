@@ -98,17 +98,16 @@ def _row(
     """What one query lists.
 
     Returns:
-        copies: how many of the ten best are copies. places: how many are after merging. others: how
-        many pictures that are none are in the ten best then. rank: of the copies' hit; None where
-        it is not listed. together: how many copies that hit holds; strangers: how many others.
-        share: of the sum of all copies' scores in it; None where it is not listed.
+        copies: how many of the ten best are copies. places: how many are after merging. rank: of
+        the copies' hit; None where it is not listed. together: how many copies that hit holds;
+        strangers: how many others. share: of the sum of all copies' scores in it; None where it is
+        not listed.
     """
     places = [hit for hit in merged.hits if is_copy[hit.row]]
     copies = sum(is_copy[hit.row] for hit in apart.hits)
     row: dict[str, Any] = {
         "copies": int(copies),
         "places": len(places),
-        "others": len(merged.hits) - len(places),
         "rank": None,
         "together": 0,
         "strangers": 0,
@@ -132,7 +131,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """
     listed = [row for row in rows if row["rank"] is not None]
     figures: dict[str, float | None] = {
-        name: float(np.mean([row[name] for row in rows])) for name in ("copies", "places", "others")
+        name: float(np.mean([row[name] for row in rows])) for name in ("copies", "places")
     }
     figures["listed"] = len(listed) / len(rows)
     as_one = [row["places"] == 1 and row["together"] == COPIES for row in listed]
