@@ -35,6 +35,7 @@ HELD_OUT = (16, 64, 256)  # pictures
 JUDGED = 64  # of them, in the page's text
 NEIGHBOURS = 10
 ANY_DAMAGE, AMONG_FIRST = "any damage", "found"
+BY_CLASS = ", class by class"
 DIGITS = 5  # of a file's name: the picture's number
 
 
@@ -88,7 +89,7 @@ def measure(work: Path, seed: int, smoke: bool) -> dict[str, Any]:
             source = write_classes(folder / f"class-{label}", pictures[of_class], labels[of_class])
             told = training.labels == label
             influence[told] = audited(index, source, count, method, whiten)[told]
-        row = {"score": f"{score}, class by class", "held-out": held_out}
+        row = {"score": score + BY_CLASS, "held-out": held_out}
         rows.append({**row, **found_by(-influence, training.faults)})
     for score, values in baselines(index, training).items():
         rows.append({"score": score, "held-out": None, **found_by(values, training.faults)})
@@ -213,9 +214,9 @@ def page(results: Mapping[str, Any]) -> str:
         table.append({**cells, **{name: over_seeds(row[name]) for name in columns}})
     faulty = sum(planted.values())
     pictures = round(planted[WRONG_LABEL] / WRONG)
-    default = next(
-        row for row in results["rows"] if (row["score"], row["held-out"]) == (DEFAULT, JUDGED)
-    )
+    row_of = {(row["score"], row["held-out"]): row for row in results["rows"]}
+    default = row_of[DEFAULT, JUDGED]
+    by_class = row_of[DEFAULT + BY_CLASS, HELD_OUT[-1]]
     baselines = [row for row in results["rows"] if row["held-out"] is None]
     return record.fill_page(
         "audit",
@@ -229,6 +230,9 @@ def page(results: Mapping[str, Any]) -> str:
         judged=JUDGED,
         found_wrong=over_seeds(default[WRONG_LABEL]),
         found_damaged=over_seeds(default[ANY_DAMAGE]),
+        most=HELD_OUT[-1],
+        class_wrong=over_seeds(by_class[WRONG_LABEL]),
+        class_damaged=over_seeds(by_class[ANY_DAMAGE]),
         best_wrong=_best(baselines, WRONG_LABEL),
         best_damaged=_best(baselines, ANY_DAMAGE),
         table=record.table(table),
