@@ -4,9 +4,10 @@ Carlini et al. 2023 ("Extracting training data from diffusion models", section 5
 extracted whose ℓ2 distance to a training picture is less than half of its mean distance to its 50
 nearest training pictures. Here it is a third, as of near-duplicates: at half, of 300 digits that
 were in no training set 17 were called copies, at a third 2. In a set of simple pictures many that
-are new are still as near as that. How many is told by the training pictures, each compared with the others: a new picture from where they
-come from is one more of them (the conformal test of Vovk et al. 2005). Those whose nearest is the
-same picture once more do not count, for then a copy in a set with duplicates would be none.
+are new are still as near as that. How many is told by the training pictures, each compared with the
+others: a new picture from where they come from is one more of them (the conformal test of Vovk et
+al. 2005). Those whose nearest is the same picture once more do not count, for then a copy in a set
+with duplicates would be none.
 """
 
 from collections.abc import Iterable, Sequence

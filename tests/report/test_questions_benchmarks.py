@@ -1,4 +1,4 @@
-"""What the benchmarks of regions, audits and duplicates count, on cases with known answers."""
+"""What the benchmarks of answers count, on cases with known answers."""
 
 import sys
 from pathlib import Path
@@ -13,6 +13,7 @@ import many_copies
 import regions
 from planted_copies import CHANGES, Planted, judged, plant, precision
 from planted_faults import DAMAGES, WRONG_LABEL, with_faults
+from roc import auc
 
 import gradindex
 
@@ -23,7 +24,7 @@ def test_auc_is_the_share_of_pairs_in_the_right_order() -> None:
     random = np.random.default_rng(0)
     positives, negatives = random.integers(5, size=13) + 1.0, random.integers(5, size=29) + 0.0
     wins = [(p > n) + 0.5 * (p == n) for p in positives for n in negatives]
-    assert audit.auc(positives, negatives) == pytest.approx(np.mean(wins))
+    assert auc(positives, negatives) == pytest.approx(np.mean(wins))
 
 
 def test_faults_of_another_kind_have_no_part_in_an_auc() -> None:

@@ -22,13 +22,13 @@ from planted_faults import (
     with_faults,
     write_classes,
 )
+from roc import auc
 from seeded_models import DEFAULT, SCORES, SMOKE, SMOKE_SUBJECT, asked_seeds, over_seeds
 from subset_models import DRAWS, FASHION, NOISE_SEED, TIMESTEPS
 
 import gradindex
 from gradindex.gradients.sampling import mean_losses
 from gradindex.models.examples import Examples
-from gradindex.report.ranking import ranks
 from gradindex.report.self_influence import self_influence
 
 HELD_OUT = (16, 64, 256)  # pictures
@@ -177,20 +177,6 @@ def found_by(suspicion: np.ndarray, faults: np.ndarray) -> dict[str, float]:
     first = np.argsort(-suspicion, kind="stable")[: faulty.sum()]
     figures[AMONG_FIRST] = float(faulty[first].mean())
     return figures
-
-
-def auc(positives: np.ndarray, negatives: np.ndarray) -> float:
-    """Return the area under the ROC curve.
-
-    It is the probability that a positive is higher than a negative; equal ones count half.
-
-    >>> auc(np.array([3.0, 1.0]), np.array([2.0, 1.0]))
-    0.625
-    """
-    both = ranks(np.concatenate([positives, negatives])[None])[0]
-    lowest = len(positives) * (len(positives) - 1) / 2
-    above = both[: len(positives)].sum() - lowest
-    return float(above / (len(positives) * len(negatives)))
 
 
 def pooled(seeds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

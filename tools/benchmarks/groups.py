@@ -4,7 +4,7 @@ Models are trained again without each group of the training pictures, and withou
 rise of a picture's loss says what is true.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,16 +12,9 @@ from typing import Any
 
 import numpy as np
 import record
-from answer_models import SEEDS, asked_pictures, index_of, seeded, whole_losses
 from picture_sets import fashion_labels
-from subset_models import (
-    FASHION,
-    Subject,
-    losses_without,
-    map_in_processes,
-    query_pictures,
-    training_and_validation,
-)
+from seeded_models import DEFAULT, SCORES, SMOKE, SeededModel, asked_seeds, over_seeds, seeded_model
+from subset_models import losses_without, map_in_processes, query_pictures
 
 from gradindex.gradients.fold import unit
 from gradindex.report.ranking import ranks
@@ -42,41 +35,39 @@ CLASSES = (
 )
 SPLIT = "bag"  # the class that is two groups at random: nothing tells them apart
 RANDOM = 8  # models of a seed that are trained without random pictures
-Experiments = list[tuple[tuple[Path, Subject], np.ndarray]]  # of each seed, and its groups
-
-SCORES = {
-    "ReTrac, whitened": ("retrac", True),
-    "TracIn, whitened": ("tracin", True),
-    "ReTrac, plain": ("retrac", False),
-    "TracIn, plain": ("tracin", False),
-}
-VALIDATION = FASHION.query_sets["validation"]
-JUDGED = "ReTrac, whitened"  # whose ranges and words are judged: what `query` gives
+Experiments = list[tuple[SeededModel, np.ndarray]]  # of each seed, with its pictures' groups
 
 
 def run(work: Path, device: str, only: list[str]) -> None:
     """Train, ask, print, and write docs/benchmarks/groups.json and .md.
 
     Args:
-        only: "train" does nothing but train the models.
+        only: "train" does nothing but train the models; "smoke" tries everything.
     """
-    experiments: Experiments = [
-        (seeded(work, seed), groups_of(work, seed)) for seed in range(SEEDS)
-    ]
-    for (folder, subject), names in experiments:
-        train(folder, subject, names)
+    is_smoke = only == [SMOKE]
+    seeds = asked_seeds([] if only == ["train"] else only)
+    experiments: Experiments = []
+    for seed in seeds:
+        model = seeded_model(work, seed, is_smoke)
+        experiments.append((model, groups_of(work, model.subject.pictures, seed)))
+    for model, names in experiments:
+        train(model, names)
     if only == ["train"]:
         return
     part = record.resumable(work / f"groups-{device}")
-    seeds = [
-        part(folder.name, partial(measure, folder, subject, names))
-        for (folder, subject), names in experiments
+    figures = [
+        part(model.folder.name, partial(measure, model, names)) for model, names in experiments
     ]
-    _, subject = experiments[0][0]
+    model, names = experiments[0]
+    asked = {
+        "training": model.subject.pictures,
+        "each kind": model.subject.queries,
+        "random": RANDOM,
+    }
     results = {
-        "asked": {"training": subject.pictures, "each kind": subject.queries, "random": RANDOM},
-        "groups": sizes(experiments[0][1]),
-        "seeds": seeds,
+        "asked": asked,
+        "groups": sizes(names),
+        "seeds": figures,
         "ceiling": ceiling(experiments),
     }
     text = page(results)
@@ -85,11 +76,9 @@ def run(work: Path, device: str, only: list[str]) -> None:
         record.save("groups", device, "tools/bench groups", results, text)
 
 
-def groups_of(work: Path, seed: int) -> np.ndarray:
+def groups_of(work: Path, pictures: int, seed: int) -> np.ndarray:
     """Return the name of each training picture's group, [N]."""
-    _, subject = seeded(work, seed)
-    labels = fashion_labels(work)[: subject.pictures]
-    names = np.array(CLASSES, dtype=object)[labels]
+    names = np.array(CLASSES, dtype=object)[fashion_labels(work)[:pictures]]
     split = np.random.default_rng(seed).permutation(np.flatnonzero(names == SPLIT))
     names[split[::2]] = f"{SPLIT} 1"
     names[split[1::2]] = f"{SPLIT} 2"
@@ -111,30 +100,29 @@ def removals(names: np.ndarray) -> Iterator[np.ndarray]:
         yield np.sort(np.random.default_rng(number).permutation(len(names))[:usual])
 
 
-def train(folder: Path, subject: Subject, names: np.ndarray) -> np.ndarray:
+def train(model: SeededModel, names: np.ndarray) -> np.ndarray:
     """Return the losses of the models trained without some pictures, [removals, 2 · queries].
 
     They are trained in as many processes as torch has threads here, unless that was done.
     """
-    query_pictures(folder, subject)  # made once, before the processes need it
+    query_pictures(model.folder, model.subject)  # made once, before the processes need it
     removed = list(removals(names))
-    subjects = [subject] * len(removed)
-    return np.stack(map_in_processes(losses_without, folder, removed, subjects))
+    subjects = [model.subject] * len(removed)
+    return np.stack(map_in_processes(losses_without, model.folder, removed, subjects))
 
 
-def measure(folder: Path, subject: Subject, names: np.ndarray) -> dict[str, Any]:
+def measure(model: SeededModel, names: np.ndarray) -> dict[str, Any]:
     """Return what scores of one seed say of what is true, {set of queries: {score: figures}}."""
-    truth = Truth.of(train(folder, subject, names) - whole_losses(folder, subject), names)
-    index = index_of(folder, subject)
-    pictures = asked_pictures(folder, subject)
-    answers = answers_of(index, pictures, names, *SCORES[JUDGED])
+    truth = Truth.of(train(model, names) - model.losses(), names)
+    index, pictures = model.index(), model.asked
+    answers = answers_of(index, pictures, names, *SCORES[DEFAULT])
     scores = {
         title: score_table(answers_of(index, pictures, names, *settings), truth.groups)
         for title, settings in SCORES.items()
     }
-    scores |= pixel_sums(folder, subject, names, truth.groups)
+    scores |= pixel_sums(model, names, truth.groups)
     figures: dict[str, Any] = {}
-    for kind, queries in subject.query_sets.items():
+    for kind, queries in model.subject.query_sets.items():
         rises = truth.rises[queries]
         figures[kind] = {
             "scores": {title: agreement(table[queries], rises) for title, table in scores.items()},
@@ -145,10 +133,10 @@ def measure(folder: Path, subject: Subject, names: np.ndarray) -> dict[str, Any]
 
 def ceiling(experiments: Experiments) -> list[dict[str, float]]:
     """Return how well the models of one seed tell those of the next, for validation pictures."""
-    rises = [
-        Truth.of(train(*subject, names) - whole_losses(*subject), names).taken(VALIDATION).rises
-        for subject, names in experiments
-    ]
+    rises = []
+    for model, names in experiments:
+        truth = Truth.of(train(model, names) - model.losses(), names)
+        rises.append(truth.taken(model.subject.query_sets["validation"]).rises)
     return [agreement(rises[seed - 1], rises[seed]) for seed in range(len(rises))]
 
 
@@ -209,12 +197,10 @@ def score_table(answers: list[list[Group]], groups: list[str]) -> np.ndarray:
     return np.array([[scores[name] for name in groups] for scores in by_name])
 
 
-def pixel_sums(
-    folder: Path, subject: Subject, names: np.ndarray, groups: list[str]
-) -> dict[str, np.ndarray]:
+def pixel_sums(model: SeededModel, names: np.ndarray, groups: list[str]) -> dict[str, np.ndarray]:
     """Return the sums and the means of the cosines of pixels, {score: [Q, G]}."""
-    training, _ = training_and_validation(folder, subject)
-    asked = query_pictures(folder, subject)
+    training = model.pictures
+    asked = query_pictures(model.folder, model.subject)
     # All pictures are dark around: as they are, each is alike to each.
     mean = training.mean(0)
     cosines = (
@@ -298,18 +284,18 @@ def page(results: Mapping[str, Any]) -> str:
         for kind in kinds:
             for figure in ("first", "three", "correlation"):
                 values = [seed[kind]["scores"][title][figure] for seed in seeds]
-                row[f"{figure}, {kind}"] = _with_range(values)
+                row[f"{figure}, {kind}"] = _cell(values)
         scores.append(row)
     ceiling_row = {"score": "another seed's truth"}
     for figure in results["ceiling"][0]:
         values = [row[figure] for row in results["ceiling"]]
-        ceiling_row[f"{figure}, validation"] = _with_range(values)
+        ceiling_row[f"{figure}, validation"] = _cell(values)
     scores.append({**dict.fromkeys(scores[0], "–"), **ceiling_row})
     judgements = []
     for figure in seeds[0][kinds[0]]["judged"]:
         row = {"figure": figure}
         for kind in kinds:
-            row[kind] = _with_range([seed[kind]["judged"][figure] for seed in seeds])
+            row[kind] = _cell([seed[kind]["judged"][figure] for seed in seeds])
         judgements.append(row)
     groups = ", ".join(f"{name} ({count})" for name, count in results["groups"].items())
     return record.fill_page(
@@ -325,9 +311,7 @@ def page(results: Mapping[str, Any]) -> str:
     )
 
 
-def _with_range(values: list[float | None]) -> str:
-    """The mean over seeds, with the lowest and the highest."""
+def _cell(values: Sequence[float | None]) -> str:
+    """The mean over seeds, with the lowest and the highest; – where none is known."""
     known = [value for value in values if value is not None]
-    if not known:
-        return "–"
-    return f"{np.mean(known):.2f} ({min(known):.2f} to {max(known):.2f})"
+    return over_seeds(known) if known else "–"

@@ -14,6 +14,7 @@ import numpy as np
 import record
 from paper_page import LENGTHS, PRECISIONS, QUERIES, TRACED, page, plot
 from paper_training import STEPS, generate, train, write_training_pictures
+from roc import auc
 
 import gradindex
 from gradindex.report.diagnose import norms, picture_norms
@@ -85,7 +86,9 @@ def measure(folder: Path, data: Path, seed: int, device: str) -> dict[str, Any]:
         "norm": norms(recorded.store),
         "general": {name: _general(tables, norm) for name, tables in scores.items()},
         "tracing": {str(k): _tracing(scores, pixels, zero, k) for k in PRECISIONS},
-        "outliers": {method: auc(values, zero) for method, values in own_scores.items()},
+        "outliers": {
+            method: auc(values[zero], values[~zero]) for method, values in own_scores.items()
+        },
         "change": {
             name: _change(scores["recorded"], tables)
             for name, tables in scores.items()
@@ -162,14 +165,3 @@ def nearest(pictures: np.ndarray, training: np.ndarray) -> np.ndarray:
 def precision(scores: np.ndarray, zero: np.ndarray, k: int) -> float:
     """Return the share of zeros among the k highest scores [Q, N], mean over queries."""
     return float(zero[top(scores, k)].mean()) if len(scores) else float("nan")
-
-
-def auc(values: np.ndarray, zero: np.ndarray) -> float:
-    """Return the probability that a zero has a higher value than another picture.
-
-    >>> auc(np.array([1.0, 2.0, 3.0, 4.0]), np.array([False, True, False, True]))
-    0.75
-    """
-    ranks = values.argsort().argsort()
-    lowest_mean = (zero.sum() - 1) / 2  # of the zeros' ranks, were they all below the others
-    return float((ranks[zero].mean() - lowest_mean) / (~zero).sum())

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from picture_sets import to_bytes
 from PIL import Image, ImageOps
 
 SMALLER, KEPT = 0.75, 0.9  # of a side
@@ -41,6 +42,14 @@ CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "flipped": ImageOps.mirror,
     "cut to 90%": cut,
 }
+
+
+def changed(name: str, picture: np.ndarray) -> np.ndarray:
+    """Return a changed copy of a picture [channels, height, width] in [−1, 1], at its size."""
+    image = Image.fromarray(to_bytes(picture).transpose(1, 2, 0).squeeze())
+    copy = CHANGES[name](image).resize(image.size, Image.Resampling.BICUBIC)
+    levels = np.asarray(copy, np.float32).reshape(image.height, image.width, -1)
+    return levels.transpose(2, 0, 1) / 127.5 - 1
 
 
 @dataclass(frozen=True)

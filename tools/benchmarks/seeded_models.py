@@ -17,7 +17,9 @@ from subset_models import (
     WHOLE,
     Subject,
     picture_folder,
+    query_pictures,
     training_and_validation,
+    true_losses,
     whole_model,
 )
 
@@ -65,13 +67,29 @@ class SeededModel:
         model = self.checkpoint
         return gradindex.build(self.folder / "index", model=model, data=data, device="cpu")
 
+    @property
+    def asked(self) -> list[torch.Tensor]:
+        """The validation pictures, then generated ones, as a query takes them."""
+        return list(torch.from_numpy(query_pictures(self.folder, self.subject)))
 
-def seeded_model(work: Path, seed: int, smoke: bool) -> SeededModel:
-    """Return the model of a training seed, not trained yet; a small one for a smoke test."""
+    def losses(self) -> np.ndarray:
+        """Return the model's losses on the pictures asked about, [2 · queries]."""
+        model = self.subject.trained(self.checkpoint)
+        return true_losses(model, query_pictures(self.folder, self.subject), self.subject)
+
+
+def seeded_model(work: Path, seed: int, smoke: bool, times: int = 1) -> SeededModel:
+    """Return the model of a training seed, not trained yet; a small one for a smoke test.
+
+    Args:
+        times: how many times as many pictures it has, and steps.
+    """
     subject = SMOKE_SUBJECT if smoke else FASHION
-    folder = work / f"answers-{SMOKE}-{seed}" if smoke else work / f"answers-{seed}"
+    name = f"{SMOKE}-{seed}" if smoke else str(seed)
+    folder = work / (f"answers-{name}" if times == 1 else f"answers-{name}-times-{times}")
     folder.mkdir(parents=True, exist_ok=True)
-    return SeededModel(folder, replace(subject, seed=WHOLE + seed))
+    changes = {"pictures": times * subject.pictures, "steps": times * subject.steps}
+    return SeededModel(folder, replace(subject, seed=WHOLE + seed, **changes))
 
 
 def asked_seeds(only: Sequence[str]) -> Sequence[int]:

@@ -13,16 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import record
 import torch
-from answer_models import SEEDS, asked_pictures, index_of, seeded
-from changed_copies import CHANGES, changed
-from subset_models import (
-    Subject,
-    load_or_make,
-    losses_without,
-    map_in_processes,
-    query_pictures,
-    training_and_validation,
-)
+from planted_copies import CHANGES, changed
+from roc import auc
+from seeded_models import SMOKE, SeededModel, asked_seeds, over_seeds, seeded_model
+from subset_models import Subject, load_or_make, losses_without, map_in_processes, query_pictures
 
 import gradindex
 from gradindex.search.index import Index
@@ -30,7 +24,7 @@ from gradindex.search.results import Result
 
 REMOVED = 5  # pictures of the highest scores that are taken out
 ASKED = 16  # pictures of each kind whose highest are taken out
-SIZES = (500, 2000, 8000)  # of training sets
+TIMES = (1, 4, 16)  # as many training pictures: 500, 2,000, 8,000
 COPIES = 64  # training pictures of which changed copies are asked about
 KINDS = ("copied", "attributable", "nothing stands out")
 BEYOND = 1.645  # standard deviations: 5 % of a normal distribution are above
@@ -55,25 +49,33 @@ def run(work: Path, device: str, only: list[str]) -> None:
     """Train, ask, print, and write docs/benchmarks/verdict.json and .md.
 
     Args:
-        only: "train" does nothing but train the models.
+        only: "train" does nothing but train the models; "smoke" tries everything.
     """
-    subjects = {size: [seeded(work, seed, size) for seed in range(SEEDS)] for size in SIZES}
-    for folder, subject in subjects[SIZES[0]]:
-        losses_without_best(folder, subject)
-    for of_size in subjects.values():
-        for folder, subject in of_size:
-            query_pictures(folder, subject)
+    is_smoke = only == [SMOKE]
+    seeds = asked_seeds([] if only == ["train"] else only)
+    models = {
+        times: [seeded_model(work, seed, is_smoke, times) for seed in seeds]
+        for times in (TIMES[:1] if is_smoke else TIMES)
+    }
+    for model in models[1]:
+        losses_without_best(model)
+    for of_size in models.values():
+        for model in of_size:
+            query_pictures(model.folder, model.subject)
     if only == ["train"]:
         return
     part = record.resumable(work / f"verdict-{device}")
+    asked = {"removed": REMOVED, "each kind": ASKED, "seeds": len(seeds), "copies": COPIES}
     results = {
-        "asked": {"removed": REMOVED, "each kind": ASKED, "seeds": SEEDS, "copies": COPIES},
-        "truth": [part(f"truth {f.name}", partial(truth, f, s)) for f, s in subjects[SIZES[0]]],
+        "asked": {**asked, "training": models[1][0].subject.pictures},
+        "truth": [part(f"truth {m.folder.name}", partial(truth, m)) for m in models[1]],
         "shares": {
-            str(size): [part(f"shares {f.name}", partial(shares, f, s)) for f, s in of_size]
-            for size, of_size in subjects.items()
+            str(of_size[0].subject.pictures): [
+                part(f"shares {m.folder.name}", partial(shares, m)) for m in of_size
+            ]
+            for of_size in models.values()
         },
-        "copies": [part(f"copies {f.name}", partial(copies, f, s)) for f, s in subjects[SIZES[0]]],
+        "copies": [part(f"copies {m.folder.name}", partial(copies, m)) for m in models[1]],
     }
     text = page(results)
     print(text)
@@ -86,25 +88,26 @@ def run(work: Path, device: str, only: list[str]) -> None:
 
 def chosen_queries(subject: Subject) -> np.ndarray:
     """Return the pictures, of those asked about, whose best hits are taken out of training."""
-    numbers = [np.arange(ASKED) + kind.start for kind in subject.query_sets.values()]
+    count = min(ASKED, subject.queries)
+    numbers = [np.arange(count) + kind.start for kind in subject.query_sets.values()]
     return np.concatenate(numbers)
 
 
-def best_rows(folder: Path, subject: Subject) -> np.ndarray:
+def best_rows(model: SeededModel) -> np.ndarray:
     """Return the rows of the highest scores of each chosen picture, [chosen, REMOVED]."""
 
     def make() -> np.ndarray:
-        results = _answers(index_of(folder, subject), folder, subject, chosen_queries(subject))
+        results = _answers(model.index(), model, chosen_queries(model.subject))
         return np.array([[hit.row for hit in result.hits[:REMOVED]] for result in results])
 
-    return load_or_make(folder / "best-rows.npy", make)
+    return load_or_make(model.folder / "best-rows.npy", make)
 
 
-def losses_without_best(folder: Path, subject: Subject) -> np.ndarray:
+def losses_without_best(model: SeededModel) -> np.ndarray:
     """Return the losses of models trained without a picture's best, [chosen, 2 · queries]."""
-    best = best_rows(folder, subject)
-    subjects = [subject] * len(best)
-    return np.stack(map_in_processes(losses_without, folder, best, subjects))
+    best = best_rows(model)
+    subjects = [model.subject] * len(best)
+    return np.stack(map_in_processes(losses_without, model.folder, best, subjects))
 
 
 def rises(losses: np.ndarray, chosen: np.ndarray) -> np.ndarray:
@@ -122,18 +125,20 @@ def rises(losses: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     return (np.diag(own) - np.nanmean(of_others, axis=0)) / noise
 
 
-def truth(folder: Path, subject: Subject) -> dict[str, Any]:
+def truth(model: SeededModel) -> dict[str, Any]:
     """Return the rise of each chosen picture's loss, and what its answer showed."""
-    chosen = chosen_queries(subject)
-    index = index_of(folder, subject)
-    results = _answers(index, folder, subject, chosen)
+    chosen = chosen_queries(model.subject)
+    results = _answers(model.index(), model, chosen)
     other = gradindex.build(
-        folder / "index-1", model=index.store.header.model, data=folder / "pictures", seed=1
+        model.folder / "index-1",
+        model=model.checkpoint,
+        data=model.folder / "pictures",
+        seed=1,
+        device="cpu",
     )
-    again = _answers(other, folder, subject, chosen)
-    signs = signs_of(results, again)
+    signs = signs_of(results, _answers(other, model, chosen))
     return {
-        "rises": rises(losses_without_best(folder, subject), chosen).tolist(),
+        "rises": rises(losses_without_best(model), chosen).tolist(),
         "kinds": [str(result.verdict.kind) for result in results if result.verdict],
         "signs": {name: values.tolist() for name, values in signs._asdict().items()},
     }
@@ -153,11 +158,9 @@ def signs_of(results: Sequence[Result], again: Sequence[Result]) -> Signs:
     )
 
 
-def _answers(
-    index: Index, folder: Path, subject: Subject, chosen: np.ndarray | None = None
-) -> list[Result]:
+def _answers(index: Index, model: SeededModel, chosen: np.ndarray | None = None) -> list[Result]:
     """What a query says of the pictures asked about, or of some of them."""
-    pictures = asked_pictures(folder, subject)
+    pictures = model.asked
     if chosen is not None:
         pictures = [pictures[number] for number in chosen]
     return list(index.query(pictures, verdict=True))
@@ -166,10 +169,11 @@ def _answers(
 # How often something stands out.
 
 
-def shares(folder: Path, subject: Subject) -> dict[str, dict[str, float]]:
+def shares(model: SeededModel) -> dict[str, dict[str, float]]:
     """Return {set of queries: {kind of verdict: its share}}."""
-    results = _answers(index_of(folder, subject), folder, subject)
-    return {name: kinds_of(results[queries]) for name, queries in subject.query_sets.items()}
+    results = _answers(model.index(), model)
+    sets = model.subject.query_sets.items()
+    return {name: kinds_of(results[queries]) for name, queries in sets}
 
 
 def kinds_of(results: Sequence[Result]) -> dict[str, float]:
@@ -181,20 +185,19 @@ def kinds_of(results: Sequence[Result]) -> dict[str, float]:
 # Whether copies are told.
 
 
-def copies(folder: Path, subject: Subject) -> dict[str, Any]:
+def copies(model: SeededModel) -> dict[str, Any]:
     """Return how copies and pictures that are none are told.
 
     Returns:
         "called": {change: share of the copies that are called copied, of the right picture};
         "false": the share of validation pictures called so. "auc": {change: of the measure}.
     """
-    index = index_of(folder, subject)
-    training, _ = training_and_validation(folder, subject)
-    held_out = _answers(index, folder, subject)[subject.query_sets["validation"]]
+    index = model.index()
+    held_out = _answers(index, model)[model.subject.query_sets["validation"]]
     measures = {"false": np.array([_measure(result) for result in held_out])}
-    called, auc = {}, {}
+    called, areas = {}, {}
     for name in CHANGES:
-        pictures = [torch.from_numpy(changed(name, one)) for one in training[:COPIES]]
+        pictures = [torch.from_numpy(changed(name, one)) for one in model.pictures[:COPIES]]
         results = list(index.query(pictures, verdict=True))
         is_right = [
             result.verdict is not None
@@ -204,9 +207,9 @@ def copies(folder: Path, subject: Subject) -> dict[str, Any]:
         ]
         called[name] = float(np.mean(is_right))
         own = np.array([_measure(result) for result in results])
-        auc[name] = area_under_curve(own, measures["false"])
+        areas[name] = auc(own, measures["false"])
     wrong = [result.verdict is not None and result.verdict.kind == "copied" for result in held_out]
-    return {"called": called, "auc": auc, "false": float(np.mean(wrong))}
+    return {"called": called, "auc": areas, "false": float(np.mean(wrong))}
 
 
 def _measure(result: Result) -> float:
@@ -215,16 +218,6 @@ def _measure(result: Result) -> float:
     if verdict is None or verdict.as_near is None:
         return 0.0
     return 1 - verdict.as_near
-
-
-def area_under_curve(positive: np.ndarray, negative: np.ndarray) -> float:
-    """Return how often a positive value is above a negative one; equal ones count half.
-
-    >>> area_under_curve(np.array([2.0, 1.0]), np.array([1.0, 0.0]))
-    0.875
-    """
-    above = (positive[:, None] > negative).mean()
-    return float(above + (positive[:, None] == negative).mean() / 2)
 
 
 # The page.
@@ -239,7 +232,7 @@ def page(results: Mapping[str, Any]) -> str:
         signs=record.table(_sign_rows(results["truth"])),
         shares=record.table(_share_rows(results["shares"])),
         copies=record.table(_copy_rows(results["copies"])),
-        false=_with_range([seed["false"] for seed in results["copies"]]),
+        false=over_seeds([seed["false"] for seed in results["copies"]]),
     )
 
 
@@ -265,10 +258,10 @@ def _sign_rows(seeds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for name in Signs._fields:
         values = np.concatenate([seed["signs"][name] for seed in seeds])
         strength = -values if name == "q" else values
-        auc = area_under_curve(strength[is_true], strength[~is_true]) if is_true.any() else None
+        area = auc(strength[is_true], strength[~is_true]) if is_true.any() else None
         best = np.argsort(-strength, kind="stable")[: len(strength) // 4]
         rows.append(
-            {"sign": name, "AUC": auc, "true of its best quarter": f"{is_true[best].mean():.0%}"}
+            {"sign": name, "AUC": area, "true of its best quarter": f"{is_true[best].mean():.0%}"}
         )
     return rows
 
@@ -280,7 +273,7 @@ def _share_rows(sizes: Mapping[str, Any]) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"training pictures": int(size)}
         for queries in seeds[0]:
             for kind in KINDS[:2]:
-                row[f"{kind}, {queries}"] = _with_range([seed[queries][kind] for seed in seeds])
+                row[f"{kind}, {queries}"] = over_seeds([seed[queries][kind] for seed in seeds])
         rows.append(row)
     return rows
 
@@ -290,13 +283,8 @@ def _copy_rows(seeds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [
         {
             "copy": name,
-            "called copied": _with_range([seed["called"][name] for seed in seeds]),
-            "AUC": _with_range([seed["auc"][name] for seed in seeds]),
+            "called copied": over_seeds([seed["called"][name] for seed in seeds]),
+            "AUC": over_seeds([seed["auc"][name] for seed in seeds]),
         }
         for name in CHANGES
     ]
-
-
-def _with_range(values: Sequence[float]) -> str:
-    """The mean over seeds, with the lowest and the highest."""
-    return f"{np.mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
