@@ -41,7 +41,6 @@ LIBRARIES = {
         "report.demo",
     ],
     "matplotlib": ["report.diagnosis_text"],
-    "sklearn": ["report.demo"],
     "tqdm": ["store.progress"],
     "jinja2": ["report.page"],
     "ray": ["ray_connection"],

@@ -8,5 +8,5 @@
   with a `training_sample`; `diagnosis_text` shows it.
 - `evaluate` has the linear datamodeling score, `counterfactual` trainings without pictures;
   `ranking` compares rankings.
-- `demo` runs the whole job on real pictures.
+- `demo` runs the whole job, on `drawn_pictures`.
 """
