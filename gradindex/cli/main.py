@@ -257,7 +257,7 @@ def info(index: str, style: str) -> None:
 )
 def demo(out: Path) -> None:
     """Draw pictures, train a small model on them, index and query it, and write report.html."""
-    say(f"the whole job, about three minutes on two cores; everything goes to {out}")
+    say(f"the whole job, some minutes on two cores; everything goes to {out}")
     from gradindex.report.demo import run_demo
 
     keep_freed_memory()
