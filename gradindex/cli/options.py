@@ -35,6 +35,16 @@ def to_prompt(
     return (values[0] if len(values) == 1 else values) if values else None
 
 
+def to_count(context: click.Context, parameter: click.Parameter, value: str) -> int | None:
+    """Return -k: how many training pictures; None for all."""
+    if value == "all":
+        return None
+    try:
+        return int(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r}: give a number, or all") from None
+
+
 EVEN = "even:"  # before a number of timesteps that is meant, however large
 TIMESTEP = re.compile(r"\d+(\.\d*)?", re.ASCII)
 METHOD_CHOICE = click.Choice(["retrac", "tracin"])

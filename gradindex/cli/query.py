@@ -24,6 +24,7 @@ from gradindex.cli.options import (
     RANGE,
     RAY,
     WHITEN,
+    to_count,
     to_prompt,
     to_region,
     to_whiten,
@@ -33,6 +34,7 @@ from gradindex.store.memory import keep_freed_memory
 STYLES = {
     ".json": "json",
     ".csv": "csv",
+    ".parquet": "parquet",
     ".html": "html",
     ".htm": "html",
 }  # by the end of a file's name
@@ -44,7 +46,14 @@ if TYPE_CHECKING:
 @click.command()
 @INDEX
 @click.argument("pictures", nargs=-1, type=PATH, required=True, metavar="PICTURE...")
-@click.option("-k", default=10, show_default=True, help="How many training pictures.")
+@click.option(
+    "-k",
+    default="10",
+    show_default=True,
+    callback=to_count,
+    metavar="N|all",
+    help="How many training pictures, or all of them.",
+)
 @METHOD
 @click.option(
     "--opponents",
@@ -116,20 +125,36 @@ if TYPE_CHECKING:
 @click.option(
     "--format",
     "style",
-    type=click.Choice(["table", "json", "csv", "html"]),
-    help="[default: what the name of --output ends in, .json, .csv, .html or .htm; else table]",
+    type=click.Choice(["table", "json", "csv", "parquet", "html"]),
+    help="[default: what the name of --output ends in, .json, .csv, .parquet, .html or .htm; else"
+    " table]",
 )
 @click.option(
     "--pixels/--no-pixels",
     default=None,
-    help="Beside the rankings of a report, the nearest in pixels, for which all training pictures"
-    " are read.  [default: where they are 10,000 or fewer]",
+    help="Also the cosine of each hit's pixels with the PICTURE's; in a report the nearest in"
+    " pixels, for which all training pictures are read.  [default: with the verdict, which reads"
+    " the hits anyway, and in a report; where training pictures are 10,000 or fewer]",
+)
+@click.option(
+    "--embedding",
+    type=PATH,
+    metavar="MODEL|FILE.npy",
+    help="Also the cosine in an embedding, in a report the nearest by it: a vision model such as"
+    " CLIP or DINOv2 (folder or hub name), whose vectors INDEX keeps; or the training pictures'"
+    " vectors [N, E], in the order of `gradindex ids`.",
+)
+@click.option(
+    "--query-embedding",
+    type=PATH,
+    metavar="FILE.npy",
+    help="With FILE.npy: the vectors of the PICTUREs [Q, E].",
 )
 @OUTPUT
 def query(
     index: str,
     pictures: tuple[str, ...],
-    k: int,
+    k: int | None,
     method: str,
     whiten: bool,
     damping: float | None,
@@ -147,16 +172,15 @@ def query(
     from gradindex.search.index import open as open_index
 
     style = style or _style_of(output)
-    if style == "csv" and options["group_by"] is not None:
+    if style in ("csv", "parquet") and options["group_by"] is not None:
         raise click.UsageError("--group-by: groups are in tables and JSON; give --format json")
-    pixels = options.pop("pixels")
+    if style == "parquet" and output is None:
+        raise click.UsageError("--format parquet: is no text; give --output x.parquet")
     is_report = style == "html"
     if is_report and options["merge_duplicates"]:
         raise click.UsageError("--merge-duplicates: not in a report; give another --format")
     if is_report:
         _require_room(len(pictures), output)
-    elif pixels is not None:
-        raise click.UsageError("--pixels and --no-pixels are of a report: give --output x.html")
     keep_freed_memory()
     options["against"] = options["against"] or None
     adapters_now = adapters or None
@@ -164,11 +188,16 @@ def query(
         index, model=model, device=device, ray=ray, adapters=adapters_now, data=data
     )
     options["whiten"] = to_whiten(whiten, damping)
+    k = len(opened) if k is None else k
     if is_report:
-        _report(opened, pictures, k, method, pixels, output, options)
+        _report(opened, pictures, k, method, output, options)
         return
     results = opened.query(pictures, k, method, **options)
     say_seconds(results[0].seconds)
+    if output is not None and style == "parquet":
+        results.to_parquet(output)
+        say(f"wrote {output}")
+        return
     if style == "json":
         text = to_json(results, index, method, k, whiten)
     elif style == "csv":
@@ -202,7 +231,6 @@ def _report(
     pictures: Sequence[str],
     k: int,
     method: str,
-    pixels: bool | None,
     output: Path | None,
     options: dict[str, Any],
 ) -> None:
@@ -218,7 +246,7 @@ def _report(
         )
     for name in ("by_timestep", "verdict", "merge_duplicates"):  # a report always tells the first
         del options[name]
-    answers = answer(opened, pictures, k, method, pixels=pixels, **options)
+    answers = answer(opened, pictures, k, method, **options)
     say_seconds(answers.listings[0].results[0].seconds)
     command = shlex.join(["gradindex", *click.get_current_context().find_root().obj])
     if output is None:

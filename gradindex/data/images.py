@@ -241,10 +241,10 @@ def to_thumbnail(picture: Image.Image, side: int = THUMBNAIL_SIDE) -> Image.Imag
     return thumbnail
 
 
-def read_thumbnail(file: str | Path) -> Image.Image:
+def read_thumbnail(file: str | Path, side: int = THUMBNAIL_SIDE) -> Image.Image:
     """Return the picture of a file as `to_thumbnail` shows it."""
     with open_encoded(file) as picture:
-        return to_thumbnail(picture)
+        return to_thumbnail(picture, side)
 
 
 def picture_fault(error: BaseException) -> str:

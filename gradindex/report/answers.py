@@ -11,15 +11,15 @@ from typing import Unpack
 import numpy as np
 from PIL import Image
 
-from gradindex.data.images import read_thumbnail, to_thumbnail
-from gradindex.gradients.fold import unit
 from gradindex.recipe import FOLDED, require, require_positive
 from gradindex.search.answering import nothing_to_rank
+from gradindex.search.cosines import cosine_scores, tell_cosines
+from gradindex.search.embeddings import Compared, Embedding
 from gradindex.search.group_scores import group_scores
 from gradindex.search.grouping import GroupBy, Grouping
 from gradindex.search.index import Index
 from gradindex.search.pictures import Picture, picture_list, picture_name
-from gradindex.search.pixels import compared_shape, pixels_of, to_picture, training_pixels
+from gradindex.search.pixels import TrainingPixels, asked_picture, asked_pixels, compared_shape
 from gradindex.search.query import Query, QueryOptions
 from gradindex.search.results import Hit, Result
 from gradindex.search.scoring import METHODS
@@ -27,6 +27,8 @@ from gradindex.search.standing import Standing
 from gradindex.search.verdicts import with_verdicts
 
 PIXELS = "pixels"  # in place of a method: the cosine of pixels
+EMBEDDING = "embedding"  # likewise: the cosine in an embedding
+COSINE_FIELDS = {PIXELS: "pixel", EMBEDDING: "embedding"}  # of a hit
 MOST_COMPARED = 10_000  # training pictures that are read to be compared, unless it is asked for
 SCORE_BYTES = 1 << 28  # of scores [Q, N] float32 in memory at once
 HITS_AT_ONCE = 50  # queries whose candidates' rows are scored exactly at once
@@ -38,7 +40,7 @@ class Listing:
     """The rankings of Q queries by one measure.
 
     Attributes:
-        measure: "retrac", "tracin" or "pixels".
+        measure: "retrac", "tracin", "pixels" or "embedding".
         results: Q of them, whose hits' z is told by the scores of all training pictures.
         standings: what they are compared with, one each.
     """
@@ -104,10 +106,14 @@ def answer(
     *,
     opponents: bool = False,
     pixels: bool | None = None,
+    embedding: Embedding | None = None,
+    query_embedding: Embedding | None = None,
     group_by: GroupBy | None = None,
     **options: Unpack[QueryOptions],
 ) -> Answers:
-    """Return the rankings of both methods and of pixels, with where each hit stands among all.
+    """Return the rankings of both methods, of pixels and by an embedding where there is one.
+
+    They say where each hit stands among all, and hits of a method have both cosines, too.
 
     Gradients are taken once, and the store is scanned once a method: the standing of a hit needs
     the scores of all. The hits of a method are those of `Index.query`.
@@ -115,7 +121,8 @@ def answer(
     Args:
         method: the one that is shown first. pixels: whether also the nearest in pixels are looked
             for, for which every training picture is read; None: where they are 10,000 or fewer.
-        index, pictures, k, opponents, group_by, options: see `Index.query`.
+        index, pictures, k, opponents, embedding, query_embedding, group_by, options: see
+            `Index.query`.
 
     Raises:
         CallError: see `Index.query`; with `pixels`, that the training pictures are gone.
@@ -125,6 +132,8 @@ def answer(
     pictures = picture_list(pictures)
     groups = None if group_by is None else index.grouping(group_by)
     query = index.to_query(pictures, **options)
+    arrays = query.pictures.arrays[: len(pictures)]
+    vectors = index.embeddings.compared(embedding, query_embedding, pictures, arrays)
     names = [picture_name(picture, number) for number, picture in enumerate(pictures)]
     methods = [method, *(other for other in METHODS if other != method)]
     began = time.perf_counter()
@@ -137,23 +146,32 @@ def answer(
     ]
     if groups is not None:
         listings[0] = _with_groups(index, query, listings[0], blocks[0], groups)
-    listings[0] = _with_verdicts(index, query, listings[0])
+    training = TrainingPixels(index.training_pictures, compared_shape(index.store.recipe))
+    listings[0] = _with_verdicts(index, arrays, listings[0], training)
     seconds["search"] = time.perf_counter() - began
     kept = index.store.shape[1] - len(index.store.excluded)
-    queries = _asked(pictures, names, query)
     notes = []
+    compared: dict[str, Compared] = {}
     dataset = index.training_pictures.dataset if not pixels else index.training_pictures.require()
     if dataset is None:
         notes.append("The training pictures are no longer where they were: their places are empty.")
     elif pixels or (pixels is None and kept <= MOST_COMPARED):
-        listings.append(_pixel_listing(index, queries, k))
+        asked = asked_pixels(pictures, arrays, training.shape)
+        compared[PIXELS] = Compared(asked, training.read)
     elif pixels is None:
         notes.append(
             f"Of more than {MOST_COMPARED:,} training pictures the nearest in pixels are looked for"
             " only with --pixels."
         )
+    if vectors is not None:
+        compared[EMBEDDING] = vectors
+    for measure, (asked, read) in compared.items():
+        rows = np.setdiff1d(np.arange(index.store.shape[1]), index.store.excluded)
+        scores = cosine_scores(asked, rows, index.store.shape[1], read)
+        listings = [_with_cosines(listing, measure, scores) for listing in listings]
+        listings.append(_cosine_listing(index, names, measure, scores, k))
     return Answers(
-        queries=queries,
+        queries=_asked(pictures, names, query),
         listings=listings,
         k=k,
         index=str(index.store.location),
@@ -220,13 +238,23 @@ def _with_groups(
     return replace(listing, results=results)
 
 
-def _with_verdicts(index: Index, query: Query, listing: Listing) -> Listing:
+def _with_verdicts(
+    index: Index, arrays: Iterable[np.ndarray], listing: Listing, training: TrainingPixels
+) -> Listing:
     """A listing whose results tell what they come to."""
-    arrays = query.pictures.arrays[: len(listing.results)]
-    results = with_verdicts(
-        index.store, index.training_pictures, arrays, listing.results, listing.standings
-    )
+    results = with_verdicts(index.store, training, arrays, listing.results, listing.standings)
     return replace(listing, results=results)
+
+
+def _with_cosines(listing: Listing, measure: str, scores: np.ndarray) -> Listing:
+    """A listing whose hits have their cosines by a measure, from all of them [Q, N]."""
+
+    def cosine_of(q: int, row: int) -> float | None:
+        return None if np.isnan(scores[q, row]) else float(scores[q, row])
+
+    return replace(
+        listing, results=tell_cosines(listing.results, COSINE_FIELDS[measure], cosine_of)
+    )
 
 
 def _ends(scores: np.ndarray, k: int, sign: int) -> list[np.ndarray]:
@@ -236,41 +264,34 @@ def _ends(scores: np.ndarray, k: int, sign: int) -> list[np.ndarray]:
     return [np.sort(rows[keyed[q, rows] > -np.inf]) for q, rows in enumerate(order)]
 
 
-def _pixel_listing(index: Index, queries: Sequence[Asked], k: int) -> Listing:
-    """The rankings by the cosine of pixels, as the model takes them, but 64 a side at the most."""
-    shape = compared_shape(index.store.recipe)
-    vectors = unit(np.stack([pixels_of(query.open_picture(), shape) for query in queries]))
-    scores = np.full((len(queries), index.store.shape[1]), np.nan, np.float32)
-    rows = np.setdiff1d(np.arange(scores.shape[1]), index.store.excluded)
-    read = training_pixels(index.training_pictures, rows, shape)
-    for row, pixels in zip(rows, read, strict=True):
-        scores[:, row] = vectors @ unit(pixels)
+def _cosine_listing(
+    index: Index, names: Sequence[str], measure: str, scores: np.ndarray, k: int
+) -> Listing:
+    """The rankings by the cosines of a measure [Q, N]."""
     ids = index.store.sample_ids
     results = []
     standings = [Standing.of(own) for own in scores]
-    for query, own, standing in zip(queries, scores, standings, strict=True):
+    for name, own, standing in zip(names, scores, standings, strict=True):
         (best,) = _ends(own[None], k, 1)
         order = best[np.lexsort((best, -own[best]))][:k].tolist()
         hits = [
             Hit(rank, ids[row], row, float(own[row]), None) for rank, row in enumerate(order, 1)
         ]
-        results.append(Result(query.name, standing.with_z(hits)))
-    return Listing(PIXELS, results, standings)
+        results.append(Result(name, standing.with_z(hits)))
+    return Listing(measure, results, standings)
 
 
 def _asked(pictures: Sequence[Picture], names: Sequence[str], query: Query) -> list[Asked]:
     """The queries for people."""
     captions, arrays = query.pictures.captions, query.pictures.arrays
-    asked = []
-    for number, (picture, name) in enumerate(zip(pictures, names, strict=True)):
-        if isinstance(picture, str | Path):
-            open_picture = partial(read_thumbnail, picture)
-        elif isinstance(picture, Image.Image):
-            open_picture = partial(to_thumbnail, picture)
-        else:
-            open_picture = partial(to_picture, arrays[number])
-        asked.append(Asked(name, open_picture, None if captions is None else captions[number]))
-    return asked
+    return [
+        Asked(
+            name,
+            partial(asked_picture, picture, arrays[number]),
+            None if captions is None else captions[number],
+        )
+        for number, (picture, name) in enumerate(zip(pictures, names, strict=True))
+    ]
 
 
 def _captions(index: Index) -> Callable[[int], str | None]:

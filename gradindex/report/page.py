@@ -12,7 +12,7 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import gradindex
-from gradindex.report.answers import PIXELS, Answers
+from gradindex.report.answers import EMBEDDING, PIXELS, Answers
 from gradindex.report.printable import printable
 from gradindex.report.thumbnails import Thumbnails
 from gradindex.report.timestep_chart import stroke_width
@@ -34,6 +34,8 @@ FIRST_LINKED = 4  # queries, from which on a page begins with links to them
 LINK_SIDE, LINK_BYTES = 64, 3000  # of a query's thumbnail on an index page
 COLUMNS = (6, 10)  # of hits in a row, at the least and the most
 COMMAND_LETTERS = 2000
+# Where a hit is found again, of measures other than methods.
+PLACES = {PIXELS: "among the nearest in pixels", EMBEDDING: "among the nearest by embedding"}
 
 # A picture is the background of an <img>, whose own picture is one transparent pixel.
 TRANSPARENT = (
@@ -235,8 +237,7 @@ def _tiles(answers: Answers, thumbnails: Thumbnails) -> list[dict[str, Any]]:
     mean = "on average " if count > 1 else ""
     longest = max(len(result.hits) for result in first.results)
     for other in others:
-        title = TITLES[other.measure]
-        place = "among the nearest in pixels" if other.measure == PIXELS else f"in {title}'s list"
+        place = PLACES.get(other.measure, f"in {TITLES[other.measure]}'s list")
         tiles.append(
             _tile(f"{round(overlap(first, other), 1):g} of {longest}", f"{mean}also {place}")
         )

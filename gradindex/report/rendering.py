@@ -10,6 +10,7 @@ from gradindex.search.results import Group, Hit, Result
 
 PLAIN_SCORES = {"tracin": "inner product", "retrac": "cosine"}  # what they are, by method
 TITLES = ("proponents", "opponents")
+COSINES = ("pixel", "embedding")  # fields of a hit, that are columns of the table where known
 
 
 def to_json(
@@ -47,11 +48,15 @@ def to_values(
 
 
 def _hit_values(hit: Hit) -> dict[str, Any]:
-    """A hit's fields; `by_timestep` becomes a list of pairs, for JSON has no numbers as keys."""
+    """A hit's fields; `by_timestep` becomes a list of pairs, for JSON has no numbers as keys.
+
+    Fields that an answer may lack are left out where they are None.
+    """
     fields = asdict(hit)
     by_timestep = fields.pop("by_timestep")
-    if hit.duplicates is None:
-        del fields["duplicates"]
+    for name in ("duplicates", *COSINES):
+        if fields[name] is None:
+            del fields[name]
     if by_timestep is not None:
         fields["by_timestep"] = [list(pair) for pair in by_timestep.items()]
     return fields
@@ -65,6 +70,8 @@ def to_table(
 ) -> str:
     """Return a block of lines for each list of each picture: rank, score ± standard error, z, id.
 
+    Before the id stand cosines of pixels and of an embedding, where a hit of the list has one.
+
     Args:
         titles: of the best and of the worst.
     """
@@ -74,12 +81,13 @@ def to_table(
         if result.verdict is not None:
             lines.append(f"{printable(result.picture)}: {printable(result.verdict.text)}")
         for title, hits in titled_lists(result, titles):
-            lines.append(
-                f"{printable(result.picture)}: {title}"
-                f" ({method}, {kind} ± standard error over timesteps, z)"
-            )
+            cosines = [
+                name for name in COSINES if any(getattr(hit, name) is not None for hit in hits)
+            ]
+            columns = ", ".join([f"{kind} ± standard error over timesteps", "z", *cosines])
+            lines.append(f"{printable(result.picture)}: {title} ({method}, {columns})")
             for hit in hits:
-                lines += _hit_lines(hit)
+                lines += _hit_lines(hit, cosines)
             lines += ["    none", ""] if not hits else [""]
         if result.groups is not None:
             lines += [*_group_lines(result.picture, result.groups, method, kind), ""]
@@ -101,12 +109,19 @@ def _group_lines(picture: str, groups: Sequence[Group], method: str, kind: str) 
     return lines
 
 
-def _hit_lines(hit: Hit) -> list[str]:
-    """A hit's line of the table, and one for its timesteps where they were asked for."""
+def _hit_lines(hit: Hit, cosines: Sequence[str]) -> list[str]:
+    """A hit's line of the table, and one for its timesteps where they were asked for.
+
+    Args:
+        cosines: which of them the table has.
+    """
     z = "" if hit.z is None else f"{hit.z:.1f}"
     score = f"{hit.score:>11.4g}{plus_minus(hit):<12}"
+    values = [getattr(hit, name) for name in cosines]
+    texts = ["" if value is None else f"{value:.2f}" for value in values]
+    columns = "  ".join([f"{z:>6}", *(f"{text:>5}" for text in texts)])
     more = f"  (and {len(hit.duplicates)} like it)" if hit.duplicates else ""
-    lines = [f"{hit.rank:>5}  {score}  {z:>6}  {printable(hit.id)}{more}"]
+    lines = [f"{hit.rank:>5}  {score}  {columns}  {printable(hit.id)}{more}"]
     if hit.by_timestep is not None:
         lines.append(f"       {timestep_text(hit.by_timestep)}")
     return lines

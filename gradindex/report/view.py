@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gradindex.report.answers import PIXELS, Answers, Listing
+from gradindex.report.answers import COSINE_FIELDS, EMBEDDING, PIXELS, Answers, Listing
 from gradindex.report.printable import one_line, printable
 from gradindex.report.rendering import plus_minus, to_values
 from gradindex.report.shares import ShareView, share_views
@@ -28,11 +28,17 @@ CAPTION_LETTERS = 300
 HIT_BYTES, FRAME_BYTES = 800, 30_000
 FEWEST_BYTES = 700  # of a picture
 
-TITLES = {"retrac": "ReTrac", "tracin": "TracIn", PIXELS: "Nearest in pixels"}
+TITLES = {
+    "retrac": "ReTrac",
+    "tracin": "TracIn",
+    PIXELS: "Nearest in pixels",
+    EMBEDDING: "Nearest by embedding",
+}
 KINDS = {
     "retrac": "cosine of loss gradients",
     "tracin": "inner product of loss gradients",
     PIXELS: "cosine of the pictures themselves; no model is asked",
+    EMBEDDING: "cosine of the pictures' vectors in another model",
 }
 
 
@@ -117,7 +123,7 @@ class Cards:
     Attributes:
         cards: one for each query.
         groups: the names of all groups in the lists.
-        values: the answers as JSON values, of which the measure of pixels is called "pixels".
+        values: the answers as JSON values; a measure that is no method is "pixels" or "embedding".
     """
 
     def __init__(self, answers: Answers, chosen: range, page_bytes: float) -> None:
@@ -223,7 +229,7 @@ class Cards:
     def _listing_values(self, listing: Listing) -> dict[str, Any]:
         whole = self._answers
         chosen = [listing.results[q] for q in self._chosen]
-        is_whitened = whole.whitened and listing.measure != PIXELS
+        is_whitened = whole.whitened and listing.measure not in COSINE_FIELDS
         values = to_values(chosen, whole.index, listing.measure, whole.k, is_whitened)
         for result, query in zip(chosen, values["queries"], strict=True):
             for hits, name in ((result.hits, "hits"), (result.opponents or [], "opponents")):
@@ -243,7 +249,8 @@ def measure_text(measure: str, whitened: bool) -> str:
     >>> measure_text("retrac", whitened=True)
     'whitened cosine of loss gradients'
     """
-    return f"whitened {KINDS[measure]}" if whitened and measure != PIXELS else KINDS[measure]
+    is_whitened = whitened and measure not in COSINE_FIELDS
+    return f"whitened {KINDS[measure]}" if is_whitened else KINDS[measure]
 
 
 def common_rows(listing: Listing) -> dict[int, int]:

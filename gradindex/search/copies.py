@@ -15,9 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradindex.search.pixels import compared_shape, query_pixels, training_pixels
+from gradindex.search.pixels import TrainingPixels, query_pixels
 from gradindex.search.results import Hit
-from gradindex.search.training_pictures import TrainingPictures
 from gradindex.store.store import Store
 
 NEIGHBOURS = 50
@@ -44,7 +43,7 @@ class Copy:
 
 def copies(
     store: Store,
-    pictures: TrainingPictures,
+    pixels: TrainingPixels,
     arrays: Iterable[np.ndarray],
     hits: Sequence[Sequence[Hit]],
 ) -> list[Copy | None]:
@@ -62,12 +61,11 @@ def copies(
     kept = np.setdiff1d(np.arange(store.shape[1]), store.excluded)
     if len(kept) <= NEIGHBOURS:
         return found
-    shape = compared_shape(store.recipe)
-    asked = query_pixels(arrays, shape)
+    asked = query_pixels(arrays, pixels.shape)
     random = np.random.default_rng(0)
     some = random.choice(kept, NEIGHBOURS, replace=False)
     rows = np.union1d(some, [hit.row for listed in hits for hit in listed]).astype(np.int64)
-    distances = _distances(pictures, rows, asked, shape)
+    distances = _distances(pixels, rows, asked)
     near: dict[int, tuple[Hit, float]] = {}
     for q, listed in enumerate(hits):
         own = distances[q, np.searchsorted(rows, [hit.row for hit in listed])]
@@ -80,8 +78,8 @@ def copies(
     if not near:
         return found
     compared = random.choice(kept, min(COMPARED, len(kept)), replace=False)
-    others = np.stack(list(training_pixels(pictures, compared, shape)))
-    every = _distances(pictures, kept, np.concatenate([asked[list(near)], others]), shape)
+    others = np.stack(list(pixels.read(compared)))
+    every = _distances(pixels, kept, np.concatenate([asked[list(near)], others]))
     of_others = every[len(near) :]
     of_others[np.arange(len(compared)), np.searchsorted(kept, compared)] = np.nan
     same = SAME * np.sqrt(asked.shape[1])
@@ -113,12 +111,10 @@ def mean_of_nearest(distances: np.ndarray, count: int) -> float:
     return float(known[:count].mean()) if len(known) >= count else np.nan
 
 
-def _distances(
-    pictures: TrainingPictures, rows: np.ndarray, others: np.ndarray, shape: tuple[int, int, int]
-) -> np.ndarray:
+def _distances(pixels: TrainingPixels, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
     """The ℓ2 distances of training pictures to the pixels of others [M, numbers], [M, rows]."""
     parts = []
-    read = training_pixels(pictures, rows, shape)
+    read = pixels.read(rows)
     for start in range(0, len(rows), BATCH):
         batch = np.stack([next(read) for _ in rows[start : start + BATCH]])
         parts.append(distances(others, batch))

@@ -13,18 +13,21 @@ from gradindex.models.devices import resolve_device
 from gradindex.recipe import FOLDED, require, require_positive
 from gradindex.search.answering import Request, answer_blocks
 from gradindex.search.audit import helpful_and_harmful, mean_query
+from gradindex.search.cosines import with_cosines
 from gradindex.search.duplicates import duplicates, named
+from gradindex.search.embeddings import Embedding, Embeddings
 from gradindex.search.group_scores import group_scores
 from gradindex.search.grouping import GroupBy, Grouping, grouping
 from gradindex.search.notebook import facts_html, facts_of
 from gradindex.search.pictures import Picture, picture_list, picture_name, read_with_origins
+from gradindex.search.pixels import TrainingPixels, asked_pixels, compared_shape
 from gradindex.search.query import OF_ONE_PICTURE, Query, QueryOptions
 from gradindex.search.query_gradients import QueryGradients
 from gradindex.search.ranker import Ranker
 from gradindex.search.results import Group, Result, Results
 from gradindex.search.scoring import METHODS
 from gradindex.search.training_pictures import TrainingPictures
-from gradindex.search.verdicts import with_verdicts
+from gradindex.search.verdicts import reads_pixels, with_verdicts
 from gradindex.store.location import Location
 from gradindex.store.store import Store
 from gradindex.wording import counted
@@ -75,6 +78,7 @@ class Index:
             [C, N, T, D].
         gradients: takes a query's gradients. ranker: whitens and ranks by them.
         training_pictures: the training pictures, where they still are.
+        embeddings: in which they are compared with those asked about.
 
     Threads may share one: the gradients of their queries are taken one after the other, everything
     else side by side.
@@ -94,6 +98,7 @@ class Index:
         self.gradients = QueryGradients(store, model, device, denoiser, adapters)
         self.ranker = Ranker(store, device, ray)
         self.training_pictures = TrainingPictures(store, data)
+        self.embeddings = Embeddings(store, self.training_pictures, device)
         self._duplicates = cache(partial(duplicates, store, self.training_pictures))
 
     @property
@@ -127,6 +132,9 @@ class Index:
         group_by: GroupBy | None = None,
         verdict: bool = False,
         merge_duplicates: bool = False,
+        pixels: bool | None = None,
+        embedding: Embedding | None = None,
+        query_embedding: Embedding | None = None,
         **options: Unpack[QueryOptions],
     ) -> Results:
         """The training pictures with the highest influence on each picture.
@@ -145,6 +153,12 @@ class Index:
                 one looks copied.
             merge_duplicates: take `duplicates` by pixels as one hit, whose score is the sum of
                 theirs; all training pictures are read once for it, and the store is scanned.
+            pixels: tell the cosine of each hit's pixels with the picture's; None: with `verdict`,
+                which reads the hits anyway, where it does.
+            embedding: tell their cosine in it, too: a vision model's folder or hub name, whose
+                vectors are kept in the index, or a .npy file or array [N, E] in the order of `ids`,
+                without the skipped and removed or with them; query_embedding: then those of the
+                pictures [Q, E].
             options: see `QueryOptions`.
 
         Returns:
@@ -165,6 +179,9 @@ class Index:
             )
         groups = None if group_by is None else self.grouping(group_by)
         query = self.to_query(pictures, **options)
+        arrays = query.pictures.arrays[: len(pictures)]
+        vectors = self.embeddings.compared(embedding, query_embedding, pictures, arrays)
+        with_pixels = reads_pixels(pixels, verdict, self.store, self.training_pictures)
         (block,), gradient_seconds = self.gradients.blocks(query, [method])
         names = [picture_name(picture, number) for number, picture in enumerate(pictures)]
         clusters = self._duplicates("pixels") if merge_duplicates else None
@@ -172,9 +189,14 @@ class Index:
         results, standings = answer_blocks(
             self.store, self.ranker, block, request, gradient_seconds
         )
+        training = TrainingPixels(self.training_pictures, compared_shape(self.store.recipe))
         if verdict:
-            arrays = query.pictures.arrays[: len(pictures)]
-            results = with_verdicts(self.store, self.training_pictures, arrays, results, standings)
+            results = with_verdicts(self.store, training, arrays, results, standings)
+        if with_pixels:
+            asked = asked_pixels(pictures, arrays, training.shape)
+            results = with_cosines(results, "pixel", asked, training.read)
+        if vectors is not None:
+            results = with_cosines(results, "embedding", *vectors)
         return Results(results, self.thumbnail)
 
     def audit(
@@ -307,12 +329,6 @@ class Index:
         They are the `QueryGradients.blocks`, whitened unless the query says not to.
         """
         blocks, _ = self.gradients.blocks(query, methods)
-        return self._whitened(blocks, query, methods)
-
-    def _whitened(
-        self, blocks: list[np.ndarray], query: Query, methods: Sequence[str]
-    ) -> list[np.ndarray]:
-        """Query blocks of methods, whitened unless the query says not to."""
         if query.damping is None:
             return blocks
         return [

@@ -1,18 +1,21 @@
 """Pictures as vectors of their pixels, small, to be compared with each other."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from gradindex.data.images import to_array, to_thumbnail
+from gradindex.data.images import THUMBNAIL_SIDE, read_thumbnail, to_array, to_thumbnail
 from gradindex.recipe import Recipe
+from gradindex.search.pictures import Picture
 from gradindex.search.training_pictures import TrainingPictures
 from gradindex.store.prefetch import prefetch
 from gradindex.store.progress import progress
 
 PIXEL_SIDE = 64  # pictures are compared at up to so many pixels a side
 READERS = 4  # threads that read pictures
+MOST_KEPT = 1024  # vectors of training pictures that stay in memory, of 48 KiB at the most
 
 
 def compared_shape(recipe: Recipe) -> tuple[int, int, int]:
@@ -29,13 +32,53 @@ def pixels_of(thumbnail: Image.Image | None, shape: tuple[int, int, int]) -> np.
     return to_array(thumbnail, shape).reshape(-1)
 
 
-def training_pixels(
-    pictures: TrainingPictures, rows: np.ndarray, shape: tuple[int, int, int]
-) -> Iterator[np.ndarray]:
-    """The pixels of some training pictures, one after the other."""
-    numbers = rows.tolist()
-    read = prefetch(lambda row: pixels_of(pictures.thumbnail(row), shape), numbers, READERS)
-    return iter(progress(read, "pixels", len(numbers), "picture"))
+class TrainingPixels:
+    """The pixels of training pictures, of which the first that are read stay in memory.
+
+    So what an answer comes to and the cosines of its hits are told by one read of them.
+
+    Args:
+        shape: see `compared_shape`.
+    """
+
+    def __init__(self, pictures: TrainingPictures, shape: tuple[int, int, int]) -> None:
+        self.pictures, self.shape = pictures, shape
+        self._kept: dict[int, np.ndarray] = {}
+
+    def read(self, rows: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield the pixels of distinct rows, flat float32; NaN where a picture is gone."""
+        numbers = rows.tolist()
+        known = {row: self._kept[row] for row in numbers if row in self._kept}
+        absent = [row for row in numbers if row not in known]
+        read = prefetch(self._read_one, absent, READERS)
+        new = iter(progress(read, "pixels", len(absent), "picture"))
+        for row in numbers:
+            vector = known[row] if row in known else next(new)
+            if len(self._kept) < MOST_KEPT:
+                self._kept[row] = vector
+            yield vector
+
+    def _read_one(self, row: int) -> np.ndarray:
+        return pixels_of(self.pictures.thumbnail(row), self.shape)
+
+
+def asked_picture(picture: Picture, array: np.ndarray, side: int = THUMBNAIL_SIDE) -> Image.Image:
+    """A picture that is asked about, no larger than `side`, as training pictures are looked at.
+
+    Args:
+        array: the same as the model takes it, which stands for what is neither file nor PIL's.
+    """
+    if isinstance(picture, str | Path):
+        return read_thumbnail(picture, side)
+    return to_thumbnail(picture, side) if isinstance(picture, Image.Image) else to_picture(array)
+
+
+def asked_pixels(
+    pictures: Sequence[Picture], arrays: Iterable[np.ndarray], shape: tuple[int, int, int]
+) -> np.ndarray:
+    """The pixels of Q pictures that are asked about, [Q, numbers]; see `asked_picture`."""
+    pairs = zip(pictures, arrays, strict=True)
+    return np.stack([pixels_of(asked_picture(*pair), shape) for pair in pairs])
 
 
 def to_picture(array: np.ndarray) -> Image.Image:

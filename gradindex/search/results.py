@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from gradindex.search.notebook import results_html
+from gradindex.wording import timestep_text
 
 if TYPE_CHECKING:
     import pandas
 
-# A table's columns, a row for each hit.
-COLUMNS = ("picture", "list", "rank", "id", "row", "score", "stderr", "z")
+# A table's columns, a row for each hit; one for each timestep follows where these were asked for.
+COLUMNS = (
+    *("picture", "list", "rank", "id", "row", "score", "stderr", "z"),
+    *("pixel", "embedding", "duplicates"),
+)
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,9 @@ class Hit:
             pictures' scores, see `Standing`; None where more than half of them are the same.
         duplicates: ids of the near-duplicates whose scores are added to this picture's; None where
             they are not merged.
+        pixel: cosine of the pixels of this picture and the one asked about, at up to 64 a side;
+            embedding: cosine of their vectors in an embedding. None where not asked for, or where
+            the picture is gone.
     """
 
     rank: int
@@ -45,6 +52,8 @@ class Hit:
     by_timestep: dict[float, float] | None = None
     z: float | None = None
     duplicates: list[str] | None = None
+    pixel: float | None = None
+    embedding: float | None = None
 
 
 @dataclass(frozen=True)
@@ -149,7 +158,7 @@ class Results(list[Result]):
         >>> len(results), results[0].ids
         (1, ['cat/7.png'])
         >>> next(results.rows())
-        ('gen.png', 'proponents', 1, 'cat/7.png', 17, 0.4, None, None)
+        ('gen.png', 'proponents', 1, 'cat/7.png', 17, 0.4, None, None, None, None, None)
     """
 
     def __init__(
@@ -164,31 +173,51 @@ class Results(list[Result]):
         """Pickle the results alone, without the index that they come from."""
         return type(self), (list(self),)
 
+    @property
+    def columns(self) -> list[str]:
+        """The names of the table's columns: COLUMNS, and `t=500` for each timestep asked for."""
+        return [*COLUMNS, *(f"t={timestep_text(timestep)}" for timestep in self._timesteps())]
+
     def rows(self) -> Iterator[tuple[Any, ...]]:
-        """Yield the values of COLUMNS for every hit: proponents, then opponents where asked for."""
+        """Yield the values of `columns` for every hit: proponents, then opponents if asked for."""
+        timesteps = self._timesteps()
+        for picture, title, hit in self._hits():
+            parts = hit.by_timestep or {}
+            place = (picture, title, hit.rank, hit.id, hit.row)
+            known = (hit.score, hit.stderr, hit.z, hit.pixel, hit.embedding, hit.duplicates)
+            yield *place, *known, *map(parts.get, timesteps)
+
+    def _hits(self) -> Iterator[tuple[str, str, Hit]]:
+        """Every hit, with its picture and the name of its list."""
         for result in self:
             for title, hits in (("proponents", result.hits), ("opponents", result.opponents or [])):
                 for hit in hits:
-                    place = (result.picture, title, hit.rank)
-                    yield *place, hit.id, hit.row, hit.score, hit.stderr, hit.z
+                    yield result.picture, title, hit
+
+    def _timesteps(self) -> list[float]:
+        """All timesteps of which a hit tells what they add; recorded ones differ by picture."""
+        return sorted({t for _, _, hit in self._hits() for t in hit.by_timestep or ()})
 
     def to_frame(self) -> "pandas.DataFrame":
-        """Return a pandas table of all hits with the columns picture, list, rank, id, row, score,
-        stderr, z.
+        """Return a pandas table of all hits, with the names of `columns`.
+
+        What is not known is NaN; a cell of duplicates is a list of ids, or None.
         """
         import pandas
 
-        return pandas.DataFrame(list(self.rows()), columns=list(COLUMNS))
+        table = pandas.DataFrame(list(self.rows()), columns=self.columns)
+        return table.astype(dict.fromkeys(("stderr", "z", "pixel", "embedding"), float))
 
     def to_csv(self, path: str | Path | None = None) -> str:
         """Return the table as CSV, and write it to a file in UTF-8 where a path is given.
 
-        A standard error or z that is not known is empty.
+        What is not known is empty. Ids of duplicates have a semicolon and a space between them.
         """
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(self.rows())
+        writer.writerow(self.columns)
+        for row in self.rows():
+            writer.writerow("; ".join(cell) if isinstance(cell, list) else cell for cell in row)
         if path is not None:
             # A name of other bytes than UTF-8 has characters that no text file can hold.
             content = text.getvalue().encode("utf-8", "backslashreplace")
@@ -196,16 +225,18 @@ class Results(list[Result]):
         return text.getvalue()
 
     def to_parquet(self, path: str | Path) -> None:
-        """Write the table as a Parquet file."""
+        """Write the table as a Parquet file, in which duplicates are lists."""
         import pyarrow
         from pyarrow import parquet
 
-        columns = list(zip(*self.rows(), strict=True)) or [()] * len(COLUMNS)
         text, whole, number = pyarrow.string(), pyarrow.int64(), pyarrow.float64()
-        kinds = (text, text, whole, text, whole, number, number, number)
+        kinds = dict.fromkeys(("picture", "list", "id"), text)
+        kinds |= {"rank": whole, "row": whole, "duplicates": pyarrow.list_(text)}
+        names = self.columns
+        cells = list(zip(*self.rows(), strict=True)) or [()] * len(names)
         table = {
-            name: pyarrow.array([_utf8(value) for value in values], kind)
-            for name, values, kind in zip(COLUMNS, columns, kinds, strict=True)
+            name: pyarrow.array([_utf8(value) for value in values], kinds.get(name, number))
+            for name, values in zip(names, cells, strict=True)
         }
         parquet.write_table(pyarrow.table(table), path)
 
@@ -217,9 +248,11 @@ class Results(list[Result]):
 
 
 def _utf8(value: Any) -> Any:
-    """A value; a name of other bytes than UTF-8 with escapes for these."""
+    """A value; a name of other bytes than UTF-8, alone or in a list, with escapes for these."""
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, list):
+        return [_utf8(name) for name in value]
     return value
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from gradindex.errors import GradindexError, first_line
 from gradindex.search.copies import MOST_READ, NEIGHBOURS, Copy, copies
+from gradindex.search.pixels import TrainingPixels
 from gradindex.search.results import Hit, Result, Verdict
 from gradindex.search.standing import Standing
 from gradindex.search.tail import FEWEST
@@ -26,7 +27,7 @@ FALSE_DISCOVERIES = 0.05  # of what is called attributable or copied
 
 def with_verdicts(
     store: Store,
-    pictures: TrainingPictures,
+    pixels: TrainingPixels,
     arrays: Iterable[np.ndarray],
     results: Sequence[Result],
     standings: Sequence[Standing],
@@ -34,21 +35,35 @@ def with_verdicts(
     """Results that say what they come to.
 
     Args:
+        pixels: of the training pictures.
         arrays: the Q pictures that were asked about, as the model takes them.
     """
     hits = [result.hits for result in results]
     found: Sequence[Copy | None] = [None] * len(results)
-    fault = _why_not_read(store, pictures)
+    fault = why_not_read(store, pixels.pictures)
     if not fault:
-        found = copies(store, pictures, arrays, hits)
+        found = copies(store, pixels, arrays, hits)
     return [
         replace(result, verdict=verdict(result.hits, standing, copy, fault))
         for result, standing, copy in zip(results, standings, found, strict=True)
     ]
 
 
-def _why_not_read(store: Store, pictures: TrainingPictures) -> str:
-    """Why copies are not looked for; empty where they are."""
+def reads_pixels(
+    asked_for: bool | None, verdict: bool, store: Store, pictures: TrainingPictures
+) -> bool:
+    """Whether the hits' pixels are told: where asked for, or None and a verdict reads them.
+
+    Raises:
+        CallError: they are asked for, and the training pictures are gone.
+    """
+    if asked_for:
+        pictures.require()
+    return verdict and not why_not_read(store, pictures) if asked_for is None else asked_for
+
+
+def why_not_read(store: Store, pictures: TrainingPictures) -> str:
+    """Why no pixels are read unless asked for, and copies not looked for; empty where they are."""
     if store.shape[1] - len(store.excluded) > MOST_READ:
         return f"there are more than {MOST_READ:,} pictures"
     if not (pictures.source and Path(pictures.source).exists()):

@@ -26,6 +26,8 @@ class HitFields:
     by_timestep: list[list[float]] | None = None
     z: float | None = None
     duplicates: list[str] | None = None
+    pixel: float | None = None
+    embedding: float | None = None
 
 
 @dataclass(frozen=True)

@@ -183,6 +183,7 @@ class ServedIndex:
                 fields.method,
                 by_timestep=fields.by_timestep,
                 verdict=not asked.is_training,
+                pixels=self.compares_pixels,
                 **options,
             )
         named = [replace(result, picture=asked.name) for result in results]

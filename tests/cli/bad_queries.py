@@ -192,7 +192,9 @@ QUERIES = [
         "--class-label 3: the model is not class-conditional",
     ),
     Bad("no hits", QUERY + "-k 0", "-k 0: give a whole number, 1 or more"),
-    Bad("hits in words", QUERY + "-k all", "Invalid value for '-k': 'all' is not a valid integer"),
+    Bad(
+        "hits in words", QUERY + "-k many", "Invalid value for '-k': 'many': give a number, or all"
+    ),
     Bad(
         "an unknown method",
         QUERY + "--method trak",
@@ -272,7 +274,8 @@ REPORTS = [
     Bad(
         "an unknown format",
         QUERY + "--format pdf",
-        "Invalid value for '--format': 'pdf' is not one of 'table', 'json', 'csv', 'html'",
+        "Invalid value for '--format': 'pdf' is not one of 'table', 'json', 'csv', 'parquet',"
+        " 'html'",
     ),
     Bad(
         "neither models nor arrays",

@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 
 import click
+import numpy as np
+import pandas
 import pytest
 from conftest import make_pictures
 from helpers import run
@@ -43,7 +45,7 @@ def test_query_json(built: Path, queries: list[Path]) -> None:
     assert (answer["index"], answer["method"], answer["k"]) == (str(built), "retrac", 2)
     assert [query["picture"] for query in answer["queries"]] == [str(file) for file in queries]
     for query in answer["queries"]:
-        assert query["hits"][0].keys() == {"rank", "id", "row", "score", "stderr", "z"}
+        assert query["hits"][0].keys() == {"rank", "id", "row", "score", "stderr", "z", "pixel"}
         assert query["hits"][0]["score"] >= query["hits"][1]["score"]
         assert query["opponents"][0]["score"] <= query["opponents"][1]["score"]
 
@@ -401,11 +403,27 @@ def test_query_csv(built: Path, queries: list[Path], tmp_path: Path) -> None:
     done = run("query", built, queries[0], "-k", 2, "--output", tmp_path / "hits.csv")
     assert (done.returncode, done.stdout) == (0, "")
     lines = (tmp_path / "hits.csv").read_text().splitlines()
-    assert lines[0] == "picture,list,rank,id,row,score,stderr,z"
+    assert lines[0] == "picture,list,rank,id,row,score,stderr,z,pixel,embedding,duplicates"
     assert [line.split(",")[:3] for line in lines[1:]] == [
         [str(queries[0]), "proponents", rank] for rank in ("1", "2")
     ]
     assert run("query", built, queries[0], "-k", 2, "--format", "csv").stdout.splitlines() == lines
+
+
+def test_query_parquet(built: Path, queries: list[Path], tmp_path: Path) -> None:
+    """All pictures, by the file's name: those of the query, with each timestep's part."""
+    place = tmp_path / "all.parquet"
+    done = run("query", built, *queries, "-k", "all", "--by-timestep", "--output", place)
+    assert (done.returncode, done.stdout) == (0, "")
+    table = pandas.read_parquet(place)
+    index = gradindex.open(built)
+    expected = index.query(queries, len(index), by_timestep=True, verdict=True).to_frame()
+    pandas.testing.assert_frame_equal(table, expected, check_dtype=False)
+    assert len(table) == len(queries) * len(index)
+    scores = index.scores(queries)
+    for number, file in enumerate(queries):
+        own = table[table["picture"] == str(file)].set_index("row")["score"].sort_index()
+        np.testing.assert_allclose(own, scores[number], rtol=1e-5)
 
 
 def test_quiet_and_verbose(

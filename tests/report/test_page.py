@@ -298,8 +298,9 @@ def test_several_files_need_a_place(tmp_path: Path) -> None:
     done = run("query", tmp_path / "idx", *(["x.png"] * 51), "--format", "html")
     assert done.returncode == 2
     assert "a report of more than 50 pictures is several files: give --output x.html" in done.stderr
-    done = run("query", tmp_path / "idx", "x.png", "--no-pixels")
-    assert "are of a report: give --output x.html" in done.stderr
+    done = run("query", tmp_path / "idx", "x.png", "--format", "parquet")
+    assert done.returncode == 2
+    assert "--format parquet: is no text; give --output x.parquet" in done.stderr
 
 
 def test_a_picture_that_does_not_open_costs_its_place_alone() -> None:

@@ -31,9 +31,9 @@ def results_of(*names: str) -> Results:
 
 
 ROWS = [
-    ("gen.png", "proponents", 1, "a<b>,c.png", 5, 0.5, 0.01, 4.5),
-    ("gen.png", "proponents", 2, "é.png", 6, 0.25, 0.01, 4.5),
-    ("gen.png", "opponents", 1, "far", 9, -0.25, None, None),
+    ("gen.png", "proponents", 1, "a<b>,c.png", 5, 0.5, 0.01, 4.5, None, None, None),
+    ("gen.png", "proponents", 2, "é.png", 6, 0.25, 0.01, 4.5, None, None, None),
+    ("gen.png", "opponents", 1, "far", 9, -0.25, None, None, None, None, None),
 ]
 
 
@@ -56,6 +56,25 @@ def test_the_table_of_results(tmp_path: Path) -> None:
     results.to_parquet(tmp_path / "hits.parquet")
     read = pandas.read_parquet(tmp_path / "hits.parquet")
     pandas.testing.assert_frame_equal(read, frame, check_dtype=False)
+
+
+def test_the_table_has_lists_and_a_column_for_each_timestep(tmp_path: Path) -> None:
+    """Also where pictures have timesteps of their own."""
+    first = Hit(1, "a.png", 0, 0.5, None, {500: 0.25, 99.5: 0.75}, duplicates=["b.png", "c d.png"])
+    second = Hit(2, "e.png", 4, 0.1, None, {700: 0.1}, pixel=0.5, embedding=-1.0, duplicates=[])
+    results = Results([Result("gen.png", [first, second])])
+    assert results.columns == [*COLUMNS, "t=99.5", "t=500", "t=700"]
+    lines = [dict(zip(results.columns, row, strict=True)) for row in results.rows()]
+    assert lines[0]["duplicates"] == ["b.png", "c d.png"]
+    assert [lines[0][f"t={t}"] for t in ("99.5", "500", "700")] == [0.75, 0.25, None]
+    assert (lines[1]["pixel"], lines[1]["embedding"], lines[1]["t=700"]) == (0.5, -1.0, 0.1)
+    results.to_parquet(tmp_path / "hits.parquet")
+    read = pandas.read_parquet(tmp_path / "hits.parquet")
+    assert [list(cell) for cell in read["duplicates"]] == [["b.png", "c d.png"], []]
+    assert list(read.columns) == list(results.to_frame().columns) == results.columns
+    _, *cells = csv.reader(results.to_csv().splitlines())
+    ends = [["", "", "b.png; c d.png", "0.75", "0.25", ""], ["0.5", "-1.0", "", "", "", "0.1"]]
+    assert [line[8:] for line in cells] == ends
 
 
 def test_an_empty_table_keeps_its_columns(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from gradindex.report.rendering import to_table, to_values
 from gradindex.search import copies as module
 from gradindex.search import verdicts
 from gradindex.search.copies import Copy, distances, mean_of_nearest
+from gradindex.search.pixels import TrainingPixels
 from gradindex.search.results import Hit
 from gradindex.search.standing import Standing
 from gradindex.search.verdicts import verdict
@@ -153,15 +155,15 @@ def test_only_what_looks_copied_reads_all(
     index: gradindex.Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[int] = []
-    real = module.training_pixels
+    real = TrainingPixels.read
 
-    def counting(pictures: object, rows: np.ndarray, shape: object) -> object:
+    def counting(pixels: TrainingPixels, rows: np.ndarray) -> Iterator[np.ndarray]:
         read.append(len(rows))
-        return real(pictures, rows, shape)  # type: ignore[arg-type]
+        return real(pixels, rows)
 
-    monkeypatch.setattr(module, "training_pixels", counting)
+    monkeypatch.setattr(TrainingPixels, "read", counting)
     noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    index.query(noise, verdict=True)
+    index.query(noise, verdict=True, pixels=False)
     assert len(read) == 1
     assert 50 <= read[0] <= 60
     index.query(drawing(7), verdict=True)

@@ -25,7 +25,7 @@ function cell(value) {
 }
 
 function csv(data) {
-  const fields = ["rank", "id", "score", "stderr", "z", "caption"];
+  const fields = ["rank", "id", "score", "stderr", "z", "pixel", "embedding", "caption"];
   const lines = [["picture", "method", "list", ...fields]];
   for (const answer of data.answers) {
     for (const query of answer.queries) {
