@@ -5,7 +5,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -241,8 +240,8 @@ def to_thumbnail(picture: Image.Image, side: int = THUMBNAIL_SIDE) -> Image.Imag
     return thumbnail
 
 
-def read_thumbnail(file: str | Path, side: int = THUMBNAIL_SIDE) -> Image.Image:
-    """Return the picture of a file as `to_thumbnail` shows it."""
+def read_thumbnail(file: Any, side: int = THUMBNAIL_SIDE) -> Image.Image:
+    """Return the picture of a file, a path or one that is open, as `to_thumbnail` shows it."""
     with open_encoded(file) as picture:
         return to_thumbnail(picture, side)
 

@@ -11,6 +11,7 @@ from typing import Unpack
 import numpy as np
 from PIL import Image
 
+from gradindex.data.images import THUMBNAIL_SIDE
 from gradindex.recipe import FOLDED, require, require_positive
 from gradindex.search.answering import nothing_to_rank
 from gradindex.search.cosines import cosine_scores, tell_cosines
@@ -19,7 +20,7 @@ from gradindex.search.group_scores import group_scores
 from gradindex.search.grouping import GroupBy, Grouping
 from gradindex.search.index import Index
 from gradindex.search.pictures import Picture, picture_list, picture_name
-from gradindex.search.pixels import TrainingPixels, asked_picture, asked_pixels, compared_shape
+from gradindex.search.pixels import TrainingPixels, asked_pixels, compared_shape, opener
 from gradindex.search.query import Query, QueryOptions
 from gradindex.search.results import Hit, Result
 from gradindex.search.scoring import METHODS
@@ -287,7 +288,7 @@ def _asked(pictures: Sequence[Picture], names: Sequence[str], query: Query) -> l
     return [
         Asked(
             name,
-            partial(asked_picture, picture, arrays[number]),
+            partial(opener(picture, arrays[number]), THUMBNAIL_SIDE),
             None if captions is None else captions[number],
         )
         for number, (picture, name) in enumerate(zip(pictures, names, strict=True))

@@ -22,7 +22,7 @@ import numpy as np
 from gradindex.errors import CallError, GradindexError, first_line
 from gradindex.search.cosines import Read
 from gradindex.search.pictures import Picture
-from gradindex.search.pixels import READERS, asked_picture
+from gradindex.search.pixels import READERS, opener
 from gradindex.search.training_pictures import TrainingPictures
 from gradindex.store.manifest import Shard
 from gradindex.store.prefetch import prefetch
@@ -79,7 +79,7 @@ class Embeddings:
         """
         if embedding is None:
             if query_embedding is not None:
-                raise CallError("query_embedding: goes with embedding=FILE.npy; give both")
+                raise CallError("query_embedding: goes with a file of the training pictures' (embedding=)")
             return None
         if isinstance(embedding, str | Path) and Path(embedding).suffix.lower() != ".npy":
             if query_embedding is not None:
@@ -137,6 +137,9 @@ def _read_array(name: str, given: Any) -> np.ndarray:
         except (OSError, ValueError, EOFError) as error:
             reason = (isinstance(error, OSError) and error.strerror) or first_line(error)
             raise CallError(f"{text}: not a .npy file of numbers ({reason})") from error
+        if not isinstance(given, np.ndarray):
+            given.close()
+            raise CallError(f"{text}: holds several arrays (.npz); give a .npy file of one")
     array = np.asarray(given)
     if array.ndim != 2 or array.dtype.kind != "f":
         raise CallError(
@@ -169,7 +172,7 @@ class _ModelVectors:
     def of_queries(self, pictures: Sequence[Picture], arrays: Iterable[np.ndarray]) -> np.ndarray:
         """The vectors of pictures that are asked about, [Q, E]."""
         pairs = zip(pictures, arrays, strict=True)
-        prepared = (self._model.prepare(asked_picture(*pair, WHOLE)) for pair in pairs)
+        prepared = (self._model.prepare(opener(*pair)(WHOLE)) for pair in pairs)
         batches = []
         while batch := list(islice(prepared, BATCH)):
             batches.append(self._model.embed(batch))

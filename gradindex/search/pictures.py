@@ -134,7 +134,7 @@ def _read_picture(
         return _read_file(picture, name, image, buckets)
     if isinstance(picture, Image.Image):
         return _to_array(picture, name, image, buckets)
-    if (pixels := _bytes_of_pixels(picture)) is not None:
+    if (pixels := picture_of_pixels(picture)) is not None:
         return _to_array(pixels, name, image, buckets)
     array = _read_tensor(picture, name, image, buckets)
     height, width = array.shape[1:]
@@ -192,7 +192,7 @@ def _to_array(
         raise CallError(f"{name}: not a picture that opens ({picture_fault(error)})") from error
 
 
-def _bytes_of_pixels(picture: Any) -> Image.Image | None:
+def picture_of_pixels(picture: Any) -> Image.Image | None:
     """A picture that is an array or tensor of uint8, as a program's own pixels are; None of others.
 
     It is [height, width], [height, width, channels] or [channels, height, width], with 1, 3 or 4

@@ -1,6 +1,8 @@
 """Pictures as vectors of their pixels, small, to be compared with each other."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import io
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ from PIL import Image
 
 from gradindex.data.images import THUMBNAIL_SIDE, read_thumbnail, to_array, to_thumbnail
 from gradindex.recipe import Recipe
-from gradindex.search.pictures import Picture
+from gradindex.search.pictures import Picture, picture_of_pixels
 from gradindex.search.training_pictures import TrainingPictures
 from gradindex.store.prefetch import prefetch
 from gradindex.store.progress import progress
@@ -62,23 +64,26 @@ class TrainingPixels:
         return pixels_of(self.pictures.thumbnail(row), self.shape)
 
 
-def asked_picture(picture: Picture, array: np.ndarray, side: int = THUMBNAIL_SIDE) -> Image.Image:
-    """A picture that is asked about, no larger than `side`, as training pictures are looked at.
+def opener(picture: Picture, array: np.ndarray) -> Callable[[int], Image.Image]:
+    """What gives a picture that is asked about, no larger than so many pixels a side.
 
     Args:
-        array: the same as the model takes it, which stands for what is neither file nor PIL's.
+        array: the same as the model takes it, which stands for a tensor and for an open file.
     """
     if isinstance(picture, str | Path):
-        return read_thumbnail(picture, side)
-    return to_thumbnail(picture, side) if isinstance(picture, Image.Image) else to_picture(array)
+        return partial(read_thumbnail, picture)
+    if isinstance(picture, bytes | bytearray | memoryview):
+        return lambda side: read_thumbnail(io.BytesIO(picture), side)
+    pixels = picture if isinstance(picture, Image.Image) else picture_of_pixels(picture)
+    return (lambda side: to_picture(array)) if pixels is None else partial(to_thumbnail, pixels)
 
 
 def asked_pixels(
     pictures: Sequence[Picture], arrays: Iterable[np.ndarray], shape: tuple[int, int, int]
 ) -> np.ndarray:
-    """The pixels of Q pictures that are asked about, [Q, numbers]; see `asked_picture`."""
+    """The pixels of Q pictures that are asked about, [Q, numbers]; see `opener`."""
     pairs = zip(pictures, arrays, strict=True)
-    return np.stack([pixels_of(asked_picture(*pair), shape) for pair in pairs])
+    return np.stack([pixels_of(opener(*pair)(THUMBNAIL_SIDE), shape) for pair in pairs])
 
 
 def to_picture(array: np.ndarray) -> Image.Image:

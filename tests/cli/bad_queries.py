@@ -2,7 +2,21 @@
 
 from pathlib import Path
 
-from bad_inputs import HEADERS, Bad, built, file, folder, index, picture, replaced, saved, shorter
+import numpy as np
+from bad_inputs import (
+    HEADERS,
+    Bad,
+    Make,
+    Shared,
+    built,
+    file,
+    folder,
+    index,
+    picture,
+    replaced,
+    saved,
+    shorter,
+)
 from PIL import Image
 
 from gradindex.store.records import CheckpointPath
@@ -10,8 +24,19 @@ from gradindex.store.store import Store
 
 AGAIN = "build i --model {model} --data d --timesteps 100,700 --dim 16"
 QUERY = "query {index} {picture} "
+VECTORS = QUERY + "--embedding v.npy --query-embedding q.npy"
 LDS = "evaluate lds {index} {picture} "
 ENTRY, SUMMARY = "i/manifest/c000-s000000.json", "i/manifest/summary.json"
+
+
+def vectors(training: np.ndarray, queries: np.ndarray) -> Make:
+    """Two files of vectors, v.npy and q.npy."""
+
+    def make(place: Path, shared: Shared) -> None:
+        np.save(place / "v.npy", training)
+        np.save(place / "q.npy", queries)
+
+    return make
 
 
 def other_picture(place: Path) -> None:
@@ -190,6 +215,49 @@ QUERIES = [
         "a label for a model without classes",
         QUERY + "--class-label 3",
         "--class-label 3: the model is not class-conditional",
+    ),
+    Bad(
+        "vectors of training pictures alone",
+        QUERY + "--embedding v.npy",
+        "embedding: a file holds the training pictures' vectors; give those of the pictures that"
+        " you ask about, too (--query-embedding)",
+        vectors(np.ones((9, 2)), np.ones((1, 2))),
+    ),
+    Bad(
+        "vectors of queries alone",
+        QUERY + "--query-embedding q.npy",
+        "--query-embedding: goes with a file of the training pictures' (--embedding)",
+    ),
+    Bad(
+        "vectors of other pictures",
+        VECTORS,
+        "embedding: [8, 2]; give [9, E], a row for each picture in the order of"
+        " `gradindex ids {index}`",
+        vectors(np.ones((8, 2)), np.ones((1, 2))),
+    ),
+    Bad(
+        "vectors that are no numbers",
+        VECTORS,
+        "embedding: row 0 is not finite; give numbers for every picture",
+        vectors(np.full((9, 2), np.nan), np.ones((1, 2))),
+    ),
+    Bad(
+        "vectors of whole numbers",
+        VECTORS,
+        "embedding v.npy: int64 [9, 2]; give floating point numbers [pictures, E]",
+        vectors(np.ones((9, 2), np.int64), np.ones((1, 2))),
+    ),
+    Bad(
+        "an embedding's file that is none",
+        VECTORS,
+        "embedding v.npy: not a .npy file of numbers (No such file or directory)",
+    ),
+    Bad(
+        "a folder without a model",
+        QUERY + "--embedding d",
+        "d: no weights in safetensors, which are the only ones read",
+        folder("d"),
+        1,
     ),
     Bad("no hits", QUERY + "-k 0", "-k 0: give a whole number, 1 or more"),
     Bad(

@@ -165,8 +165,33 @@ def test_a_model_compares_as_one_picture_after_the_other(
     assert_cosines(results, expected)
     assert results[0].opponents[0].embedding is not None  # type: ignore[index]
     assert_cosines(index.query(asked, k=COUNT, embedding=str(models / kind)), expected)
-    pictures = [Image.open(file) for file in asked]
-    assert_cosines(index.query(pictures, k=COUNT, embedding=models / kind), expected)
+
+
+KINDS = {
+    "bytes": Path.read_bytes,
+    "Pillow": Image.open,
+    "pixels": lambda file: np.asarray(Image.open(file)),
+    "a tensor of pixels": lambda file: torch.from_numpy(np.array(Image.open(file))),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_picture_of_any_kind_is_embedded_whole(
+    models: Path, place: Path, data: Path, asked: list[Path], kind: str
+) -> None:
+    """Not as the model of the index takes it, which is smaller."""
+    pictures = [KINDS[kind](file) for file in asked]
+    results = gradindex.open(place).query(pictures, k=3, embedding=models / "clip")
+    assert_cosines(results, slow_cosines(models / "clip", asked, data))
+
+
+def test_a_tensor_is_embedded_as_it_is(models: Path, place: Path, data: Path) -> None:
+    index = gradindex.open(place)
+    tensor = index.read_pictures(data / "05.png")[0]
+    pixels = Image.fromarray(np.round((tensor + 1) * 127.5).astype(np.uint8).transpose(1, 2, 0))
+    pixels.save(data.parent / "small.png")
+    expected = slow_cosines(models / "clip", [data.parent / "small.png"], data)
+    assert_cosines(index.query(tensor, k=3, embedding=models / "clip"), expected)
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
