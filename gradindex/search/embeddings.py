@@ -79,7 +79,9 @@ class Embeddings:
         """
         if embedding is None:
             if query_embedding is not None:
-                raise CallError("query_embedding: goes with a file of the training pictures' (embedding=)")
+                raise CallError(
+                    "query_embedding: goes with a file of the training pictures' (embedding=)"
+                )
             return None
         if isinstance(embedding, str | Path) and Path(embedding).suffix.lower() != ".npy":
             if query_embedding is not None:
