@@ -108,5 +108,5 @@ def verdict(hits: Sequence[Hit], standing: Standing, copy: Copy | None, fault: s
     if ids:
         text = f"attributable: {len(ids)} of {of_all} stand out from the tail of all"
         return Verdict("attributable", f"{text} (q = {lowest:.2g}){notes}", ids, lowest)
-    text = f"nothing stands out: scores as high are to be expected among {of_all}"
+    text = f"no single picture stands out: scores as high are to be expected among {of_all}"
     return Verdict("nothing stands out", f"{text} (q = {lowest:.2g}){notes}", [], lowest)
