@@ -203,7 +203,8 @@ def test_what_continues_the_tail_does_not() -> None:
     said = verdict(hits(*best), Standing.of(NORMAL), None, "the pictures are gone")
     assert (said.kind, said.ids) == ("nothing stands out", [])
     assert said.text.startswith(
-        "no single picture stands out: scores as high are to be expected among 1,800 training pictures (q = "
+        "no single picture stands out: scores as high are to be expected among 1,800 training"
+        " pictures (q = "
     )
     assert said.text.endswith("; copies were not looked for: the pictures are gone")
 
