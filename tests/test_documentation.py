@@ -217,7 +217,11 @@ def place(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
     held_out = make_pictures(place / "held-out", 3, seed=6)
     gradindex.build(place / "idx", model=model, data=place / "pictures", timesteps=2, dim=16)
     make_pictures(place / "generated", 4, seed=5)
-    shutil.copy(place / "generated/p003.png", place / "generated/03.png")
+    for name in ("00", "03", "09"):
+        shutil.copy(place / "generated/p003.png", place / f"generated/{name}.png")
+    ids = [f"{group}/p{number:03d}.png" for group in range(2) for number in range(9)]
+    lines = ["id,group", *(f"{name},thing {number % 3}" for number, name in enumerate(ids))]
+    (place / "pictures/things.csv").write_text("\n".join(lines) + "\n")
     shutil.copy(place / "pictures/0/p000.png", place / "copy-of-a-training-picture.png")
     for number, name in enumerate(("gen.png", "other.png", "hat.png")):
         Image.open(held_out / f"p00{number}.png").resize((512, 512)).save(place / name)
@@ -225,10 +229,10 @@ def place(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
 
 
 def test_every_question_is_answered(place: Path) -> None:
-    """All commands of docs/answers.md, but for those of a model with captions."""
+    """All commands of docs/answers.md, but for those of models with captions or of embeddings."""
     asked = [words for code in blocks("docs/answers.md", "sh", "text") for words in ours(code)]
     for words in asked:
-        if "--prompt" not in words:
+        if not {"--prompt", "--embedding"} & {*words}:
             done = run(*words, cwd=place)
             assert (done.returncode, bool(done.stdout)) == (0, "--output" not in words), done.stderr
     assert {words[0] for words in asked} == {"query", "duplicates", "audit"}

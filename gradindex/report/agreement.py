@@ -13,7 +13,6 @@ from gradindex.recipe import Recipe
 from gradindex.report.ranking import overlap, spearman
 from gradindex.report.training_sample import (
     evenly_spaced,
-    kept_rows,
     take_gradients,
     training_gradients,
 )
@@ -108,7 +107,7 @@ def count_gradients(index: Index, queries: int, compared: int) -> int:
     """Return how many gradients `noise_agreement` takes of so many queries and pictures."""
     recipe = index.store.recipe
     settings = _settings(recipe, index.gradients.checkpoints[-1].num_train_timesteps)
-    rows = min(compared, len(kept_rows(index.store)))
+    rows = min(compared, len(index.store.kept))
     return _count(settings, recipe, queries, rows)
 
 
@@ -136,7 +135,7 @@ def _settings(recipe: Recipe, num_train_timesteps: int) -> list[tuple[int, int]]
 
 def _sampled_rows(store: Store, compared: int, query_rows: Sequence[int | None]) -> np.ndarray:
     """The rows that are ranked: without the queries' own, unless fewer than two would stay."""
-    kept = kept_rows(store)
+    kept = store.kept
     rows = np.setdiff1d(kept, [row for row in query_rows if row is not None])
     if len(rows) < 2:
         rows = kept

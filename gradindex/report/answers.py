@@ -167,7 +167,7 @@ def answer(
     if vectors is not None:
         compared[EMBEDDING] = vectors
     for measure, (asked, read) in compared.items():
-        rows = np.setdiff1d(np.arange(index.store.shape[1]), index.store.excluded)
+        rows = index.store.kept
         scores = cosine_scores(asked, rows, index.store.shape[1], read)
         listings = [_with_cosines(listing, measure, scores) for listing in listings]
         listings.append(_cosine_listing(index, names, measure, scores, k))

@@ -17,7 +17,6 @@ from gradindex.data.sidecars import SIDECAR_SUFFIXES, class_tokens, find_sidecar
 from gradindex.errors import CallError, GradindexError
 from gradindex.recipe import FILES, require_positive
 from gradindex.report.evaluate import model_losses
-from gradindex.report.training_sample import kept_rows
 from gradindex.search.index import Index
 from gradindex.search.pictures import Picture, picture_list
 from gradindex.search.query import QueryOptions
@@ -103,7 +102,7 @@ def counterfactual(
     if random < 0:
         raise CallError(f"random = {random}: give 0 or more")
     _require_places(command, index.store.recipe.masks == FILES)
-    count = len(kept_rows(index.store))
+    count = len(index.store.kept)
     if k >= count:
         raise CallError(
             f"k = {k}: the index has {counted(count, 'picture')}, and some have to stay; give fewer"
@@ -168,7 +167,7 @@ def _announce(index: Index, trainings: int, k: int, work: Path) -> None:
 
     How long one takes is not known before the first has ended: then the progress says it.
     """
-    pictures = counted(len(kept_rows(index.store)) - k, "picture")
+    pictures = counted(len(index.store.kept) - k, "picture")
     paths = [checkpoint.path for checkpoint in index.store.header.checkpoints]
     size = max((_bytes_of(Path(path)) for path in paths if path), default=0)
     disk = f"; about {size_text(trainings * size)} in {work}" if size else ""
@@ -187,7 +186,7 @@ def _removals(store: Store, results: Sequence[Result], k: int, random: int) -> l
         _RemovedRows(result.picture, [hit.row for hit in result.hits]) for result in results
     ]
     generator = np.random.default_rng(0)
-    kept = kept_rows(store)
+    kept = store.kept
     for _ in range(random):
         rows = generator.choice(kept, k, replace=False).tolist()
         removals.append(_RemovedRows(None, rows))
@@ -233,7 +232,7 @@ def _require_folder(index: Index) -> Dataset:
     """
     dataset = index.training_pictures.require()
     source = Path(dataset.source)
-    row = kept_rows(index.store)[0]
+    row = index.store.kept[0]
     first = source / dataset.sample_ids[row]
     if not source.is_dir() or not first.is_file():
         raise CallError(f"{source}: pictures can only be left out of a folder of pictures")

@@ -26,7 +26,6 @@ from gradindex.report.self_influence import (
 from gradindex.report.training_sample import (
     ADVICE,
     evenly_spaced,
-    kept_rows,
     read_training_pictures,
 )
 from gradindex.report.verdict import verdict
@@ -184,7 +183,7 @@ def _announce(index: Index, queries: int, compared: int, outliers: bool, seconds
         count = count_gradients(index, min(queries, NOISE_QUERIES), compared)
     if outliers and store.recipe.events:
         per_picture = SELF_TIMESTEPS * SELF_DRAWS * len(store.header.weights)
-        count += len(kept_rows(store)) * per_picture
+        count += len(store.kept) * per_picture
     if count:
         duration = duration_text(count * seconds)
         LOGGER.info(f"diagnosis: {counted(count, 'more gradient')}, about {duration}")
@@ -201,7 +200,7 @@ def _choose_queries(
         names = [picture_name(picture, number) for number, picture in enumerate(pictures)]
         read = read_query(index.store.recipe, pictures, class_label=class_label, ids=names)
         return QueryPictures(read, [None] * len(names))
-    kept = kept_rows(index.store)
+    kept = index.store.kept
     rows = kept[evenly_spaced(len(kept), count)]
     training = replace(read_training_pictures(index, rows), masks=None)  # as of any query
     return QueryPictures(training, rows.tolist())
@@ -253,7 +252,7 @@ def norms(store: Store) -> list[NormStatistics]:
 
     There is one entry for each timestep of a grid; recorded timesteps are put into bins.
     """
-    kept = kept_rows(store)
+    kept = store.kept
     timestep = _read_whole(store, "timestep")[:, kept].ravel()
     norm = _read_whole(store, "norm")[:, kept].ravel()
     bins = timestep

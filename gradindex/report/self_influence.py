@@ -7,7 +7,7 @@ from typing import TypedDict
 import numpy as np
 
 from gradindex.gradients.fold import unit
-from gradindex.report.training_sample import kept_rows, training_gradients
+from gradindex.report.training_sample import training_gradients
 from gradindex.search.index import Index
 from gradindex.search.scoring import METHODS
 from gradindex.store.store import Store
@@ -77,7 +77,7 @@ def _recorded_terms(index: Index, checkpoint: int) -> Iterator[Term]:
     denoiser = index.gradients.checkpoints[checkpoint]
     timesteps = denoiser.process.grid(SELF_TIMESTEPS)
     setting = replace(store.recipe, timesteps=timesteps, draws=SELF_DRAWS, events=None)
-    for rows, gradients in training_gradients(index, denoiser, setting, kept_rows(store)):
+    for rows, gradients in training_gradients(index, denoiser, setting, store.kept):
         query_gradients = {"tracin": gradients, "retrac": unit(gradients)}
         for method, query in query_gradients.items():
             stored = store.read(METHOD_ARRAYS[method], checkpoint, rows)

@@ -13,15 +13,9 @@ from gradindex.models.pipeline import make_examples
 from gradindex.recipe import Recipe
 from gradindex.search.index import Index
 from gradindex.search.training_pictures import read_rows
-from gradindex.store.store import Store
 
 ADVICE = "; or give pictures, compared=0 and, with recorded timesteps, outliers=False"
 GROUP = 64  # training pictures whose gradients are in memory at once
-
-
-def kept_rows(store: Store) -> np.ndarray:
-    """Return the rows that queries can return, ascending."""
-    return np.setdiff1d(np.arange(store.shape[1]), store.excluded)
 
 
 def evenly_spaced(length: int, count: int) -> np.ndarray:

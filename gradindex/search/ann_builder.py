@@ -132,7 +132,7 @@ class AnnBuilder:
         self._store, self._name, self._factory = store, name, factory
         self._width = store.recipe.search_width
         self._index = self._empty_index(whitening)
-        kept = np.setdiff1d(np.arange(store.shape[1]), store.excluded)
+        kept = store.kept
         parents = kept[np.linspace(0, len(kept) - 1, QUERIES).astype(int)]
         self._parents = np.stack([parents, np.roll(parents, QUERIES // 2)])
         numbers = np.unique(parents)

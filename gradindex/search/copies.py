@@ -58,7 +58,7 @@ def copies(
         arrays: Q pictures as the model takes them. hits: theirs.
     """
     found: list[Copy | None] = [None] * len(hits)
-    kept = np.setdiff1d(np.arange(store.shape[1]), store.excluded)
+    kept = store.kept
     if len(kept) <= NEIGHBOURS:
         return found
     asked = query_pixels(arrays, pixels.shape)

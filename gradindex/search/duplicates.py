@@ -43,7 +43,7 @@ def duplicates(store: Store, pictures: TrainingPictures, by: str) -> list[list[i
         CallError: another measure, or the training pictures are gone.
     """
     require("by", by, MEASURES)
-    kept = np.setdiff1d(np.arange(store.shape[1]), store.excluded)
+    kept = store.kept
     if len(kept) > MOST_PICTURES:
         raise CallError(
             f"duplicates: {len(kept):,} pictures; each is compared with each, so they are looked"

@@ -112,7 +112,7 @@ class Embeddings:
         """What gives rows of an array of all training pictures, or of all but the excluded ones."""
         store = self._store
         count = store.shape[1]
-        kept = np.setdiff1d(np.arange(count), store.excluded)
+        kept = store.kept
         if len(training) not in (count, len(kept)):
             raise CallError(
                 f"embedding: {list(training.shape)}; give [{len(kept)}, E], a row for each picture"

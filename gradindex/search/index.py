@@ -174,21 +174,18 @@ class Index:
         pictures = picture_list(pictures)
         if by_timestep and self.store.recipe.rows == FOLDED:
             raise CallError(
-                "by_timestep: the rows of this index are folded into one for each picture; leave it"
-                " out"
+                "by_timestep: the rows of this index are folded into one a picture; leave it out"
             )
         groups = None if group_by is None else self.grouping(group_by)
         query = self.to_query(pictures, **options)
         arrays = query.pictures.arrays[: len(pictures)]
         vectors = self.embeddings.compared(embedding, query_embedding, pictures, arrays)
         with_pixels = reads_pixels(pixels, verdict, self.store, self.training_pictures)
-        (block,), gradient_seconds = self.gradients.blocks(query, [method])
+        (block,), seconds = self.gradients.blocks(query, [method])
         names = [picture_name(picture, number) for number, picture in enumerate(pictures)]
         clusters = self._duplicates("pixels") if merge_duplicates else None
         request = Request(names, query, k, method, opponents, by_timestep, groups, clusters)
-        results, standings = answer_blocks(
-            self.store, self.ranker, block, request, gradient_seconds
-        )
+        results, standings = answer_blocks(self.store, self.ranker, block, request, seconds)
         training = TrainingPixels(self.training_pictures, compared_shape(self.store.recipe))
         if verdict:
             results = with_verdicts(self.store, training, arrays, results, standings)

@@ -98,7 +98,7 @@ def standings(store: Store, block: np.ndarray, method: str, span: Span | None) -
 
 def sampled_rows(store: Store) -> tuple[np.ndarray, int]:
     """Rows, ascending, that stand for all that have a picture, and how many these are."""
-    kept = np.setdiff1d(np.arange(store.shape[1]), store.excluded)
+    kept = store.kept
     checkpoints, _, timesteps, dim = store.shape
     row_bytes = 4 * checkpoints * timesteps * dim
     count = max(FEWEST_SAMPLED, SAMPLE_BYTES // row_bytes)

@@ -194,6 +194,11 @@ class Store(ShardList):
         excluded = removed.union(self.summary.skipped)
         return sorted(row for row in excluded if row < self.shape[1])
 
+    @cached_property
+    def kept(self) -> np.ndarray:
+        """The rows that queries can return, ascending [n] int64."""
+        return np.setdiff1d(np.arange(self.shape[1]), self.excluded)
+
     def require_recipe(self, recipe: Recipe, message: str) -> None:
         """Raise RecipeMismatch, naming the fields, unless `recipe` is the store's."""
         if differing := self.recipe.differences(recipe):

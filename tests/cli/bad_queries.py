@@ -313,7 +313,7 @@ QUERIES = [
     Bad(
         "timesteps of folded rows",
         "query {folded} {picture} --by-timestep",
-        "--by-timestep: the rows of this index are folded into one for each picture; leave it out",
+        "--by-timestep: the rows of this index are folded into one a picture; leave it out",
     ),
     Bad("no such model", QUERY + "--model m", "model m: no such file or folder"),
     Bad(

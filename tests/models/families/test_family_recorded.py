@@ -262,7 +262,7 @@ def test_logs_without_a_grid_are_those_of_before(tmp_path: Path) -> None:
     content = (tmp_path / "log" / "rank-00000.log").read_bytes()
     assert b"grid" not in content
     names = ["format", "noise_version", "seed", "num_train_timesteps", "world", "time"]
-    start = content.index(b"{")
+    start = content.index(b'{"')  # what comes before it is binary
     session = json.loads(content[start : content.index(b"}") + 1])
     assert list(session) == names
     with TrainingRecorder(tmp_path / "log") as recorder:
