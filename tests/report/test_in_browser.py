@@ -151,7 +151,7 @@ def test_a_group_can_be_picked(open_page: Open, report: Path) -> None:
     names = page.locator(".hit:not(.off) > .name").evaluate_all("all => all.map(e => e.title)")
     assert names
     assert all(name.startswith("folder 1/") for name in names)
-    page.select_option("#group", label="all")
+    page.select_option("#group", label="all groups")
     assert page.locator(".hit.off").count() == 0
 
 
