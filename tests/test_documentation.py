@@ -134,6 +134,9 @@ def test_tools_and_extras_exist() -> None:
             assert (ROOT / tool).exists(), (page, tool)
         for extras in re.findall(r"(?:gradindex|'\.)\[([\w,]+)\]", text):
             assert {*extras.split(",")} <= {*project["optional-dependencies"]}, (page, extras)
+    (others,) = re.findall(r"The other extras: (.*?)\.$", PAGES["docs/index.md"], re.M | re.S)
+    named = {*re.findall(r"`(\w+)`\s\(", others)}
+    assert named == {*project["optional-dependencies"]} - {"cpu", "gpu", "text"}
 
 
 # --- Python
