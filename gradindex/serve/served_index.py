@@ -104,6 +104,7 @@ class ServedIndex:
                     # Nobody waits for the answer: the turn ends with the work, which ends soon.
                     job.is_stopped = True
                     await asyncio.wait([working])
+                    working.exception()  # looked at, or asyncio would print its traceback
                     raise
         finally:
             self._line.remove(job)

@@ -1,11 +1,9 @@
 """JSON over HTTP: the answers of the command line, and one line for what is refused."""
 
-import asyncio
 import io
 import json
 import shutil
 import threading
-import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +16,6 @@ from PIL import Image, PngImagePlugin
 
 import gradindex
 from gradindex.builder.upkeep import remove
-from gradindex.errors import CallError
 from gradindex.serve import pictures as served_pictures
 from gradindex.serve import served_index
 
@@ -263,31 +260,6 @@ def test_questions_wait_for_each_other_up_to_a_limit(
         thread.join()
     assert sorted(statuses) == [200, 200, 200, 503]
     assert most == 1
-
-
-def test_who_leaves_keeps_the_turn_until_the_work_ends(built: Path) -> None:
-    """Work in a thread cannot be ended from outside: it is told to stop, and the next one waits."""
-    served = served_index.ServedIndex("idx", str(built), gradindex.open(built))
-    running, most = 0, 0
-    job = served_index.Job()
-
-    def work() -> None:
-        nonlocal running, most
-        running += 1
-        most = max(most, running)
-        time.sleep(0.2)
-        running -= 1
-
-    async def leave_and_ask() -> None:
-        first = asyncio.ensure_future(served.run(work, job))
-        await asyncio.sleep(0.1)
-        first.cancel()
-        await served.run(work)
-
-    asyncio.run(leave_and_ask())
-    assert most == 1
-    with pytest.raises(CallError, match="nobody waits"):
-        job.tell("gradients", 0, None)
 
 
 def test_removed_pictures_are_not_answered(
