@@ -51,7 +51,8 @@ def _influence_lines(influences: Sequence[Influence]) -> list[str]:
     lines = [_table_line(f"distinct pictures (of {most} possible)", distinct)]
     for share in influences[0]["general"]:
         counts = [influence["general"][share] for influence in influences]
-        lines.append(_table_line(f"pictures in {float(share):.0%} of the lists or more", counts))
+        name = f"pictures in 2 lists and {float(share):.0%} of all, or more"
+        lines.append(_table_line(name, counts))
     correlations = [influence["norm_correlation"] for influence in influences]
     lines.append(_table_line("correlation of mean score and gradient norm", correlations, ".2f"))
     return lines
