@@ -234,7 +234,7 @@ closer.addEventListener("shown", async ({detail: hit}) => {
   closer.style.setProperty("--stroke", getComputedStyle(hit).getPropertyValue("--stroke"));
   const drawer = node("div", "", "drawer");
   const steps = hit.querySelector("svg title")?.textContent;
-  if (steps) drawer.append(node("p", "Score " + steps, "soft"));
+  if (steps) drawer.append(node("p", "Score " + steps.replace("by timestep ", "by timestep: "), "soft"));
   const acts = node("div", "", "acts");
   const search = node("a", "Search from this", "do");
   const fields = new URLSearchParams(location.search);
@@ -245,6 +245,7 @@ closer.addEventListener("shown", async ({detail: hit}) => {
   search.title = "Take it as if it were generated: whose gradients are like its own, whom else it influences";
   const exclude = node("button", excluded().includes(id) ? "Do not exclude" : "Exclude");
   exclude.type = "button";
+  exclude.title = "On a list that stays in this browser, for gradindex remove; the index stays as it is";
   exclude.addEventListener("click", () => {
     toggle(id);
     exclude.textContent = excluded().includes(id) ? "Do not exclude" : "Exclude";
