@@ -118,7 +118,7 @@ def _context(
             {"link": f"#q{card.number}", "name": card.name, "thumbnail": card.thumbnail}
             for card in view.cards
         ]
-    switches = {"errors": "\N{PLUS-MINUS SIGN}", "names": "names", "timesteps": "timesteps"}
+    switches = {"errors": "\N{PLUS-MINUS SIGN} errors", "names": "names", "timesteps": "timesteps"}
     if any(common_rows(listing) for listing in answers.listings):
         switches["common"] = "common pictures"
     context = {
@@ -245,7 +245,7 @@ def _tiles(answers: Answers, thumbnails: Thumbnails) -> list[dict[str, Any]]:
         common = common_rows(first)
         text = "in more than half of the lists"
         if common:
-            text += ": influential for everything, so telling for nothing"
+            text += ": influential for everything, they say little about any one"
         tile = _tile(f"{len(common):,}", text)
         ids = {hit.row: hit.id for result in first.results for hit in result.hits}
         tile["pictures"] = [

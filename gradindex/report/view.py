@@ -197,7 +197,7 @@ class Cards:
                 row=hit.row,
                 name=printable(hit.id),
                 thumbnail=self.thumbnails.of_row(hit.row),
-                z="" if z is None else f"{z:.1f}",
+                z="" if z is None else z_text(z),
                 score=f"{hit.score:.3g}",
                 error=plus_minus(hit),
                 bar=round(100 * min(1.0, length)),
@@ -241,6 +241,15 @@ class Cards:
                         parts = hit.by_timestep.items()
                         fields["by_timestep"] = [[t, _short(part)] for t, part in parts]
         return values
+
+
+def z_text(z: float) -> str:
+    """Return z in so few characters that they stand beside rank and dots.
+
+    >>> z_text(18.42), z_text(-3.06), z_text(112.4)
+    ('18.4', '-3.1', '112')
+    """
+    return f"{z:.1f}" if abs(z) < 99.95 else f"{z:.0f}"
 
 
 def measure_text(measure: str, whitened: bool) -> str:

@@ -87,6 +87,18 @@ def test_it_fits_and_can_be_read(open_page: Open, report: Path, size: str, schem
     assert columns == (10 if size == "desktop" else 3)
 
 
+@pytest.mark.parametrize("width", [1280, 1265, 1000, 761, 600, 360])
+def test_rank_z_and_dots_stand_on_one_line(open_page: Open, report: Path, width: int) -> None:
+    page = open_page(report)
+    page.set_viewport_size({"width": width, "height": 900})
+    widest = """places => places.every(place => {
+      place.querySelector("b").textContent = "10";
+      place.querySelector(".z").textContent = "z 18.4";
+      return place.scrollWidth <= place.clientWidth;
+    })"""
+    assert page.locator(".hit:has(.agree + .agree) .place").evaluate_all(widest)
+
+
 def test_pictures_are_shown(open_page: Open, report: Path) -> None:
     """In the colours of their files, but for those of many lists, which are grey."""
     page = open_page(report)
