@@ -106,7 +106,8 @@ def verdict(hits: Sequence[Hit], standing: Standing, copy: Copy | None, fault: s
         return Verdict(None, text, [], None)
     ids = [hit.id for hit, value in zip(hits, q, strict=True) if value <= FALSE_DISCOVERIES]
     if ids:
-        text = f"attributable: {len(ids)} of {of_all} stand out from the tail of all"
+        stand = "stands" if len(ids) == 1 else "stand"
+        text = f"attributable: {len(ids)} of {of_all} {stand} out from the tail of all"
         return Verdict("attributable", f"{text} (q = {lowest:.2g}){notes}", ids, lowest)
     text = f"no single picture stands out: scores as high are to be expected among {of_all}"
     return Verdict("nothing stands out", f"{text} (q = {lowest:.2g}){notes}", [], lowest)

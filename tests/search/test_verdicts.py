@@ -196,6 +196,8 @@ def test_what_stands_out_is_named() -> None:
     assert said.text.startswith(start)
     assert said.q is not None
     assert said.q <= 0.05
+    one = verdict(hits(30.0, 3.0), Standing.of(np.append(NORMAL, [30.0])), None)
+    assert one.text.startswith("attributable: 1 of 1,801 training pictures stands out from")
 
 
 def test_what_continues_the_tail_does_not() -> None:
