@@ -150,8 +150,10 @@ def signs_of(results: Sequence[Result], again: Sequence[Result]) -> Signs:
         len({hit.row for hit in result.hits[:REMOVED]} & {hit.row for hit in other.hits[:REMOVED]})
         for result, other in zip(results, again, strict=True)
     ]
+    rates = [result.verdict.q for result in results if result.verdict]
     return Signs(
-        q=np.array([result.verdict.q for result in results if result.verdict]),
+        # Of too few pictures it is not known: nothing stands out.
+        q=np.array([1.0 if q is None else q for q in rates]),
         z=np.array([result.hits[0].z for result in results]),
         fifth=np.array([result.hits[4].z for result in results]),
         agreement=np.array(agreement) / REMOVED,
