@@ -77,3 +77,11 @@ def drawing(seed: int) -> Image.Image:
         colour = tuple(random.integers(0, 256, 3).tolist())
         ImageDraw.Draw(picture).ellipse([x, y, x + side, y + side], fill=colour)
     return picture
+
+
+def write_drawings(folder: Path, count: int) -> Path:
+    """Write the drawings of seeds 0 … count − 1 as 000.png, …; return the folder."""
+    folder.mkdir()
+    for seed in range(count):
+        drawing(seed).save(folder / f"{seed:03d}.png")
+    return folder

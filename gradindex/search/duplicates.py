@@ -15,14 +15,13 @@ from gradindex.data.images import to_array
 from gradindex.errors import CallError
 from gradindex.gradients.fold import search_vectors, unit
 from gradindex.recipe import require
-from gradindex.search.copies import NEIGHBOURS, SAME, distances
+from gradindex.search.copies import NEIGHBOURS, SAME, THIRD, distances
 from gradindex.search.pixels import READERS
 from gradindex.search.training_pictures import TrainingPictures
 from gradindex.store.prefetch import prefetch
 from gradindex.store.progress import progress
 from gradindex.store.store import Store
 
-THIRD = 1 / 3
 SIDE = 16  # pixels a side at which pictures are compared, in colour
 KEPT = 0.9  # of either side of a picture, in the middle: what a slight crop leaves
 WIDTH = 768  # numbers of a picture's rows that are compared, as many as of its pixels

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import make_model
-from helpers import drawing, run
+from helpers import drawing, run, write_drawings
 from PIL import Image
 
 import gradindex
@@ -21,11 +21,7 @@ COUNT = 60
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cosines") / "data"
-    folder.mkdir()
-    for seed in range(COUNT):
-        drawing(seed).save(folder / f"{seed:03d}.png")
-    return folder
+    return write_drawings(tmp_path_factory.mktemp("cosines") / "data", COUNT)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import make_model, make_pictures
-from helpers import drawing
+from helpers import drawing, write_drawings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
@@ -43,10 +43,7 @@ PLANTED: dict[str, Callable[[Image.Image], Image.Image]] = {
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pictures, of which each kind of copy was made of eight; and one that is there four times."""
-    folder = tmp_path_factory.mktemp("duplicates") / "data"
-    folder.mkdir()
-    for seed in range(COUNT):
-        drawing(seed).save(folder / f"{seed:03d}.png")
+    folder = write_drawings(tmp_path_factory.mktemp("duplicates") / "data", COUNT)
     for number, (kind, change) in enumerate(PLANTED.items()):
         for seed in range(8 * number, 8 * number + 8):
             change(drawing(seed)).save(folder / f"{seed:03d}-{kind}.png")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import make_model, make_pictures
-from helpers import drawing
+from helpers import drawing, write_drawings
 from PIL import Image
 
 import gradindex
@@ -30,11 +30,7 @@ COUNT = 230
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("verdicts") / "data"
-    folder.mkdir()
-    for seed in range(COUNT):
-        drawing(seed).save(folder / f"{seed:03d}.png")
-    return folder
+    return write_drawings(tmp_path_factory.mktemp("verdicts") / "data", COUNT)
 
 
 @pytest.fixture(scope="module")
