@@ -2,7 +2,7 @@
 
 import asyncio
 import gc
-import time
+import threading
 from pathlib import Path
 
 import pytest
@@ -18,20 +18,24 @@ def test_who_leaves_keeps_the_turn_until_the_work_ends(built: Path) -> None:
     """Work in a thread cannot be ended from outside: it is told to stop, and the next one waits."""
     served = served_index.ServedIndex("idx", str(built), gradindex.open(built))
     running, most = 0, 0
-    job = served_index.Job()
+    job, begun, left = served_index.Job(), threading.Event(), threading.Event()
 
     def work() -> None:
         nonlocal running, most
         running += 1
         most = max(most, running)
-        time.sleep(0.2)
+        begun.set()
+        left.wait(30)
         running -= 1
 
     async def leave_and_ask() -> None:
         first = asyncio.ensure_future(served.run(work, job))
-        await asyncio.sleep(0.1)
+        await asyncio.to_thread(begun.wait, 30)
         first.cancel()
-        await served.run(work)
+        second = asyncio.ensure_future(served.run(work))
+        await asyncio.sleep(0.1)  # in which it would begin, if it did not wait
+        left.set()
+        await second
 
     asyncio.run(leave_and_ask())
     assert most == 1
@@ -42,18 +46,22 @@ def test_who_leaves_keeps_the_turn_until_the_work_ends(built: Path) -> None:
 def test_who_leaves_leaves_no_traceback(built: Path) -> None:
     """As asyncio prints it of an error that nobody looked at."""
     served = served_index.ServedIndex("idx", str(built), gradindex.open(built))
-    job, complaints = served_index.Job(), []
+    job, begun, left = served_index.Job(), threading.Event(), threading.Event()
+    complaints: list[str] = []
 
     def work() -> None:
-        time.sleep(0.2)
+        begun.set()
+        left.wait(30)
         job.tell("gradients", 0, None)
 
     async def leave() -> None:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: complaints.append(context["message"]))
         asked = loop.create_task(served.run(work, job))
-        await asyncio.sleep(0.1)
+        await asyncio.to_thread(begun.wait, 30)
         asked.cancel()
+        await asyncio.sleep(0)  # it hears that nobody waits
+        left.set()
         await asyncio.wait([asked])
         gc.collect()
 
