@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMPipeline
+from diffusers import DDPMPipeline, UNet2DModel
 from scipy.stats import spearmanr
 
 import gradindex
@@ -26,12 +26,13 @@ from oracles import gradient, load
 from parts import FILE, finished, run
 from parts_choice import AIMS, Halves, Part, aims, choose_timesteps
 from parts_kinds import EVERYTHING, kinds_of
+from parts_lora import COLOUR, lora_subject
 from parts_products import DRAWS, SEEDS, gradient_products
 from parts_rules import chosen_rule_rows
 from parts_scores import Predictions, Scoring, block_scores, judge, over
-from parts_subjects import SUBJECTS
+from parts_subjects import NAMES, measured_subject
 from parts_timesteps import COUNTS, TIMESTEPS, candidate_rules, log_snr, timestep_sets
-from subset_models import Subject
+from subset_models import Subject, new_pipeline
 
 N, Q, M = 12, 8, 10  # pictures, queries (half of them generated) and models
 SUBJECT = Subject(pictures=N, queries=Q // 2, subsets=M)
@@ -311,15 +312,35 @@ def test_rules_are_chosen_by_one_half_and_judged_by_the_other() -> None:
 
 
 def test_a_page_is_made_of_the_subjects_that_are_finished(tmp_path: Path) -> None:
-    names = list(SUBJECTS)
+    first, *others = (measured_subject(name, tmp_path) for name in NAMES)
     with pytest.raises(SystemExit, match="no subject is measured there yet"):
-        finished(tmp_path, names)
-    first = SUBJECTS[names[0]]
+        finished(tmp_path, list(NAMES))
     (tmp_path / first.folder).mkdir()
     (tmp_path / first.folder / FILE).write_text(json.dumps({"subject": {"title": first.title}}))
-    results = finished(tmp_path, names)
-    assert list(results["subjects"]) == names[:1]
-    assert results["missing"] == [SUBJECTS[name].title for name in names[1:]]
+    results = finished(tmp_path, list(NAMES))
+    assert list(results["subjects"]) == [NAMES[0]]
+    assert results["missing"] == [other.title for other in others]
+
+
+def test_a_lora_is_measured_alone_and_read_again(tmp_path: Path) -> None:
+    """Its base is not trained here: one of random weights lies in its place."""
+    subject = lora_subject(tmp_path / "lora", subsets=2)
+    UNet2DModel(**COLOUR).save_pretrained(tmp_path / "lora" / "base")
+    pipeline = new_pipeline(3, subject)
+    kinds = kinds_of(pipeline.unet)
+    everything = set(kinds[EVERYTHING])
+    assert everything == {
+        name for name, value in pipeline.unet.named_parameters() if value.requires_grad
+    }
+    assert everything == {*kinds["LoRA's down weights"], *kinds["LoRA's up weights"]}
+    assert "norms" not in kinds
+    for name in kinds["LoRA's up weights"]:
+        torch.nn.init.normal_(pipeline.unet.get_parameter(name))
+    subject.save(pipeline, tmp_path / "checkpoint")
+    read = subject.trained(tmp_path / "checkpoint")
+    x, t = torch.randn(2, 3, 16, 16), torch.tensor([3, 900])
+    torch.testing.assert_close(read(x, t).sample, pipeline.unet(x, t).sample, rtol=0, atol=0)
+    assert subject.denoiser(read).trainable == list(kinds[EVERYTHING])
 
 
 def test_a_subject_that_does_not_exist_is_refused(tmp_path: Path) -> None:

@@ -13,11 +13,10 @@ import record
 from parts_page import page
 from parts_plots import draw, draw_timesteps
 from parts_results import measure
-from parts_subjects import SMOKE, SUBJECTS
+from parts_subjects import NAMES, SMOKE, measured_subject
 from parts_timesteps import TIMESTEPS, timestep_sets
 from subset_models import all_subset_losses
 
-KNOWN = {**SUBJECTS, "smoke": SMOKE}
 TRAIN, PAGE = "train", "page"
 FILE = "parts-results.json"  # a subject's figures, in its folder
 
@@ -32,15 +31,16 @@ def run(work: Path, device: str, only: list[str]) -> None:
             page shows it alone.
     """
     names = [name for name in only if name not in (TRAIN, PAGE)]
-    unknown = sorted(set(names) - set(KNOWN))
+    known = (*NAMES, SMOKE)
+    unknown = sorted(set(names) - set(known))
     if unknown:
-        raise SystemExit(f"{unknown[0]}: no subject; give {TRAIN}, {PAGE} or {', '.join(KNOWN)}")
+        raise SystemExit(f"{unknown[0]}: no subject; give {TRAIN}, {PAGE} or {', '.join(known)}")
     if PAGE not in only:
-        for name in names or SUBJECTS:
+        for name in names or NAMES:
             measure_subject(work, name, TRAIN in only)
     if TRAIN in only:
         return
-    shown = ["smoke"] if names == ["smoke"] else list(SUBJECTS)
+    shown = [SMOKE] if names == [SMOKE] else list(NAMES)
     results = finished(work, shown)
     text = page(results)
     print(text)
@@ -58,7 +58,7 @@ def run(work: Path, device: str, only: list[str]) -> None:
 
 def measure_subject(work: Path, name: str, only_train: bool) -> None:
     """Train a subject's models where they are not yet, and measure them."""
-    measured = KNOWN[name]
+    measured = measured_subject(name, work)
     folder = work / measured.folder
     folder.mkdir(parents=True, exist_ok=True)
     losses = all_subset_losses(folder, measured.subject)
@@ -71,9 +71,10 @@ def measure_subject(work: Path, name: str, only_train: bool) -> None:
 
 def finished(work: Path, names: list[str]) -> dict[str, Any]:
     """Return the figures of the subjects that were measured, and which are missing."""
-    files = {name: work / KNOWN[name].folder / FILE for name in names}
+    known = {name: measured_subject(name, work) for name in names}
+    files = {name: work / measured.folder / FILE for name, measured in known.items()}
     subjects = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
-    missing = [KNOWN[name].title for name in names if name not in subjects]
+    missing = [measured.title for name, measured in known.items() if name not in subjects]
     if not subjects:
         raise SystemExit(f"{work}: no subject is measured there yet; run tools/bench parts")
     return {

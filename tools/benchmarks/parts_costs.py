@@ -1,12 +1,12 @@
 """What gradients of a part of a model cost: training steps and bytes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from gradient_methods import median_ratio, time_in_turns
-from parts_kinds import kinds_of
+from parts_kinds import EVERYTHING, kinds_of
 from subset_models import Subject
 from torch import Tensor
 
@@ -52,11 +52,13 @@ def costs(
     def losses() -> Tensor:
         return (subject.predict(model, x, t) - epsilon).square().flatten(1).mean(1)
 
+    kinds = kinds_of(model)
+    trained = [model.get_parameter(name) for name in kinds[EVERYTHING]]
     methods: dict[str, Callable[[], object]] = {
-        STEP: partial(_training_step, model, losses),
+        STEP: partial(_training_step, trained, losses),
         FORWARD: torch.no_grad()(losses),
     }
-    for kind, names in kinds_of(model).items():
+    for kind, names in kinds.items():
         methods[kind] = partial(_take, _capture(model, names, sizes[kind]), losses)
     seconds = time_in_turns(methods, ROUNDS, "cpu")
     return {kind: median_ratio(seconds, kind, STEP) for kind in methods if kind != STEP}
@@ -75,9 +77,11 @@ def _take(capture: Capture, losses: Losses) -> None:
         capture.gradients(losses)
 
 
-def _training_step(model: Any, losses: Losses) -> None:
-    """Forward and backward pass with the gradients of all weights, summed over the batch."""
-    model.requires_grad_(True)
+def _training_step(trained: Sequence[Tensor], losses: Losses) -> None:
+    """Forward and backward pass with the gradients of the trained weights, summed over a batch."""
+    for value in trained:
+        value.requires_grad_(True)
     losses().sum().backward()
-    model.zero_grad()
-    model.requires_grad_(False)
+    for value in trained:
+        value.grad = None
+        value.requires_grad_(False)

@@ -11,6 +11,7 @@ from torch import nn
 NORMS = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 EVERYTHING = "everything"
+LORA, DOWN, UP = ".lora_", ".lora_A.", ".lora_B."  # in the names of a LoRA's weights
 
 Kinds = dict[str, tuple[str, ...]]  # {kind: its parameters, in the model's order}
 
@@ -18,9 +19,11 @@ Kinds = dict[str, tuple[str, ...]]  # {kind: its parameters, in the model's orde
 def kinds_of(model: Any) -> Kinds:
     """Return the kinds of a UNet2DModel's or DiTTransformer2DModel's parameters.
 
-    A kind without parameters, or with those of an earlier one, is left out.
+    Of a model with a LoRA they are the LoRA's alone. A kind without parameters, or with those of
+    an earlier one, is left out.
     """
     names = [name for name, _ in model.named_parameters()]
+    names = [name for name in names if LORA in name] or names
     norms = set(_own(model, NORMS))
     biases = {name for name in names if name.endswith("bias")}
     places = _unet_places(model) if isinstance(model, UNet2DModel) else _transformer_places(model)
@@ -37,6 +40,8 @@ def kinds_of(model: Any) -> Kinds:
         "attention": set(_inside(model, Attention)),
         "convolutions": set(_own(model, CONVOLUTIONS)),
         "linear layers": set(_own(model, (nn.Linear,))),
+        "LoRA's down weights": {name for name in names if DOWN in name},
+        "LoRA's up weights": {name for name in names if UP in name},
         **within,
         "norms of the second half": norms & within["second half"],
         "norms of the last block": norms & within["last block"],

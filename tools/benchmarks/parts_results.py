@@ -53,11 +53,7 @@ def measure(folder: Path, measured: MeasuredSubject, losses: np.ndarray) -> dict
         map_in_processes(make, folder, *zip(*jobs, strict=True))
     predictions = Predictions(folder, subject)
     part = record.resumable(folder / "costs")
-    model = subject.untrained()
-    sizes = {
-        kind: sum(model.get_parameter(name).numel() for name in names)
-        for kind, names in kinds_of(model).items()
-    }
+    sizes = numbers_of_kinds(subject.untrained())
     steps = part("steps", lambda: costs(subject, measured.timed, sizes))
     parts = [Part(kind, sizes[kind], steps[kind]) for kind in predictions.kinds]
     true = losses.mean(1)
@@ -83,8 +79,7 @@ def measure(folder: Path, measured: MeasuredSubject, losses: np.ndarray) -> dict
         },
         "seeds_agree": _seed_agreement(subject, losses),
         "forward": steps[FORWARD],
-        "timed_larger": sum(value.numel() for value in measured.timed().parameters())
-        > sizes[EVERYTHING],
+        "timed_larger": numbers_of_kinds(measured.timed())[EVERYTHING] > sizes[EVERYTHING],
         "kinds": [
             {"kind": part.kind, "numbers": part.numbers, "steps": part.steps}
             | {"bytes": row_bytes(part.numbers)}
@@ -106,6 +101,14 @@ def measure(folder: Path, measured: MeasuredSubject, losses: np.ndarray) -> dict
         "chosen rules": chosen_rule_rows(halves, predictions),
         "damping": damping_rows(subject, predictions, true),
         "noise": noise_rows(folder, subject, parts),
+    }
+
+
+def numbers_of_kinds(model: Any) -> dict[str, int]:
+    """Return how many numbers each kind of a model's parameters has."""
+    return {
+        kind: sum(model.get_parameter(name).numel() for name in names)
+        for kind, names in kinds_of(model).items()
     }
 
 

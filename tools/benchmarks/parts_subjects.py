@@ -3,14 +3,15 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from diffusers import DiTTransformer2DModel, UNet2DModel
+from parts_lora import COLOUR, lora_subject
 from picture_sets import small_emoji
 from subset_models import FASHION, Subject
-from trained_models import SMALL, TINY
+from trained_models import TINY
 
-COLOUR = {**SMALL, "sample_size": 16, "in_channels": 3, "out_channels": 3}
 TWO_LEVELS = {**TINY, "sample_size": 32, "block_out_channels": (64, 128)}
 TRANSFORMER = {  # patches of 2×2 pixels: 64 tokens
     "sample_size": 16,
@@ -51,14 +52,27 @@ def untrained_transformer() -> DiTTransformer2DModel:
     return DiTTransformer2DModel(**TRANSFORMER)
 
 
-# The first 64 halves are those of `tools/bench lds`, with its models of one seed. 96 halves of one
-# seed tell as much as 64 of two, whose losses go together by ρ = 0.65, and take fewer trainings.
-_FASHION = replace(FASHION, subsets=96, seeds=1)
-_COLOUR_UNET = Subject(small_emoji, untrained_colour_unet, seeds=1)
-_TRANSFORMER = Subject(small_emoji, untrained_transformer, seeds=1, labelled=True)
+# The halves are those of `tools/bench lds`, with its models of one seed.
+_FASHION = replace(FASHION, seeds=1)
+_COLOUR_UNET = Subject(small_emoji, untrained_colour_unet, subsets=48, seeds=1)
+_TRANSFORMER = Subject(small_emoji, untrained_transformer, subsets=48, seeds=1, labelled=True)
 _SMOKE = replace(FASHION, pictures=40, queries=8, subsets=8, seeds=1, steps=20)
 
-SUBJECTS = {
+NAMES = ("fashion", "emoji-unet", "emoji-dit", "flags-lora")
+SMOKE = "smoke"  # whether everything runs, in minutes; its figures mean nothing
+
+
+def measured_subject(name: str, work: Path) -> MeasuredSubject:
+    """Return the subject of a name: of NAMES, or SMOKE."""
+    if name == "flags-lora":
+        lora = lora_subject(work / "parts-lora", subsets=48)
+        return MeasuredSubject(
+            "LoRA of flags, UNet of other emoji", "parts-lora", lora, lora.untrained
+        )
+    return _SUBJECTS[name]
+
+
+_SUBJECTS = {
     "fashion": MeasuredSubject(
         "UNet of two levels, Fashion-MNIST", "lds", _FASHION, partial(UNet2DModel, **TWO_LEVELS)
     ),
@@ -68,6 +82,5 @@ SUBJECTS = {
     "emoji-dit": MeasuredSubject(
         "DiT, colour emoji", "parts-dit", _TRANSFORMER, untrained_transformer
     ),
+    SMOKE: MeasuredSubject("smoke test", "parts-smoke", _SMOKE, FASHION.untrained),
 }
-# `tools/bench parts smoke`: whether everything runs, in minutes; its figures mean nothing.
-SMOKE = MeasuredSubject("smoke test", "parts-smoke", _SMOKE, FASHION.untrained)

@@ -85,6 +85,10 @@ class Subject:
         """Return a model with its noise process, frozen."""
         return Denoiser(model, dict(DDPMScheduler().config), "", "cpu", "float32")
 
+    def save(self, pipeline: DDPMPipeline, folder: Path) -> None:
+        """Save a checkpoint as a new folder."""
+        pipeline.save_pretrained(folder)
+
     def trained(self, checkpoint: Path) -> Any:
         """Return the model of a checkpoint."""
         return type(self.untrained()).from_pretrained(checkpoint / "unet")
@@ -129,7 +133,7 @@ def train_model(
 
     def save(step: int) -> None:
         if distance and step % distance == 0:
-            _save_whole(pipeline, folders[step // distance - 1])
+            _save_whole(pipeline, folders[step // distance - 1], subject)
 
     train(
         pipeline,
@@ -146,10 +150,11 @@ def train_model(
     return pipeline.unet
 
 
-def _save_whole(pipeline: DDPMPipeline, folder: Path) -> None:
-    """Save a pipeline, so that a folder of that name is never half of one."""
+def _save_whole(pipeline: DDPMPipeline, folder: Path, subject: Subject) -> None:
+    """Save a checkpoint, so that a folder of that name is never half of one."""
     draft = folder.with_name(f"{folder.name}-draft")
-    pipeline.save_pretrained(draft)
+    shutil.rmtree(draft, ignore_errors=True)
+    subject.save(pipeline, draft)
     shutil.rmtree(folder, ignore_errors=True)
     draft.rename(folder)
 
