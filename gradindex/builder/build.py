@@ -100,8 +100,9 @@ def build(
         scheduler: the scheduler's folder or JSON file, when it does not lie beside the model.
         columns: picture, id and label columns of a `datasets` table.
         timesteps: how many, evenly spaced, up to 100; or which; or "even:N", N evenly spaced, also
-            more; or "recorded": those that each picture was last trained on before a checkpoint
-            (weaker than a grid).
+            more; or "weighted:N", closer together where a gradient tells more (docs/method.md); or
+            "recorded": those that each picture was last trained on before a checkpoint (weaker
+            than a grid).
         log: what a training run drew: a `TrainingRecorder`'s folder, or a CSV or Parquet table (see
             `open_log`).
         events: how many of a picture's last recorded events.

@@ -1,7 +1,7 @@
 """The options of a build, checked."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -14,11 +14,13 @@ from gradindex.data.training_log import MISSING
 from gradindex.errors import CallError
 from gradindex.gradients.projection import PROJECTIONS
 from gradindex.models.devices import DTYPES
+from gradindex.models.processes import Timesteps, Weighted
 from gradindex.recipe import LATENTS, LOSSES, MEAN, NOISES, OUTPUTS, ROWS, require, require_positive
 from gradindex.store.soundness import LARGEST_SIDE
 
 MOST_TIMESTEPS = 100  # of a plain number: a larger one may be a timestep
-EVEN = "even:"  # before a number of timesteps that is meant, however large
+# How so many timesteps are chosen, by what stands before the number; it is meant, however large.
+GRIDS: dict[str, Callable[[int], Timesteps]] = {"even": int, "weighted": Weighted}
 RECORDED = "recorded"
 
 
@@ -88,7 +90,8 @@ class BuildOptions:
         scheduler: the scheduler's folder or JSON file; None: it lies beside the model.
         columns: picture, id and label columns of a `datasets` table.
         timesteps: how many, evenly spaced; or which; or "even:N", N evenly spaced, of which there
-            may be more than `MOST_TIMESTEPS`; or "recorded", those of the log.
+            may be more than `MOST_TIMESTEPS`; or "weighted:N", see `Weighted`; or "recorded", those
+            of the log.
         log: what a training run drew, see `open_log`; None for a grid of timesteps.
         events: how many of a picture's last recorded events.
         missing: what a picture gets that has fewer events, one of `MISSING`.
@@ -202,24 +205,24 @@ class BuildOptions:
         return self.adapters or self.checkpoints
 
     @property
-    def grid_timesteps(self) -> int | Sequence[float]:
-        """The timesteps of a grid: how many, evenly spaced, or which; none where recorded.
+    def grid_timesteps(self) -> Timesteps:
+        """The timesteps of a grid: how many, or which; none where recorded.
 
         Raises:
-            CallError: they are text of another form than "even:N", or so many that one timestep
-                may have been meant.
+            CallError: they are text of another form, or so many that one timestep may have been
+                meant.
         """
         timesteps = self.timesteps
         if isinstance(timesteps, str):
             if timesteps == RECORDED:
                 return ()
-            number = timesteps.removeprefix(EVEN)
-            if number == timesteps or not (number.isascii() and number.isdecimal()):
+            way, _, number = timesteps.rpartition(":")
+            if way not in GRIDS or not (number.isascii() and number.isdecimal()):
                 raise CallError(
                     f"timesteps = {timesteps!r}: give a number, a sequence of numbers,"
-                    " 'even:N' or 'recorded'"
+                    " 'even:N', 'weighted:N' or 'recorded'"
                 )
-            return int(number)
+            return GRIDS[way](int(number))
         if not isinstance(timesteps, Integral):
             return timesteps
         count = int(timesteps)
@@ -227,7 +230,7 @@ class BuildOptions:
             raise CallError(
                 f"timesteps = {count}: that is {count} gradients of each picture; for the timestep"
                 f" {count} alone give [{count}], on the command line `--timesteps {count},`;"
-                f" for {count} evenly spaced ones give '{EVEN}{count}'"
+                f" for {count} evenly spaced ones give 'even:{count}'"
             )
         return count
 

@@ -72,9 +72,10 @@ if TYPE_CHECKING:  # it imports NumPy and zarr, which take long
     default="10",
     show_default=True,
     callback=to_timesteps,
-    metavar="N|T,T,…|even:N|recorded",
-    help="How many timesteps, evenly spaced (more than 100: even:N), or which (a single one:"
-    " `500,`), or those of the training log (weaker than a grid).",
+    metavar="N|T,T,…|even:N|weighted:N|recorded",
+    help="How many timesteps, evenly spaced (more than 100: even:N) or closer together where a"
+    " gradient tells more (weighted:N), or which (a single one: `500,`), or those of the training"
+    " log (weaker than a grid).",
 )
 @click.option(
     "--log",

@@ -45,7 +45,7 @@ def to_count(context: click.Context, parameter: click.Parameter, value: str) -> 
         raise click.BadParameter(f"{value!r}: give a number, or all") from None
 
 
-EVEN = "even:"  # before a number of timesteps that is meant, however large
+GRIDS = ("even:", "weighted:")  # before a number of timesteps that is meant, however large
 TIMESTEP = re.compile(r"\d+(\.\d*)?", re.ASCII)
 METHOD_CHOICE = click.Choice(["retrac", "tracin"])
 DEVICE = click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda")
@@ -88,8 +88,8 @@ TABLE_OR_JSON = click.option(
 def to_timesteps(
     context: click.Context, parameter: click.Parameter, value: str
 ) -> int | list[float] | str:
-    """Return --timesteps of a build: how many, which, "even:N" or "recorded"."""
-    if value == "recorded" or value.startswith(EVEN):
+    """Return --timesteps of a build: how many, which, "even:N", "weighted:N" or "recorded"."""
+    if value == "recorded" or value.startswith(GRIDS):
         return value
     try:
         if "," in value:
@@ -97,7 +97,8 @@ def to_timesteps(
         return int(value)
     except ValueError:
         raise click.BadParameter(
-            f"{value!r}: give a number, timesteps with commas between them, even:N, or recorded"
+            f"{value!r}: give a number, timesteps with commas between them, even:N,"
+            " weighted:N, or recorded"
         ) from None
 
 

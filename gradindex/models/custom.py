@@ -35,6 +35,7 @@ from gradindex.models.configuration import config_digest
 from gradindex.models.denoiser import DenoiserDescription
 from gradindex.models.devices import DTYPES, memory_of, plain_torch
 from gradindex.models.examples import CLASS_LABELS, Examples, Pictures
+from gradindex.models.processes import Timesteps, Weighted
 from gradindex.recipe import CUSTOM, grid
 
 NUM_TRAIN_TIMESTEPS = 1000
@@ -63,7 +64,7 @@ class CustomDenoiser:
         if not self.trainable:
             raise CallError("denoiser.model: no parameter of it requires grad")
         self.num_train_timesteps: int = getattr(given, "num_train_timesteps", NUM_TRAIN_TIMESTEPS)
-        self.process = SimpleNamespace(grid=lambda t: grid(t, self.num_train_timesteps))
+        self.process = SimpleNamespace(grid=self._grid)
         captioned = bool(getattr(given, "captioned", False))
         self.family = SimpleNamespace(captioned=captioned, flow=False)
         self.scheduler_class = None
@@ -99,6 +100,14 @@ class CustomDenoiser:
     def memory(self) -> int:
         """Bytes of memory that the device has."""
         return memory_of(self.device)
+
+    def _grid(self, timesteps: Timesteps) -> tuple[int, ...]:
+        if isinstance(timesteps, Weighted):
+            raise CallError(
+                f"timesteps = 'weighted:{timesteps.count}': of an own denoiser's noise nothing is"
+                " known; list the timesteps"
+            )
+        return grid(timesteps, self.num_train_timesteps)
 
     def cast(self, dtype: torch.dtype, device: str | None = None) -> None:
         """Have the model's weights in another precision, or on another device too."""

@@ -6,6 +6,8 @@ training timesteps.
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +24,36 @@ from gradindex.models.schedules import (
 )
 from gradindex.recipe import FLOW, grid, to_numbers
 
+CENTRE, WIDTH = 0.5, 2.0  # of the log-SNRs of `Weighted` timesteps: mean, standard deviation
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """A number of timesteps, closer together where a gradient tells more of a picture.
+
+    Each stands for an equal part of a normal distribution of log-SNR, the logarithm of the ratio of
+    signal to noise: the same noise on pictures whatever the schedule. For flow matching that is a
+    logit-normal distribution of σ (Esser et al. 2024, eq. 19).
+
+    Attributes:
+        count: how many.
+    """
+
+    count: int
+
+    def log_snr(self) -> np.ndarray:
+        """Return the log-SNR of each, the highest first, [count] float64.
+
+        >>> Weighted(1).log_snr()
+        array([0.5])
+        """
+        distribution = NormalDist(CENTRE, WIDTH)
+        shares = (np.arange(self.count) + 0.5) / self.count
+        return np.array([distribution.inv_cdf(1 - share) for share in shares.tolist()])
+
+
+Timesteps = int | Weighted | Sequence[float]  # how many, evenly spread or weighted; or which
+
 
 class Process(Protocol):
     """What a denoiser needs of the noise process that its model was trained with.
@@ -36,8 +68,8 @@ class Process(Protocol):
     prediction_type: str
     fields: str
 
-    def grid(self, timesteps: int | Sequence[float]) -> tuple[float, ...]:
-        """Return the timesteps of a grid: how many, evenly spread over training, or which."""
+    def grid(self, timesteps: Timesteps) -> tuple[float, ...]:
+        """Return the timesteps of a grid, sorted."""
 
     def noisy(self, x: Tensor, epsilon: Tensor, t: Tensor) -> Tensor:
         """Return x [B, …] with noise ε [B, …] of timesteps t [B] mixed in, [B, …]."""
@@ -72,9 +104,28 @@ class Ddpm:
         self._signal_scale = alphas.sqrt()
         self._noise_scale = (1 - alphas).sqrt()
 
-    def grid(self, timesteps: int | Sequence[float]) -> tuple[float, ...]:
-        """Return the timesteps of a grid; see `recipe.grid`."""
+    def grid(self, timesteps: Timesteps) -> tuple[float, ...]:
+        """Return the timesteps of a grid; see `recipe.grid`. Weighted ones are the nearest.
+
+        Raises:
+            CallError: there are more than S, or they are not distinct ones of 0 … S − 1.
+        """
+        if isinstance(timesteps, Weighted):
+            _require_count(timesteps.count, self.num_train_timesteps)
+            return self._nearest(timesteps.log_snr())
         return grid(timesteps, self.num_train_timesteps)
+
+    def _nearest(self, ratios: np.ndarray) -> tuple[int, ...]:
+        """The timesteps nearest to some log-SNRs, none of them twice, sorted."""
+        left = np.arange(self.num_train_timesteps)
+        with np.errstate(divide="ignore"):  # a last timestep without any signal
+            curve = np.log(self.snr(left))
+        chosen = []
+        for ratio in ratios:
+            position = int(np.argmin(np.abs(curve[left] - ratio)))
+            chosen.append(int(left[position]))
+            left = np.delete(left, position)
+        return tuple(sorted(chosen))
 
     def noisy(self, x: Tensor, epsilon: Tensor, t: Tensor) -> Tensor:
         """Return `√ᾱ_t x + √(1 − ᾱ_t) ε` (Ho et al. 2020, eq. 4)."""
@@ -122,21 +173,21 @@ class Flow:
             {"num_train_timesteps": self.num_train_timesteps, "shift": self._shift}, sort_keys=True
         )
 
-    def grid(self, timesteps: int | Sequence[float]) -> tuple[float, ...]:
+    def grid(self, timesteps: Timesteps) -> tuple[float, ...]:
         """Return timesteps: the shifted midpoints of n equal parts of training, or those given.
 
         `u_j = (j + ½) / n`, `σ_j = s u_j / (1 + (s − 1) u_j)` with the scheduler's shift s, and
-        `t_j = S σ_j`, rounded to float32.
+        `t_j = S σ_j`, rounded to float32. Weighted ones have their log-SNR, `2 log((1 − σ) / σ)`.
 
         Raises:
             CallError: n is not in 1 … S; a timestep is not above 0 and up to S, or is there twice.
         """
         last = self.num_train_timesteps
-        if isinstance(timesteps, int):
-            if not 1 <= timesteps <= last:
-                raise CallError(
-                    f"timesteps = {timesteps}: give 1 to {last}, as many as the scheduler has"
-                )
+        if isinstance(timesteps, Weighted):
+            _require_count(timesteps.count, last)
+            chosen = np.sort(last / (1 + np.exp(timesteps.log_snr() / 2)))
+        elif isinstance(timesteps, int):
+            _require_count(timesteps, last)
             u = (np.arange(timesteps) + 0.5) / timesteps
             chosen = last * self._shift * u / (1 + (self._shift - 1) * u)
         else:
@@ -144,7 +195,7 @@ class Flow:
         rounded = tuple(float(t) for t in chosen.astype(np.float32))
         is_inside = all(0 < t <= last for t in rounded)
         if not rounded or not is_inside or len(set(rounded)) < len(rounded):
-            given = timesteps if isinstance(timesteps, int) else list(timesteps)
+            given = timesteps if isinstance(timesteps, int | Weighted) else list(timesteps)
             raise CallError(
                 f"timesteps = {given}: give distinct timesteps above 0, up to {last} (flow"
                 " matching)"
@@ -159,6 +210,11 @@ class Flow:
     def target(self, x: Tensor, epsilon: Tensor, t: Tensor) -> Tensor:
         """Return the velocity of the line, ε − x."""
         return epsilon - x
+
+
+def _require_count(timesteps: int, last: int) -> None:
+    if not 1 <= timesteps <= last:
+        raise CallError(f"timesteps = {timesteps}: give 1 to {last}, as many as the scheduler has")
 
 
 def make_process(schedule: dict[str, Any], device: str | torch.device) -> Process:

@@ -74,6 +74,16 @@ OPTIONS = [
         "--timesteps 2000: give 1 to 1000, as many as the scheduler has",
     ),
     Bad(
+        "more weighted timesteps than the scheduler has",
+        BUILD + "--timesteps weighted:2000",
+        "--timesteps 2000: give 1 to 1000, as many as the scheduler has",
+    ),
+    Bad(
+        "no weighted timesteps",
+        BUILD + "--timesteps weighted:0",
+        "--timesteps 0: give 1 to 1000, as many as the scheduler has",
+    ),
+    Bad(
         "a timestep taken for a count",
         BUILD + "--timesteps 500",
         "--timesteps 500: that is 500 gradients of each picture; for the timestep 500 alone"
@@ -94,14 +104,14 @@ OPTIONS = [
         "timesteps in words",
         BUILD + "--timesteps many",
         "Invalid value for '--timesteps': 'many': give a number, timesteps with commas"
-        " between them, even:N, or recorded",
+        " between them, even:N, weighted:N, or recorded",
     ),
     *(
         Bad(
             f"empty timesteps, {text}",
             BUILD + f"--timesteps {text}",
             f"Invalid value for '--timesteps': '{text}': give a number, timesteps with commas"
-            " between them, even:N, or recorded",
+            " between them, even:N, weighted:N, or recorded",
         )
         for text in (",", ",500", "500,,700", "500,,")
     ),

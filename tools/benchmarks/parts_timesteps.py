@@ -12,6 +12,7 @@ from statistics import NormalDist
 import numpy as np
 from diffusers import DDPMScheduler
 
+from gradindex.models.processes import CENTRE, WIDTH
 from gradindex.recipe import grid
 
 COUNTS = (1, 2, 3, 5, 10)  # of timesteps in a set
@@ -22,7 +23,6 @@ TODAY = "even 10"  # timesteps of a build unless told otherwise
 FIRST_LOOK = {"first look 3": (75, 200, 500), "first look 5": (25, 75, 150, 300, 500)}
 EVEN, EVEN_LOG_SNR, WEIGHTED = "even", "even in log-SNR", "weighted"
 RANGE = (3.0, -2.5)  # log-SNR where a first look found the timesteps that are worth most
-CENTRE, WIDTH = 0.5, 2.0  # of the log-SNR that a first look would draw most often
 
 HIGHEST, LOWEST = (2, 3, 4, 5), (-1, -2.5, -4, -6)  # candidates for a range
 CENTRES, WIDTHS = (-1, 0, 0.5, 1, 2), (1, 1.5, 2, 3)  # candidates for a weighted grid

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import tiny_pipelines
 from helpers import run
+from scipy.stats import norm
 from tiny_pipelines import SIDE, captioned_pictures
 
 import gradindex
 from gradindex.errors import CallError
 from gradindex.gradients.events import grid_events
-from gradindex.models.processes import Ddpm, Flow
+from gradindex.models.processes import CENTRE, WIDTH, Ddpm, Flow, Weighted
 
 LATENT = (4, SIDE // 2, SIDE // 2)
 FLOW = Flow({"num_train_timesteps": 1000, "shift": 3.0})
@@ -138,3 +139,50 @@ def test_timesteps_that_are_none(place: Path, text: str) -> None:
     done = run("build", "x", "--model", "model", "--data", "data", "--timesteps", text, cwd=place)
     assert done.returncode == 2
     assert f"{text!r}: give a number, timesteps with commas between them" in done.stderr
+
+
+# --- weighted ---------------------------------------------------------------------------------
+
+
+def ddpm(**settings: object) -> Ddpm:
+    schedule = {"beta_schedule": "linear", "prediction_type": "epsilon", **settings}
+    return Ddpm({"num_train_timesteps": 1000, **schedule}, "cpu")
+
+
+@pytest.mark.parametrize("process", [ddpm(), ddpm(beta_schedule="scaled_linear"), FLOW])
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 20])
+def test_weighted_timesteps_have_the_quantiles_of_a_normal_distribution(
+    process: Ddpm | Flow, count: int
+) -> None:
+    """Of log-SNR, on schedules with betas as near as whole timesteps are."""
+    timesteps = np.array(process.grid(Weighted(count)))
+    assert list(timesteps) == sorted(set(timesteps))
+    if isinstance(process, Flow):
+        sigmas = timesteps / 1000
+        ratios = 2 * np.log((1 - sigmas) / sigmas)
+    else:
+        ratios = np.log(process.snr(timesteps))
+    shares = norm(CENTRE, WIDTH).sf(ratios)
+    np.testing.assert_allclose(shares, (np.arange(count) + 0.5) / count, atol=4e-3)
+
+
+def test_weighted_timesteps_are_distinct_where_there_are_few() -> None:
+    """Of a schedule whose last timestep has no signal, too."""
+    few = ddpm(num_train_timesteps=4, beta_start=0.1, beta_end=0.9, rescale_betas_zero_snr=True)
+    assert few.grid(Weighted(4)) == (0, 1, 2, 3)
+    with pytest.raises(CallError, match="timesteps = 5: give 1 to 4"):
+        few.grid(Weighted(5))
+    with pytest.raises(CallError, match="timesteps = 1001: give 1 to 1000"):
+        FLOW.grid(Weighted(1001))
+
+
+def test_a_build_takes_weighted_timesteps(place: Path) -> None:
+    done = run(
+        *("build", "weighted", "--model", "model", "--data", "data", "--dim", "16"),
+        *("--timesteps", "weighted:2", "--resolution", SIDE, "--device", "cpu"),
+        cwd=place,
+    )
+    assert done.returncode == 0, done.stderr
+    store = gradindex.open(place / "weighted").store
+    # σ = 1 / (1 + exp(l / 2)) at l = 0.5 ± 2 · 0.6745, the quartiles.
+    np.testing.assert_allclose(store.recipe.timesteps, [284.0, 604.5], atol=0.5)
