@@ -53,8 +53,33 @@ def duplicates(store: Store, pictures: TrainingPictures, by: str) -> list[list[i
     else:
         pictures.require("; or compare the rows (by rows)")
         variants, same = _pixel_vectors(pictures, kept), SAME * np.sqrt(3 * SIDE**2)
-    clusters = clustered(near_pairs(variants, same), len(kept))
-    return [kept[cluster].tolist() for cluster in clusters]
+    return [kept[cluster].tolist() for cluster in near_duplicates(variants, same)]
+
+
+def near_duplicates(variants: np.ndarray, same: float) -> list[list[int]]:
+    """The clusters of near-duplicates among vectors, see `near_pairs`: positions, largest first.
+
+    The same vector counts once: hundreds of blank pictures are no pairs, nor anyone's 50 nearest.
+    """
+    first = first_of_same(variants[0])
+    positions = np.arange(len(first))
+    once = np.flatnonzero(first == positions)
+    near = once[near_pairs(variants[:, once], same)]
+    again = np.stack([first, positions], axis=1)[first != positions]
+    return clustered(np.concatenate([near, again]), len(first))
+
+
+def first_of_same(vectors: np.ndarray) -> np.ndarray:
+    """The position of the first vector that each of some [N, W] is equal to, [N].
+
+    >>> first_of_same(np.array([[1.0], [2.0], [1.0], [np.nan], [np.nan]])).tolist()
+    [0, 1, 0, 3, 4]
+    """
+    seen: dict[bytes, int] = {}
+    positions = np.arange(len(vectors))
+    for position in np.flatnonzero(~np.isnan(vectors).any(1)).tolist():
+        positions[position] = seen.setdefault(vectors[position].tobytes(), position)
+    return positions
 
 
 def near_pairs(variants: np.ndarray, same: float) -> np.ndarray:
@@ -85,8 +110,8 @@ def near_pairs(variants: np.ndarray, same: float) -> np.ndarray:
         found += len(first)
         if found > MOST_PAIRS:
             raise CallError(
-                f"duplicates: more than {MOST_PAIRS:,} pairs are near each other, as blank pictures"
-                " are; remove these first"
+                f"duplicates: more than {MOST_PAIRS:,} pairs are near each other, as nearly blank"
+                " pictures are; remove these first"
             )
         firsts.append(first + start)
         seconds.append(second)

@@ -20,7 +20,7 @@ from gradindex.cli.main import main
 from gradindex.errors import CallError
 from gradindex.report.rendering import to_table, to_values
 from gradindex.search import duplicates as module
-from gradindex.search.duplicates import clustered, near_pairs
+from gradindex.search.duplicates import clustered, near_duplicates, near_pairs
 
 COUNT = 120  # pictures before any is planted
 
@@ -85,6 +85,16 @@ def test_pictures_that_are_gone_are_no_duplicates_of_each_other() -> None:
     vectors = np.random.default_rng(0).normal(size=(1, 60, 8)).astype(np.float32)
     vectors[:, 40:] = np.nan  # fewer than 51 remain
     assert near_pairs(vectors, 1e-3).tolist() == []
+
+
+def test_many_copies_of_one_picture_are_one_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are no pairs, and a picture near them is found, though 50 copies are nearer."""
+    monkeypatch.setattr(module, "MOST_PAIRS", 10)
+    vectors = np.random.default_rng(0).normal(size=(1, 131, 64)).astype(np.float32)
+    vectors[:, 60:130] = vectors[:, 3:4]
+    vectors[:, 130] = vectors[:, 3] + 0.01
+    vectors[:, 20:22] = np.nan
+    assert near_duplicates(vectors, 1e-3) == [[3, *range(60, 131)]]
 
 
 def test_too_many_pictures_or_pairs_are_refused(
