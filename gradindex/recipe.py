@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ LOSS, MEAN_SQUARE = OUTPUTS = ("loss", "mean-square")
 NOISES = ("shared", "own", "recorded")
 FILES, ALPHA = MASKS = ("files", "alpha")
 MEAN, SAMPLE, NPZ = LATENTS = ("mean", "sample", "npz")
-FULL, FOLDED = ROWS = ("full", "folded")
+FULL, FOLDED, COMPACT = ROWS = ("full", "folded", "compact")
 SEARCH_WIDTH = 4096  # numbers in a search vector, unless all rows side by side are fewer
 
 # Fields that came after format 1: a recipe's JSON leaves them out where they are None, so that the
@@ -72,7 +71,8 @@ class Recipe:
         projection_version: `PROJECTION_VERSION` of the build.
         events: how many recorded events of a picture before each checkpoint; None for a grid.
         log: SHA-256 of these events' timesteps and noise; None for a grid.
-        rows: "folded" for one row per picture, its search vector; None for one per (c, t).
+        rows: "folded" for one row per picture, its search vector; "compact" for one per (c, t) in
+            codes of 8 bits; None for one per (c, t).
         output: "mean-square" for gradients of the mean square of what the model gives; None for
             gradients of the loss.
         picture: channels, height, width of pictures before they are encoded; None for a model of
@@ -169,13 +169,6 @@ class Recipe:
         if self.rows == FOLDED:
             return 1, pictures, 1, self.search_width
         return len(self.checkpoints), pictures, self.per_picture, self.dim
-
-    def array_bytes(self, pictures: int) -> dict[str, int]:
-        """Return how many bytes each array has for N pictures, {name: bytes}."""
-        shape = self.shape(pictures)
-        numbers, rows = math.prod(shape), math.prod(shape[:3])
-        wide = {"normalized": 2 * numbers, "unnormalized": 4 * numbers}
-        return wide | dict.fromkeys(("norm", "timestep"), 4 * rows)
 
     def exact_where_narrow(self) -> Self:
         """Return this recipe, without its two-sided projection where D is not below the parameters.

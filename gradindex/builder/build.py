@@ -121,7 +121,8 @@ def build(
             gradients as they are, without a projection.
         rows: "full", or "folded": in place of a picture's C · T rows only the vector that they are
             searched by, of at most 4,096 numbers. Scores are then as exact as that fold, and there
-            are no answers by timestep.
+            are no answers by timestep. "compact": all rows in codes of 8 bits, a sixth of the bytes
+            of full ones.
         params: which parameters count: a part of the model by its name, "all", "norms",
             "attention", "convolutions", "biases", "first", "middle", "second-half", "last-block",
             "last-unit", "last" or "level-K" (docs/models.md says what each is), or those in whose

@@ -22,6 +22,7 @@ from gradindex.recipe import Recipe
 from gradindex.search.ann_builder import FLAT_BYTES
 from gradindex.search.factors import WIDEST, factor_bytes, is_few_for
 from gradindex.search.scoring import METHODS
+from gradindex.store.array_names import array_bytes
 from gradindex.store.records import ParameterChoice
 from gradindex.store.store import SHARD_ROWS
 
@@ -103,7 +104,7 @@ def index_bytes(recipe: Recipe, sample_ids: Sequence[str]) -> dict[str, int]:
     has_factors = dim <= WIDEST and not is_few_for(shape, pictures)
     searches = len(METHODS) * (2 if has_factors else 1)
     return {
-        **recipe.array_bytes(pictures),
+        **array_bytes(recipe, pictures),
         "ids": 2 * id_bytes,  # each file has a copy
         "manifest": shards * ENTRY_BYTES + checkpoints * pictures * PICTURE_BYTES,
         "whitening": factor_bytes(shape) if has_factors else 0,

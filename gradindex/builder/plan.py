@@ -29,7 +29,7 @@ from gradindex.models.denoiser import Denoiser
 from gradindex.models.refusals import require_training_schedule, warn_of_teachers
 from gradindex.models.trainer_differences import loss_differences
 from gradindex.models.trainer_notes import TrainerNotes
-from gradindex.recipe import FOLDED, LOSS, NPZ, Recipe
+from gradindex.recipe import FULL, LOSS, NPZ, Recipe
 from gradindex.store.records import CheckpointPath, DataSource
 
 DIM = 4096
@@ -199,7 +199,7 @@ def _make_recipe(options: BuildOptions, denoisers: Checkpoints) -> Recipe:
         high_rank=(),
         dim=parameter_count if options.projection == "none" else options.dim,
         events=options.events if recorded else None,
-        rows=FOLDED if options.rows == FOLDED else None,
+        rows=None if options.rows == FULL else options.rows,
         output=None if options.output == LOSS else options.output,
         weighting=one_spelling(options.weighting),
         noise_offset=options.noise_offset or None,

@@ -1,13 +1,13 @@
 """The place that an index is written to: empty, an index, or what a killed build has left."""
 
 from gradindex.errors import CallError
-from gradindex.store.arrays import IDS, ROW_ARRAYS
+from gradindex.store.array_names import COMPACT_ARRAYS, IDS, ROW_ARRAYS
 from gradindex.store.disk import Disk
 from gradindex.store.location import Location
 from gradindex.store.manifest import HEADER, is_store
 
 # What lies in a folder when a build was killed before the store's header was there.
-LEFT_BY_A_CRASH = {*ROW_ARRAYS, IDS, "manifest"}
+LEFT_BY_A_CRASH = {*ROW_ARRAYS, *COMPACT_ARRAYS, IDS, "manifest"}
 
 
 def check_target(location: Location) -> None:

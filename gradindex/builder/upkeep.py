@@ -43,6 +43,7 @@ def _grow(store: Store, sample_ids: Sequence[str]) -> Store:
     ids = [*store.sample_ids, *sample_ids]
     header = store.header
     files = skeleton(
+        store.arrays,
         store.recipe.shape(len(ids)),
         ids,
         shard_rows=header.shard_rows,

@@ -122,11 +122,11 @@ if TYPE_CHECKING:  # it imports NumPy and zarr, which take long
 @click.option("--dim", default=4096, show_default=True, help="Width of a projected gradient.")
 @click.option(
     "--rows",
-    type=click.Choice(["full", "folded"]),
+    type=click.Choice(["full", "folded", "compact"]),
     default="full",
     show_default=True,
-    help="One for each timestep and checkpoint, or all of a picture's folded into one: small,"
-    " without timesteps.",
+    help="One for each timestep and checkpoint; or all of a picture's folded into one: small,"
+    " without timesteps; or as full ones, in 8 bits: a sixth of the bytes.",
 )
 @click.option(
     "--weighting",

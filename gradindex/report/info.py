@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 from msgspec import UNSET, UnsetType
 
 from gradindex.data.buckets import sizes_text
-from gradindex.recipe import ALPHA, NPZ, Recipe
+from gradindex.recipe import ALPHA, FOLDED, NPZ, Recipe
 from gradindex.report.index_facts import Files, index_files
 from gradindex.report.printable import printable
 from gradindex.search.ann_index import INDEX_NAMES, saved_ann_index
 from gradindex.search.ann_record import AnnRecord
+from gradindex.store.array_names import array_bytes
 from gradindex.store.manifest import Shard
 from gradindex.store.records import ParameterChoice, masks_of, one_caption
 from gradindex.store.store import Store
@@ -199,7 +200,7 @@ def _picture(recipe: Recipe, forward_passes: float | None = None) -> str:
     cost = counted(count, "gradient")
     if forward_passes is not None:
         cost += f", each as long as {forward_passes:.1f} forward passes"
-    return f"{cost}; {size_text(sum(recipe.array_bytes(1).values()))} of rows"
+    return f"{cost}; {size_text(sum(array_bytes(recipe, 1).values()))} of rows"
 
 
 def _projection(recipe: Recipe) -> str:
@@ -259,7 +260,7 @@ def _timesteps(recipe: Recipe) -> str:
 
 def _folded(recipe: Recipe) -> str:
     """What was folded into one row; empty where rows are not folded."""
-    if not recipe.rows:
+    if recipe.rows != FOLDED:
         return ""
     checkpoints = counted(len(recipe.checkpoints), "checkpoint")
     return f"{checkpoints} × {counted(recipe.per_picture, 'timestep')}"

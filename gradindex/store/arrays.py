@@ -18,7 +18,7 @@ from numcodecs.vlen import VLenUTF8
 from zarr.codecs import Crc32cCodec
 
 from gradindex.errors import first_line
-from gradindex.store.array_names import CHUNK_IDS, IDS, ROW_ARRAYS, WIDE
+from gradindex.store.array_names import CHUNK_IDS, IDS, WIDE, array_dtype
 from gradindex.store.disk import Disk
 from gradindex.store.location import Location
 from gradindex.store.manifest import HEADER
@@ -29,15 +29,22 @@ ITEM = 4  # bytes of the number of ids in a chunk, and before each of them of it
 
 
 def skeleton(
-    shape: tuple[int, int, int, int], sample_ids: Sequence[str], shard_rows: int, chunk_rows: int
+    names: Sequence[str],
+    shape: tuple[int, int, int, int],
+    sample_ids: Sequence[str],
+    shard_rows: int,
+    chunk_rows: int,
 ) -> dict[str, bytes]:
     """The files of an empty store but its header: ids, and the arrays' metadata, {name: content}.
 
     They depend on the arguments alone.
+
+    Args:
+        names: of the arrays.
     """
     memory: dict[str, Any] = {}
     group = zarr.create_group(memory)
-    for name in ROW_ARRAYS:
+    for name in names:
         array_shape = shape if name in WIDE else shape[:3]
         _create(group, name, array_shape, shard_rows, chunk_rows)
     with warnings.catch_warnings():
@@ -99,7 +106,7 @@ def open_array(
     rest = shape[2:] if name in WIDE else shape[2:3]
     shards = (1, shard_rows, *rest)
     chunks = (1, _chunk_rows(name, shard_rows, chunk_rows), *rest)
-    if layout != (shape[:1], rest, _dtype(name), shards, chunks) or pictures > shape[1]:
+    if layout != (shape[:1], rest, array_dtype(name), shards, chunks) or pictures > shape[1]:
         raise ValueError("they are of another store")
     return array
 
@@ -189,7 +196,7 @@ def read_pieces(
     Raises:
         FileNotFoundError: a shard's file is absent. ValueError: a checksum does not match.
     """
-    stored = _dtype(name)
+    stored = array_dtype(name)
     dtype = dtype or stored
     chunk = _chunk_rows(name, shard_rows, chunk_rows)
     size = chunk * math.prod(picture) * stored.itemsize + CHECKSUM
@@ -248,22 +255,19 @@ def _checked_block(run: _Run, content: bytes, size: int) -> np.ndarray:
 
 
 def _create(group: Any, name: str, shape: tuple[int, ...], shard_rows: int, chunk_rows: int) -> Any:
-    """Create a zarr array: a shard is a file, no compression, NaN where nothing was written."""
+    """Create a zarr array: a shard is a file, no compression; NaN or −128 where nothing is."""
+    dtype = array_dtype(name)
     return group.create_array(
         name,
         shape=shape,
-        dtype=_dtype(name),
+        dtype=dtype,
         shards=(1, shard_rows, *shape[2:]),
         chunks=(1, _chunk_rows(name, shard_rows, chunk_rows), *shape[2:]),
         compressors=[Crc32cCodec()],
         filters=None,
-        fill_value=float("nan"),
+        fill_value=float("nan") if dtype.kind == "f" else np.iinfo(dtype).min,
         dimension_names=("checkpoint", "picture", "timestep", "dim")[: len(shape)],
     )
-
-
-def _dtype(name: str) -> np.dtype:
-    return np.dtype("float16" if name == "normalized" else "float32")
 
 
 def _chunk_rows(name: str, shard_rows: int, chunk_rows: int) -> int:

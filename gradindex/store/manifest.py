@@ -206,3 +206,21 @@ def _parse_header(content: bytes | None) -> dict[str, Any] | None:
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return fields if isinstance(fields, dict) else None
+
+
+def mend_file(location: Location, name: str, digest: str) -> None:
+    """Make one of the header's files and its copy what they have to be, each from the other.
+
+    Raises:
+        StoreError: both are damaged.
+    """
+    copy = COPIES + name
+    for damaged, twin in ((name, copy), (copy, name)):
+        wrong = differences(location, {damaged: digest})
+        if not wrong:
+            continue
+        try:
+            location.publish(damaged, location.fetch(twin, digest))
+        except (ValueError, FileNotFoundError) as error:
+            message = f"{wrong[0]}, and so was {twin}; build it again with overwrite"
+            raise StoreError(f"{location}: {message}") from error

@@ -1,20 +1,21 @@
 """The files of one shard and its manifest entry, from its rows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from gradindex.store.arrays import ROW_ARRAYS, shard_file, shard_key
+from gradindex.store.arrays import shard_file, shard_key
+from gradindex.store.codes import decode, encode
 from gradindex.store.digests import sha256
 from gradindex.store.manifest import Shard
 from gradindex.store.records import ShardEntry, ShardFile
 
+Values = Mapping[str, np.ndarray]
 
-def shard_file_names(shard: Shard) -> dict[str, str]:
-    """The file of a shard's rows in each array, {file: array}."""
-    return {
-        f"{name}/{shard_key(name, shard.checkpoint, shard.number)}": name for name in ROW_ARRAYS
-    }
+
+def shard_file_names(shard: Shard, arrays: Iterable[str]) -> dict[str, str]:
+    """The file of a shard's rows in each of some arrays, {file: array}."""
+    return {f"{name}/{shard_key(name, shard.checkpoint, shard.number)}": name for name in arrays}
 
 
 def row_norms(rows: np.ndarray) -> np.ndarray:
@@ -22,34 +23,38 @@ def row_norms(rows: np.ndarray) -> np.ndarray:
     return np.linalg.norm(rows.astype(np.float64), axis=2)
 
 
-def make_shard_files(
-    shard: Shard,
-    rows: np.ndarray,
-    norm: np.ndarray,
-    units: np.ndarray | None,
-    timestep: np.ndarray,
-    shard_rows: int,
-    chunk_rows: int,
-) -> dict[str, bytes]:
-    """The contents of a shard's files, {name: content}.
+def row_values(rows: np.ndarray, units: np.ndarray | None, is_compact: bool) -> Values:
+    """The values of the arrays that rows are kept in, but `timestep`, {name: [B, T, …]}.
+
+    The norm is that of the rows that are read back.
 
     Args:
         rows: unnormalized gradients, [B, T, D] float32.
-        norm: of each row, [B, T] float64.
         units: normalized rows [B, T, D]; None: `rows` divided by their norms, zero where they are.
-        timestep: [B, T] float32.
     """
+    if is_compact:
+        codes, scale = encode(rows)
+        norm = row_norms(decode(codes, scale))
+        return {"codes": codes, "scale": scale, "norm": norm.astype(np.float32)}
+    norm = row_norms(rows)
     if units is None:
-        units = rows / np.where(norm == 0, 1, norm)[:, :, None]
-    arrays = {
-        "normalized": units.astype(np.float16),
-        "unnormalized": rows,
-        "norm": norm.astype(np.float32),
-        "timestep": timestep,
-    }
+        units = unit_rows(rows, norm)
+    normalized = units.astype(np.float16)
+    return {"normalized": normalized, "unnormalized": rows, "norm": norm.astype(np.float32)}
+
+
+def unit_rows(rows: np.ndarray, norm: np.ndarray) -> np.ndarray:
+    """Rows [B, T, D] divided by their norms [B, T]; zero where they are."""
+    return rows / np.where(norm == 0, 1, norm)[:, :, None]
+
+
+def make_shard_files(
+    shard: Shard, values: Values, shard_rows: int, chunk_rows: int
+) -> dict[str, bytes]:
+    """The contents of a shard's files, {name: content}, from the values of each array."""
     return {
-        file: shard_file(name, arrays[name], shard_rows, chunk_rows)
-        for file, name in shard_file_names(shard).items()
+        file: shard_file(name, values[name], shard_rows, chunk_rows)
+        for file, name in shard_file_names(shard, values).items()
     }
 
 

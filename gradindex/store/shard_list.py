@@ -7,6 +7,7 @@ from contextlib import suppress
 
 from gradindex.errors import StoreError
 from gradindex.recipe import Recipe
+from gradindex.store.array_names import array_dtype, row_arrays
 from gradindex.store.arrays import shard_key
 from gradindex.store.location import Location
 from gradindex.store.manifest import Shard, differences, read_record
@@ -31,6 +32,11 @@ class ShardList:
     recipe: Recipe
     shape: tuple[int, int, int, int]
     shard_rows: int
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """The names of the arrays that the rows are kept in."""
+        return row_arrays(self.recipe)
 
     def shards(self) -> list[Shard]:
         """All units of work, checkpoint by checkpoint."""
@@ -73,7 +79,7 @@ class ShardList:
         Those count whose files have the sizes that the entry says.
         """
         shards = self.shards() if shards is None else shards
-        names = [name for shard in shards for name in shard_file_names(shard)]
+        names = [name for shard in shards for name in shard_file_names(shard, self.arrays)]
         sizes = self.location.sizes(names)
         contents = self.location.read_many(shard.entry for shard in shards)
         for shard, content in zip(shards, contents, strict=True):
@@ -97,7 +103,7 @@ class ShardList:
             raise ValueError(f"ends at picture {stop - 1}")
         rows = range(start, start + self.shard_rows)
         are_rows = stop - 1 in rows and all(row in rows for row in entry.skipped)
-        if not are_rows or entry.files.keys() != shard_file_names(shard).keys():
+        if not are_rows or entry.files.keys() != shard_file_names(shard, self.arrays).keys():
             raise ValueError("belongs elsewhere")
         return entry
 
@@ -107,10 +113,11 @@ class ShardList:
         A query takes memory for its own gradients of that size before it reads a row.
         """
         checkpoints, pictures, *picture = self.shape
-        row_bytes = math.prod(picture) * 4
+        (name,) = {"unnormalized", "codes"}.intersection(self.arrays)
+        row_bytes = math.prod(picture) * array_dtype(name).itemsize
         if checkpoints * row_bytes <= LARGE_BYTES or not pictures:
             return
-        files = [f"unnormalized/{shard_key('unnormalized', c, 0)}" for c in range(checkpoints)]
+        files = [f"{name}/{shard_key(name, c, 0)}" for c in range(checkpoints)]
         sizes = self.location.sizes(files)
         for file in files:
             if sizes.get(file, 0) < row_bytes:

@@ -17,8 +17,8 @@ from msgspec import UNSET
 from gradindex.data.buckets import MOST_BUCKETS
 from gradindex.data.dataset import Columns
 from gradindex.errors import CallError
-from gradindex.recipe import FOLDED, LOSSES, MASKS, MEAN_SQUARE, NOISES, Recipe
-from gradindex.store.array_names import CHUNK_IDS, IDS, ROW_ARRAYS
+from gradindex.recipe import COMPACT, FOLDED, LOSSES, MASKS, MEAN_SQUARE, NOISES, Recipe
+from gradindex.store.array_names import CHUNK_IDS, IDS, row_arrays
 from gradindex.store.records import Header, masks_of
 
 LARGEST_SIDE = 2**16  # channels, height and width of what a model takes
@@ -65,7 +65,7 @@ def require_sound_recipe(recipe: Recipe) -> None:
     is_sound["loss"] = recipe.loss in LOSSES
     is_sound["projection"] = recipe.projection in PROJECTIONS
     is_sound["rank"] &= (recipe.rank is None) == (recipe.projection != "two-sided")
-    is_sound["rows"] = recipe.rows in (None, FOLDED)
+    is_sound["rows"] = recipe.rows in (None, FOLDED, COMPACT)
     is_sound["output"] = recipe.output in (None, MEAN_SQUARE)
     is_sound["masks"] = recipe.masks in (None, *MASKS)
     is_sound["params"] = _is_pattern(recipe.params)
@@ -79,7 +79,7 @@ def require_sound_header(header: Header, recipe: Recipe) -> None:
     Args:
         recipe: of the header, which `require_sound_recipe` has checked.
     """
-    file_names = _file_names(len(header.files))
+    file_names = _file_names(recipe, len(header.files))
     checkpoints = len(recipe.checkpoints)
     is_of_rows = not header.model  # without what a query's gradient needs
     before = {} if header.before is UNSET else header.before
@@ -158,9 +158,9 @@ def _is_pattern(params: str | None) -> bool:
     return True
 
 
-def _file_names(count: int) -> set[str]:
+def _file_names(recipe: Recipe, count: int) -> set[str]:
     """The names of so many files that a header has the digests of: of metadata, and of ids."""
-    metadata = [f"{name}/zarr.json" for name in (*ROW_ARRAYS, IDS)]
+    metadata = [f"{name}/zarr.json" for name in (*row_arrays(recipe), IDS)]
     return {*metadata, *(f"{IDS}/c/{number}" for number in range(count - len(metadata)))}
 
 

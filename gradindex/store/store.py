@@ -6,7 +6,7 @@ files written → fsync → read back → manifest entry.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +16,15 @@ import msgspec
 import numpy as np
 
 from gradindex.errors import RecipeMismatch, StoreError
-from gradindex.recipe import Recipe
-from gradindex.store.arrays import ROW_ARRAYS, WIDE, SampleIds, open_array, read_pieces, skeleton
+from gradindex.recipe import COMPACT, Recipe
+from gradindex.store.array_names import (
+    COMPACT_ARRAYS,
+    ROW_ARRAYS,
+    WIDE,
+    array_dtype,
+    row_arrays,
+)
+from gradindex.store.arrays import SampleIds, open_array, skeleton
 from gradindex.store.digests import sha256
 from gradindex.store.header_lock import header_lock
 from gradindex.store.location import Location, locate
@@ -27,7 +34,7 @@ from gradindex.store.manifest import (
     HEADER,
     SUMMARY,
     Shard,
-    differences,
+    mend_file,
     publish_header,
     read_header,
     read_header_fields,
@@ -37,25 +44,30 @@ from gradindex.store.manifest import (
 )
 from gradindex.store.records import Header, ShardEntry, Summary, to_json
 from gradindex.store.removals import header_with_removals, mend_removals
-from gradindex.store.shard_files import make_shard_entry, make_shard_files, row_norms
-from gradindex.store.shard_list import ShardList
+from gradindex.store.shard_files import (
+    make_shard_entry,
+    make_shard_files,
+    row_values,
+)
+from gradindex.store.stored_rows import StoredRows
 
 SHARD_ROWS = 256  # pictures in a shard: what an interruption can cost
-CHUNK_BYTES = 128 << 10  # unnormalized bytes in a chunk: the least that a read fetches
-BLOCK_BYTES = 8 << 20  # that are read for one piece of work, about
+CHUNK_BYTES = 128 << 10  # of the widest array in a chunk: the least that a read fetches
 
 
 def _array(name: str) -> Any:
     """A property: the zarr array of that name, opened, after a check, when it is first used."""
-    return property(lambda store: store._arrays[name])
+    return property(lambda store: store._zarr_array(name))
 
 
-class Store(ShardList):
+class Store(StoredRows):
     """A gradient store: rows of shape [C, N, T, D] and what made them.
 
     Attributes:
         location: where it lies.
         unnormalized, normalized: zarr arrays [C, N, T, D]. norm, timestep: zarr arrays [C, N, T].
+        codes, scale: zarr arrays [C, N, T, D] and [C, N, T], in place of the first two where rows
+            are compact.
         recipe: the Recipe of every row.
         header: what else made it, such as the checkpoints' weights and the source of the pictures.
         shape: [C, N, T, D].
@@ -84,7 +96,8 @@ class Store(ShardList):
         location = locate(path)
         chunk_rows = _chunk_rows(recipe)
         shape = recipe.shape(len(sample_ids))
-        files = skeleton(shape, sample_ids, shard_rows=SHARD_ROWS, chunk_rows=chunk_rows)
+        arrays = row_arrays(recipe)
+        files = skeleton(arrays, shape, sample_ids, shard_rows=SHARD_ROWS, chunk_rows=chunk_rows)
         for name, content in files.items():
             location.publish(COPIES + name, content)
             location.publish(name, content)
@@ -117,7 +130,7 @@ class Store(ShardList):
             publish_header(location, read_header_fields(location))
             mend_removals(location)
             for name, digest in header.files.items():
-                _mend_file(location, name, digest)
+                mend_file(location, name, digest)
         return cls(location)
 
     @classmethod
@@ -141,17 +154,26 @@ class Store(ShardList):
             )
 
     normalized, unnormalized, norm, timestep = map(_array, ROW_ARRAYS)
+    codes, scale = map(_array, COMPACT_ARRAYS[:2])
+
+    def _zarr_array(self, name: str) -> Any:
+        if name not in self.arrays:
+            raise StoreError(
+                f"{self.location}: has no array {name!r}, but {', '.join(self.arrays)}; rows come"
+                f" by read({name!r}, …)"
+            )
+        return self._zarr_arrays[name]
 
     @cached_property
-    def _arrays(self) -> dict[str, Any]:
-        for name in ROW_ARRAYS:
+    def _zarr_arrays(self) -> dict[str, Any]:
+        for name in self.arrays:
             self.fetch(f"{name}/zarr.json")
         # It may have grown since it was opened.
         pictures = max(self.header.pictures, read_header(self.location).pictures)
         shape = self.recipe.shape(pictures)
         layout = self.shard_rows, self.header.chunk_rows
         try:
-            return {name: open_array(self.location, name, shape, *layout) for name in ROW_ARRAYS}
+            return {name: open_array(self.location, name, shape, *layout) for name in self.arrays}
         except ValueError as error:
             raise self.damage(f"metadata of arrays are damaged ({error})") from error
 
@@ -241,9 +263,9 @@ class Store(ShardList):
             name = self.sample_ids[shard.start + bad]
             raise StoreError(f"gradient of {name!r} is not finite: nothing written")
         layout = self.shard_rows, self.header.chunk_rows
-        norm = row_norms(rows)
-        files = make_shard_files(shard, rows, norm, units, timestep, *layout)
-        zeros = int((norm == 0).sum()) - len(skipped) * self.shape[2]
+        values = row_values(rows, units, is_compact=self.recipe.rows == COMPACT)
+        files = make_shard_files(shard, {**values, "timestep": timestep}, *layout)
+        zeros = int((values["norm"] == 0).sum()) - len(skipped) * self.shape[2]
         facts = pictures, contents, stats
         entry = make_shard_entry(shard, files, self.recipe.digest, zeros, skipped, *facts)
         for name, content in files.items():
@@ -252,28 +274,6 @@ class Store(ShardList):
             message = f"the disk gave back other bytes than were written ({wrong[0]})"
             raise StoreError(f"{self.location}: {message}")
         self.location.publish(shard.entry, seal(entry))
-
-    def read(self, name: str, checkpoint: int, rows: slice | np.ndarray) -> np.ndarray:
-        """Rows of one array at one checkpoint; `rows` is a slice or ascending row numbers.
-
-        Raises:
-            StoreError: a checksum does not match.
-        """
-        return np.concatenate(list(self.pieces(name, checkpoint, rows)))
-
-    def pieces(
-        self, name: str, checkpoint: int, rows: slice | np.ndarray, dtype: Any = None
-    ) -> Iterator[np.ndarray]:
-        """The same rows, a few MB at a time."""
-        numbers = np.arange(*rows.indices(self.shape[1])) if isinstance(rows, slice) else rows
-        picture = self.shape[2:] if name in WIDE else self.shape[2:3]
-        layout = self.shard_rows, self.header.chunk_rows
-        try:
-            yield from read_pieces(
-                self.location, name, checkpoint, numbers, picture, *layout, dtype
-            )
-        except (ValueError, OSError) as error:
-            raise self.damage(f"{name} is damaged ({error})") from error
 
     def entry_of(self, row: int) -> ShardEntry | None:
         """The manifest entry of the shard that a picture's first row is in; None if not made."""
@@ -284,14 +284,6 @@ class Store(ShardList):
     def update_stats(self, shard: Shard, entry: ShardEntry, stats: str) -> None:
         """Publish a shard's manifest entry with other `stats`; its pictures are the same."""
         self.location.publish(shard.entry, seal(msgspec.structs.replace(entry, stats=stats)))
-
-    def blocks(self, first: int = 0, stop: int | None = None) -> Iterator[slice]:
-        """Slices of rows that are read best together: whole shards, a few MB of them."""
-        shard_bytes = self.shard_rows * math.prod(self.shape[2:]) * 4
-        step = self.shard_rows * max(1, BLOCK_BYTES // shard_bytes)
-        stop = self.shape[1] if stop is None else stop
-        for start in range(first, stop, step):
-            yield slice(start, min(start + step, stop))
 
     def fetch(self, name: str) -> bytes:
         """The content of one of the header's files.
@@ -322,27 +314,10 @@ class Store(ShardList):
         raise self.damage(f"{name} {'is missing' if content is None else 'was changed'}")
 
 
-def _mend_file(location: Location, name: str, digest: str) -> None:
-    """Make one of the header's files and its copy what they have to be, each from the other.
-
-    Raises:
-        StoreError: both are damaged.
-    """
-    copy = COPIES + name
-    for damaged, twin in ((name, copy), (copy, name)):
-        wrong = differences(location, {damaged: digest})
-        if not wrong:
-            continue
-        try:
-            location.publish(damaged, location.fetch(twin, digest))
-        except (ValueError, FileNotFoundError) as error:
-            message = f"{wrong[0]}, and so was {twin}; build it again with overwrite"
-            raise StoreError(f"{location}: {message}") from error
-
-
 def _chunk_rows(recipe: Recipe) -> int:
     """The most pictures that divide a shard and fit a chunk."""
-    picture_bytes = math.prod(recipe.shape(1)[2:]) * 4
+    largest = max(array_dtype(name).itemsize for name in row_arrays(recipe) if name in WIDE)
+    picture_bytes = math.prod(recipe.shape(1)[2:]) * largest
     for count in range(SHARD_ROWS, 1, -1):
         if SHARD_ROWS % count == 0 and count * picture_bytes <= CHUNK_BYTES:
             return count

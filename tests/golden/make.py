@@ -3,9 +3,11 @@
 Run once per format version; never again for an old one.
 
 python tests/golden/make.py tests/golden/v1
+python tests/golden/make.py tests/golden/v1-compact compact
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +40,7 @@ RECIPE = Recipe(
     noise_version=1,
     projection_version=2,
 )
+COMPACT = replace(RECIPE, rows="compact")
 IDS = ["a.png", "b/ü.png", "b/c.png"]
 
 
@@ -53,7 +56,7 @@ def rows(checkpoint: int) -> np.ndarray:
 if __name__ == "__main__":
     store = Store.create(
         Path(sys.argv[1]),
-        RECIPE,
+        COMPACT if sys.argv[2:] == ["compact"] else RECIPE,
         IDS,
         model="m",
         scheduler=None,

@@ -5,11 +5,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from gradindex.gradients.fold import search_vectors
+from gradindex.recipe import Recipe
 from gradindex.search.ann_builder import open_ann_index
 from gradindex.search.scoring import METHODS
-from gradindex.store.store import ROW_ARRAYS, Store
+from gradindex.store.store import Store
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 sys.path.insert(0, str(GOLDEN))
@@ -36,6 +38,21 @@ def test_the_golden_store_reads(tmp_path: Path) -> None:
     np.testing.assert_array_equal(store.timestep[:], np.tile(np.float32([250, 750]), (2, 3, 1)))
 
 
+def test_the_golden_compact_store_reads(tmp_path: Path) -> None:
+    shutil.copytree(GOLDEN / "v1-compact", tmp_path / "v1")
+    store = Store(tmp_path / "v1")
+    assert store.recipe == make.COMPACT
+    assert store.missing() == []
+    for checkpoint in range(2):
+        expected = make.rows(checkpoint)
+        scale = np.abs(expected).max(2) / 127
+        codes = np.rint(expected / np.where(scale == 0, 1, scale)[..., None])
+        np.testing.assert_array_equal(store.codes[checkpoint], codes)
+        np.testing.assert_allclose(store.scale[checkpoint], scale, rtol=1e-6)
+        rows = store.read("unnormalized", checkpoint, slice(0, 3))
+        np.testing.assert_allclose(rows, codes * scale[..., None], rtol=1e-6)
+
+
 def test_the_golden_faiss_files_are_used_as_they_are(tmp_path: Path) -> None:
     shutil.copytree(GOLDEN / "v1", tmp_path / "v1")
     store = Store.finished(tmp_path / "v1")
@@ -50,20 +67,16 @@ def test_the_golden_faiss_files_are_used_as_they_are(tmp_path: Path) -> None:
         assert [file.stat().st_mtime_ns for file in files] == before
 
 
-def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
-    store = Store.create(tmp_path / "new", make.RECIPE, make.IDS)
+@pytest.mark.parametrize(("name", "recipe"), [("v1", make.RECIPE), ("v1-compact", make.COMPACT)])
+def test_the_same_rows_give_the_same_bytes(tmp_path: Path, name: str, recipe: Recipe) -> None:
+    golden = GOLDEN / name
+    store = Store.create(tmp_path / "new", recipe, make.IDS)
     for shard in store.shards():
         store.write(
             shard, make.rows(shard.checkpoint), np.tile(np.float32([250, 750]), (3, 1)), [2]
         )
-    for name in (*ROW_ARRAYS, "sample_ids"):
-        files = [
-            file.relative_to(GOLDEN / "v1")
-            for file in (GOLDEN / "v1" / name).rglob("*")
-            if file.is_file()
-        ]
+    for array in (*store.arrays, "sample_ids"):
+        files = [file.relative_to(golden) for file in (golden / array).rglob("*") if file.is_file()]
         assert files
         for file in files:
-            assert (tmp_path / "new" / file).read_bytes() == (GOLDEN / "v1" / file).read_bytes(), (
-                file
-            )
+            assert (tmp_path / "new" / file).read_bytes() == (golden / file).read_bytes(), file

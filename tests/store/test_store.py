@@ -15,7 +15,7 @@ from gradindex.errors import CallError, RecipeMismatch, StoreError
 from gradindex.recipe import Recipe, grid
 from gradindex.store import arrays as arrays_module
 from gradindex.store import store as store_module
-from gradindex.store.arrays import ROW_ARRAYS
+from gradindex.store.array_names import ROW_ARRAYS
 from gradindex.store.disk import Disk
 from gradindex.store.location import locate
 from gradindex.store.manifest import COPIES, COPY, HEADER, is_store, seal_header, unseal

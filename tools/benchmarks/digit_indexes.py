@@ -14,7 +14,7 @@ from PIL import Image
 import gradindex
 from gradindex.errors import CallError, StoreError
 from gradindex.search.scoring import METHODS
-from gradindex.store.arrays import ROW_ARRAYS
+from gradindex.store.array_names import ROW_ARRAYS
 
 PICTURES, FIRST, REMOVED = 92, 60, 5  # all, those of the first build, those that are removed
 QUERIES = 2

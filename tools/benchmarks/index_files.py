@@ -9,6 +9,7 @@ from command_processes import SHARD_ROWS, Command, Prepare, exit_status
 from gradindex.builder.verify import damages
 from gradindex.errors import CallError
 from gradindex.search.scoring import METHODS
+from gradindex.store.array_names import ROW_ARRAYS
 from gradindex.store.manifest import Shard, unseal
 from gradindex.store.shard_files import shard_file_names
 from gradindex.store.store import Store
@@ -72,7 +73,7 @@ def _stamps(folder: Path, shard: Shard) -> list[tuple[int, int]]:
 
     Not of its manifest entry, which a build writes again where the pictures were moved or copied.
     """
-    stats = [(folder / name).stat() for name in shard_file_names(shard)]
+    stats = [(folder / name).stat() for name in shard_file_names(shard, ROW_ARRAYS)]
     return [(stat.st_ino, stat.st_mtime_ns) for stat in stats]
 
 
