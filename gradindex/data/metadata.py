@@ -7,21 +7,30 @@ the file.
 import csv
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
+from gradindex.data.images import picture_suffixes
+
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # of an image folder
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 FILE_NAME = "file_name"  # the column that names pictures, or the end of its name
 
 
 def can_be_on_hub(source: str) -> bool:
-    r"""Whether a text has the form of a data set's name on the hub, `owner/name`.
+    """Whether a text has the form of a data set's name on the hub, `owner/name`.
 
-    >>> [can_be_on_hub(source) for source in ("owner/name", "name", "./name", r"C:\name/x")]
-    [True, False, False, False]
+    What has a picture's or table's ending, and what is in a folder that is there, is a path.
+
+    >>> sources = ("owner/name", "owner/name-1.5", "name", "./name", "my set/name", "d/x.parquet")
+    >>> [can_be_on_hub(source) for source in sources]
+    [True, True, False, False, False, False]
     """
-    is_path = source.startswith((".", "/", "~")) or "\\" in source
-    return not is_path and source.count("/") == 1
+    if not HUB_NAME.fullmatch(source) or Path(source).parent.exists():
+        return False
+    ending = Path(source).suffix.lower()
+    return ending != ".parquet" and ending not in picture_suffixes()
 
 
 def is_saved_set(path: Path) -> bool:

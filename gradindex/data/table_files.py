@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import datasets
     import pyarrow
 
+HUB_SECONDS = 10  # in which the hub must answer
+
 
 @contextmanager
 def quiet_datasets() -> Iterator[None]:
@@ -91,16 +93,37 @@ def read_hub(source: str) -> "datasets.Dataset":
     """Return the rows for training of a data set on the hub.
 
     Raises:
-        CallError: it is divided otherwise: it has no split of that name, or several configurations.
+        CallError: the hub does not answer; or the set is divided otherwise: it has no split of that
+            name, or several configurations.
     """
     import datasets
 
+    _require_answer(source)
     try:
         return datasets.load_dataset(source, split=TRAIN)
     except ValueError as error:
         raise CallError(
             f"data {source}: {' '.join(str(error).split())}; load with `datasets` the part that"
             " the model was trained on, save it with save_to_disk(FOLDER), and give that folder"
+        ) from error
+
+
+def _require_answer(source: str) -> None:
+    """Raise CallError where the hub does not answer, which `datasets` finds out in half a minute.
+
+    What it answers of the set is for `datasets` to say.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        HfApi().dataset_info(source, timeout=HUB_SECONDS)
+    except (HfHubHTTPError, OfflineModeIsEnabled):
+        return
+    except Exception as error:  # of the network, or of a name that cannot be
+        raise CallError(
+            f"data {source}: no such file or folder, and the Hugging Face hub does not answer"
+            f" ({first_line(error)}); HF_HUB_OFFLINE=1 takes a set of it that was downloaded before"
         ) from error
 
 

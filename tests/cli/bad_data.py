@@ -31,6 +31,7 @@ def offline(patch: pytest.MonkeyPatch) -> None:
         raise ConnectionError(f"Couldn't reach {name!r} on the Hub (OfflineModeIsEnabled)")
 
     patch.setattr(datasets, "load_dataset", refuse)
+    patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
 def held_out_set(place: Path, shared: Shared) -> None:

@@ -5,6 +5,8 @@ from typing import Any
 
 import datasets
 import pytest
+from huggingface_hub import HfApi
+from huggingface_hub.utils import OfflineModeIsEnabled
 from PIL import Image
 
 from gradindex.data.opening import open_dataset
@@ -26,6 +28,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, answer: Any) -> None:
         return answer
 
     monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(HfApi, "dataset_info", lambda *_, **options: None)
 
 
 @pytest.mark.parametrize(
@@ -71,6 +74,38 @@ def test_a_set_of_the_hub_is_a_table(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     features = datasets.Features(image=datasets.Image())
     hub(monkeypatch, datasets.Dataset.from_dict({"image": [Image.new("L", (8, 8))]}, features))
     assert open_dataset("owner/name").sample_ids == ["0"]
+
+
+def test_a_hub_that_does_not_answer_is_told_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Where it must not be asked, `datasets` takes what was downloaded before."""
+    monkeypatch.chdir(tmp_path)
+    hub(monkeypatch, ConnectionError("Couldn't reach 'owner/name' on the Hub"))
+    problem: list[Exception] = [OSError("Name or service not known")]
+
+    def ask(*_: object, **options: float) -> None:
+        assert options["timeout"] > 0
+        raise problem[0]
+
+    monkeypatch.setattr(HfApi, "dataset_info", ask)
+    text = r"no such file or folder, and the Hugging Face hub does not answer \(Name or service"
+    with pytest.raises(CallError, match=text):
+        open_dataset("owner/name")
+    problem[0] = OfflineModeIsEnabled("offline mode is enabled")
+    with pytest.raises(CallError, match="neither a file or folder here nor a data set on the hub"):
+        open_dataset("owner/name")
+
+
+def test_what_looks_like_a_path_is_not_asked_for_on_the_hub(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    hub(monkeypatch, AssertionError("asked"))
+    (tmp_path / "sets").mkdir()
+    for name in ("sets/typo", "typo/a.png", "typo/table.parquet", "my set/typo", "a/b/c", "typo/"):
+        with pytest.raises(CallError, match="no such file or folder"):
+            open_dataset(name)
 
 
 @pytest.mark.parametrize(
