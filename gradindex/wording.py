@@ -2,6 +2,7 @@
 
 SIZE_UNITS = ("bytes", "KiB", "MiB", "GiB")
 SECONDS = {"days": 86400, "hours": 3600, "minutes": 60}
+FEWEST = 1.9  # of a unit, below which a duration is told in the next smaller one
 
 
 def counted(count: int, one: str, several: str | None = None) -> str:
@@ -40,15 +41,23 @@ def size_text(count: float) -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """Return seconds as a person would say them.
+    """Return an estimate of time as a person would say it, of two digits at the most.
 
-    >>> duration_text(90), duration_text(9000)
-    ('90.0 seconds', '2.5 hours')
+    >>> [duration_text(seconds) for seconds in (0.4, 8.3, 61, 66.4)]
+    ['less than a second', 'about 8 seconds', 'about a minute', 'about 70 seconds']
+    >>> [duration_text(seconds) for seconds in (140, 9000, 123456789)]
+    ['about 2.3 minutes', 'about 2.5 hours', 'about 1,400 days']
     """
     for unit, length in SECONDS.items():
-        if seconds >= 2 * length:
-            return f"{seconds / length:,.1f} {unit}"
-    return f"{seconds:.1f} seconds"
+        if seconds >= FEWEST * length:
+            count = float(f"{seconds / length:.2g}")
+            return f"about {count:,.0f} {unit}" if count >= 10 else f"about {count:g} {unit}"
+    if seconds < 1:
+        return "less than a second"
+    count = round(seconds) if seconds < 20 else round(seconds, -1)
+    if count == 60:
+        return "about a minute"
+    return f"about {counted(round(count), 'second')}"
 
 
 def timestep_text(timestep: float) -> str:

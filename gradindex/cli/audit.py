@@ -1,11 +1,13 @@
 """The command that tells which training pictures help and which harm."""
 
+import time
 from pathlib import Path
 from typing import Any
 
 import click
 
 from gradindex.cli.messages import say_seconds, write_or_print
+from gradindex.cli.opening import open_index
 from gradindex.cli.options import (
     ADAPTERS,
     DAMPING,
@@ -28,7 +30,7 @@ OTHER_STYLES = (".csv", ".html", ".htm")  # that answers to a query have
 TITLES = ("most helpful", "most harmful")
 
 
-@click.command()
+@click.command(short_help="List the training pictures that help and harm on HELD_OUT.")
 @INDEX
 @click.argument("held_out", type=PATH)
 @click.option("-k", default=10, show_default=True, help="How many on either side.")
@@ -66,22 +68,32 @@ def audit(
     on. What harms on most of them is worth a look: a wrong caption or label, a damaged picture.
     """
     from gradindex.report.rendering import to_json, to_table
-    from gradindex.search.index import open as open_index
 
+    began = time.monotonic()
     keep_freed_memory()
     ending = "" if output is None else output.suffix.lower()
     if style is None and ending in OTHER_STYLES:
         raise click.UsageError(f"--output {output}: an audit is a table or JSON, no {ending} file")
     style = style or ("json" if ending == ".json" else "table")
-    adapters_now = adapters or None
-    opened = open_index(
-        index, model=model, device=device, ray=ray, adapters=adapters_now, data=data
-    )
+    opened = open_index(index, model=model, device=device, ray=ray, adapters=adapters, data=data)
     options["whiten"] = to_whiten(whiten, damping)
     result = opened.audit(held_out, k, method, **options)
-    say_seconds(result.seconds)
+    say_seconds(result.seconds, began)
     if style == "json":
         text = to_json([result], index, method, k, whiten)
     else:
-        text = to_table([result], method, whiten, TITLES)
+        lists = (result.hits, "above"), (result.opponents or [], "below")
+        best, worst = (_end(len(hits), k, side) for hits, side in lists)
+        text = to_table([result], method, whiten, TITLES, (best, worst))
     write_or_print(text, output)
+
+
+def _end(listed: int, k: int, side: str) -> str:
+    """Return the last line of a list of an audit; empty where all k are there.
+
+    >>> _end(2, k=10, side="below"), _end(0, k=10, side="above")
+    ('no more scores below 0', 'no scores above 0')
+    """
+    if listed >= k:
+        return ""
+    return f"{'no more' if listed else 'no'} scores {side} 0"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # it imports NumPy and zarr, which take long
     from gradindex.store.store import Store
 
 
-@click.command()
+@click.command(short_help="Build INDEX over a training set, or go on where it was.")
 @INDEX
 @click.option(
     "--model",

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from gradindex.cli.messages import say
+from gradindex.cli.opening import open_index
 from gradindex.cli.options import (
     ADAPTERS,
     CLASS_LABEL,
@@ -21,7 +22,7 @@ from gradindex.cli.options import (
 from gradindex.store.memory import keep_freed_memory
 
 
-@click.command()
+@click.command(short_help="Show what INDEX is worth, and how much of a list is noise.")
 @INDEX
 @click.argument("pictures", nargs=-1, type=PATH, metavar="[PICTURE]...")
 @click.option("-k", default=10, show_default=True, help="Length of the lists.")
@@ -75,10 +76,9 @@ def diagnose(
     """
     from gradindex.report.diagnose import report
     from gradindex.report.diagnosis_text import save, to_text
-    from gradindex.search.index import open as open_index
 
     keep_freed_memory()
-    opened = open_index(index, model=model, device=device, adapters=adapters or None, data=data)
+    opened = open_index(index, model=model, device=device, adapters=adapters, data=data)
     diagnosis = report(opened, pictures, **options)
     click.echo(json.dumps(diagnosis, indent=1) if style == "json" else to_text(diagnosis))
     for file in save(diagnosis, out):

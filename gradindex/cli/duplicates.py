@@ -3,15 +3,22 @@
 import csv
 import io
 import json
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from gradindex.cli.messages import write_or_print
+from gradindex.cli.messages import say, write_or_print
 from gradindex.cli.options import DATA, INDEX, OUTPUT
+from gradindex.wording import counted
+
+if TYPE_CHECKING:
+    from gradindex.search.index import Index
 
 
-@click.command()
+@click.command(short_help="List clusters of near-duplicate training pictures.")
 @INDEX
 @click.option(
     "--by",
@@ -37,7 +44,8 @@ def duplicates(index: str, by: str, data: str | None, style: str, output: Path |
     from gradindex.report.printable import printable
     from gradindex.search.index import open as open_index
 
-    clusters = open_index(index, data=data, device="cpu").duplicates(by)
+    opened = open_index(index, data=data, device="cpu")
+    clusters = opened.duplicates(by)
     if style == "json":
         text = json.dumps({"index": index, "by": by, "clusters": clusters}, indent=1)
     elif style == "csv":
@@ -54,3 +62,20 @@ def duplicates(index: str, by: str, data: str | None, style: str, output: Path |
         ]
         text = "\n".join(blocks) if blocks else "no near-duplicates"
     write_or_print(text, output)
+    if clusters:
+        _say_what_is_next(opened, index, clusters)
+
+
+def _say_what_is_next(opened: "Index", index: str, clusters: Sequence[Sequence[str]]) -> None:
+    """Say how many duplicates there are, how many of them are identical, and what to do."""
+    from gradindex.search.duplicates import identical
+
+    row_of = {name: row for row, name in enumerate(opened.ids)}
+    rows = [[row_of[name] for name in cluster] for cluster in clusters]
+    same = identical(opened.training_pictures.contents, rows)
+    found = f"{counted(len(clusters), 'cluster')} of {counted(sum(map(len, rows)), 'picture')}"
+    place = shlex.quote(index)
+    say(
+        f"{found}, {same or 'none'} of them identical to another; next: gradindex query {place}"
+        f" PICTURE --merge-duplicates, or gradindex remove {place} --file FILE (an id a line)"
+    )

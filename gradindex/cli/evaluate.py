@@ -8,6 +8,7 @@ from zipfile import BadZipFile
 
 import click
 
+from gradindex.cli.opening import open_index
 from gradindex.cli.options import (
     ADAPTERS,
     CLASS_LABEL,
@@ -32,12 +33,12 @@ if TYPE_CHECKING:
     from gradindex.search.index import Index
 
 
-@click.group()
+@click.group(short_help="Measure scores against models that were trained again.")
 def evaluate() -> None:
     """Measure what scores are worth, against models that were trained again."""
 
 
-@evaluate.command()
+@evaluate.command(short_help="How well sums of scores predict losses (LDS).")
 @INDEX
 @click.argument("pictures", nargs=-1, type=PATH, required=True, metavar="PICTURE...")
 @click.option(
@@ -85,11 +86,10 @@ def lds(
     """
     from gradindex.report.ceiling import ceiling
     from gradindex.report.evaluate import compare
-    from gradindex.search.index import open as open_index
 
     if (models is None) == (arrays is None):
         raise click.UsageError("give --models or --arrays")
-    opened = open_index(index, model=model, device=device, adapters=adapters or None, data=data)
+    opened = open_index(index, model=model, device=device, adapters=adapters, data=data)
     vectors = None if embeddings is None else _read_arrays(embeddings, "training", "queries")
     subsets, losses, are_trainings = _subsets_and_losses(opened, models, arrays, pictures, options)
     scores = compare(opened, pictures, subsets, losses.mean(0), vectors, **options)
@@ -206,7 +206,7 @@ def _table(rows: Mapping[str, Mapping[str, float]]) -> str:
     return "\n".join(lines)
 
 
-@evaluate.command()
+@evaluate.command(short_help="Train again without the pictures of highest scores.")
 @INDEX
 @click.argument("pictures", nargs=-1, type=PATH, required=True, metavar="PICTURE...")
 @click.option(
@@ -257,9 +257,8 @@ def counterfactual(
 
     from gradindex.report.counterfactual import counterfactual as train_without
     from gradindex.report.printable import printable
-    from gradindex.search.index import open as open_index
 
-    opened = open_index(index, model=model, device=device, adapters=adapters or None, data=data)
+    opened = open_index(index, model=model, device=device, adapters=adapters, data=data)
     removals = train_without(opened, pictures, command, work, **options)
     if style == "json":
         click.echo(json.dumps([asdict(removal) for removal in removals], indent=1))

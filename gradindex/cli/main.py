@@ -155,7 +155,7 @@ for command in COMMANDS:
     main.add_command(command)
 
 
-@main.command("index")
+@main.command("index", short_help="Make the search files of INDEX anew, and measure them.")
 @INDEX
 @click.option("--method", type=METHOD_CHOICE, help="Only this one.  [default: both]")
 @click.option(
@@ -188,7 +188,7 @@ def index_command(index: str, method: str | None, factory: str, whiten: bool | N
         click.echo(f"{name}: {search_facts(ann_index.record)}")
 
 
-@main.command()
+@main.command(short_help="Read every byte of INDEX and name what is damaged or missing.")
 @INDEX
 @click.option(
     "--data",
@@ -225,7 +225,7 @@ def _print_lines(lines: Iterable[str]) -> int:
     return count
 
 
-@main.command()
+@main.command(short_help="Show what INDEX holds, where it came from, and what is missing.")
 @INDEX
 @TABLE_OR_JSON
 def info(index: str, style: str) -> None:
@@ -247,7 +247,7 @@ def info(index: str, style: str) -> None:
         sys.exit(UNFINISHED)
 
 
-@main.command()
+@main.command(short_help="Try it: draw pictures, train, index, query, write a report.")
 @click.option(
     "--out",
     default="demo-out",

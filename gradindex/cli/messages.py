@@ -3,6 +3,7 @@
 import logging
 import re
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -181,9 +182,14 @@ def _with_flag(match: re.Match[str], flags: Mapping[str, str]) -> str:
     return flags[name]
 
 
-def say_seconds(seconds: Mapping[str, float]) -> None:
-    """Say how long an answer took, see `Result.seconds`."""
-    say(f"gradients {seconds['gradients']:.2f} s, search {seconds['search']:.2f} s")
+def say_seconds(seconds: Mapping[str, float], began: float) -> None:
+    """Say how long an answer took, see `Result.seconds`, and the command since it began.
+
+    Args:
+        began: by `time.monotonic`.
+    """
+    parts = f"gradients {seconds['gradients']:.2f} s, search {seconds['search']:.2f} s"
+    say(f"{time.monotonic() - began:.1f} s, loading included; {parts}")
 
 
 def write_or_print(text: str, output: Path | None) -> None:

@@ -1,6 +1,7 @@
 """The command that queries an index."""
 
 import shlex
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gradindex.cli.messages import say, say_seconds, write_or_print
+from gradindex.cli.opening import open_index
 from gradindex.cli.options import (
     ADAPTERS,
     CLASS_LABEL,
@@ -168,8 +170,8 @@ def query(
     **options: Any,
 ) -> None:
     """List the training pictures that shaped each PICTURE."""
+    began = time.monotonic()
     from gradindex.report.rendering import to_json, to_table
-    from gradindex.search.index import open as open_index
 
     style = style or _style_of(output)
     if style in ("csv", "parquet") and options["group_by"] is not None:
@@ -183,17 +185,14 @@ def query(
         _require_room(len(pictures), output)
     keep_freed_memory()
     options["against"] = options["against"] or None
-    adapters_now = adapters or None
-    opened = open_index(
-        index, model=model, device=device, ray=ray, adapters=adapters_now, data=data
-    )
+    opened = open_index(index, model=model, device=device, ray=ray, adapters=adapters, data=data)
     options["whiten"] = to_whiten(whiten, damping)
     k = len(opened) if k is None else k
     if is_report:
-        _report(opened, pictures, k, method, output, options)
+        _report(opened, pictures, k, method, output, options, began)
         return
     results = opened.query(pictures, k, method, **options)
-    say_seconds(results[0].seconds)
+    say_seconds(results[0].seconds, began)
     if output is not None and style == "parquet":
         results.to_parquet(output)
         say(f"wrote {output}")
@@ -233,8 +232,13 @@ def _report(
     method: str,
     output: Path | None,
     options: dict[str, Any],
+    began: float,
 ) -> None:
-    """Answer with a report, on stdout or in the file of --output and a folder beside it."""
+    """Answer with a report, on stdout or in the file of --output and a folder beside it.
+
+    Args:
+        began: when the command began, by `time.monotonic`.
+    """
     from gradindex.report.answers import answer
     from gradindex.report.page import to_html, write_report
 
@@ -247,7 +251,7 @@ def _report(
     for name in ("by_timestep", "verdict", "merge_duplicates"):  # a report always tells the first
         del options[name]
     answers = answer(opened, pictures, k, method, **options)
-    say_seconds(answers.listings[0].results[0].seconds)
+    say_seconds(answers.listings[0].results[0].seconds, began)
     command = shlex.join(["gradindex", *click.get_current_context().find_root().obj])
     if output is None:
         click.echo(to_html(answers, command))

@@ -5,12 +5,13 @@ from contextlib import suppress
 import click
 
 from gradindex.cli.messages import say
+from gradindex.cli.opening import open_index
 from gradindex.cli.options import ADAPTERS, DATA, DEVICE, MODEL, PATH
 from gradindex.errors import MissingPackage
 from gradindex.store.memory import keep_freed_memory
 
 
-@click.command()
+@click.command(short_help="Answer queries in a browser, and as JSON over HTTP.")
 @click.argument("indexes", nargs=-1, type=PATH, required=True, metavar="INDEX...")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
@@ -33,6 +34,13 @@ from gradindex.store.memory import keep_freed_memory
     metavar="NAME",
     help="Another name by which the server is reached, as behind a proxy.",
 )
+@click.option(
+    "--embedding",
+    type=PATH,
+    metavar="MODEL",
+    help="Also the nearest by it: a vision model such as CLIP or DINOv2 (folder or hub name), whose"
+    " vectors INDEX keeps.",
+)
 @MODEL
 @ADAPTERS
 @DATA
@@ -43,6 +51,7 @@ def serve(
     port: int,
     token: str | None,
     hosts: tuple[str, ...],
+    embedding: str | None,
     model: str | None,
     adapters: tuple[str, ...],
     data: str | None,
@@ -61,7 +70,6 @@ def serve(
         raise MissingPackage(
             f"{error.name} is not installed: pip install 'gradindex[serve]'"
         ) from error
-    from gradindex.search.index import open as open_index
     from gradindex.serve.guard import LOOPBACK
 
     if len(indexes) > 1 and (model or adapters or data):
@@ -71,10 +79,12 @@ def serve(
     keep_freed_memory()
     opened = []
     for path in indexes:
-        index = open_index(path, model=model, device=device, adapters=adapters or None, data=data)
+        index = open_index(path, model=model, device=device, adapters=adapters, data=data)
         _ = index.gradients.checkpoints  # raises now where the model is gone, or another one
+        if embedding is not None:
+            index.embeddings.load(embedding)
         opened.append(index)
-    app = make_app(opened, indexes, host=host, hosts=hosts, token=token)
+    app = make_app(opened, indexes, embedding, host=host, hosts=hosts, token=token)
     with listen(host, port) as listening:
         address = address_of(listening, host)
         click.echo(address)

@@ -54,7 +54,7 @@ def ids(index: str, names: tuple[str, ...], under: tuple[str, ...], state: str |
         click.echo(printable(name) if in_terminal else name)
 
 
-@click.command()
+@click.command(short_help="Take training pictures out of INDEX: no query returns them.")
 @INDEX
 @NAMES
 @UNDER
@@ -86,7 +86,7 @@ def _require_utf8(names: Iterable[str]) -> None:
             raise CallError(f"id {name!r}: these bytes are not UTF-8; the ids of an index are")
 
 
-@click.command()
+@click.command(short_help="Erase what was removed: write INDEX anew without it.")
 @INDEX
 @click.option(
     "--out",

@@ -235,14 +235,14 @@ class Dataset:
         >>> open_nothing = lambda row: Image.new("L", (1, 1))
         >>> dataset = Dataset("a", Columns(), ["x"], np.array([0]), np.array([1]), open_nothing)
         >>> dataset.describe_changes((3, 8, 8), np.array([0]))
-        ['pictures: 1 grey, made colour; 1 resized']
+        ['pictures: 1 grey, made colour; 1 resized to 8x8']
         """
         counts: Counter[str] = Counter()
         looked_at, sample = self.looked_at(rows)
         for row in looked_at:
             try:
                 with self._open(row) as picture:
-                    counts.update(changes(picture, nearest_image(picture, image, buckets)))
+                    counts.update(changes(picture, image, buckets))
             except Exception:  # see `picture`
                 counts["cannot be opened"] += 1
         if self.masks is not None and self.masks.files is None:

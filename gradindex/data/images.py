@@ -184,9 +184,15 @@ def geometry(picture: Image.Image, image: tuple[int, int, int]) -> Geometry:
     return Geometry((height, width), _centre_corner(covering, *image[1:]))
 
 
-def changes(picture: Image.Image, image: tuple[int, int, int]) -> list[str]:
-    """Return what `to_array` does to a picture, of which only the head was read."""
-    channels, height, width = image
+def changes(
+    picture: Image.Image, image: tuple[int, int, int], sizes: Sequence[Size] | None = None
+) -> list[str]:
+    """Return what `to_array` does to a picture, of which only the head was read.
+
+    Args:
+        image, sizes: see `nearest_image`; a size is told where there is only one.
+    """
+    channels, height, width = nearest_image(picture, image, sizes)
     found = []
     is_grey = picture.mode in ("1", "L", "LA", "La", "I") or picture.mode.startswith("I;16")
     if is_grey and channels == 3:
@@ -198,7 +204,7 @@ def changes(picture: Image.Image, image: tuple[int, int, int]) -> list[str]:
     if getattr(picture, "is_animated", False):  # or a TIFF of several pages
         found.append("of several frames, the first taken")
     if picture.size != (width, height):
-        found.append("resized")
+        found.append("resized" if sizes else f"resized to {width}x{height}")
     if is_turned(picture):
         found.append("turned upright by EXIF")
     return found

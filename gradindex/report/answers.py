@@ -77,7 +77,6 @@ class Answers:
         index: its path.
         pictures: how many training pictures were ranked.
         picture_of: thumbnail of a row; None where it is gone. It may fail.
-        caption_of: caption of a row; None where there is none.
         group_of: class or folder of a row; None where pictures have no groups.
         facts: {name: text} about model and data.
         whitened: whether queries were.
@@ -91,7 +90,6 @@ class Answers:
     index: str
     pictures: int
     picture_of: Callable[[int], Image.Image | None]
-    caption_of: Callable[[int], str | None] = lambda row: None
     group_of: Callable[[int], str | None] = lambda row: None
     facts: dict[str, str] = field(default_factory=dict)
     whitened: bool = True
@@ -137,6 +135,7 @@ def answer(
     vectors = index.embeddings.compared(embedding, query_embedding, pictures, arrays)
     names = [picture_name(picture, number) for number, picture in enumerate(pictures)]
     methods = [method, *(other for other in METHODS if other != method)]
+    _ = index.gradients.checkpoints  # loaded before, which does not count
     began = time.perf_counter()
     blocks = index.query_blocks(query, *methods)
     seconds = {"gradients": time.perf_counter() - began}
@@ -171,6 +170,8 @@ def answer(
         scores = cosine_scores(asked, rows, index.store.shape[1], read)
         listings = [_with_cosines(listing, measure, scores) for listing in listings]
         listings.append(_cosine_listing(index, names, measure, scores, k))
+    captioned = index.training_pictures.with_captions
+    listings = [replace(listing, results=captioned(listing.results)) for listing in listings]
     return Answers(
         queries=_asked(pictures, names, query),
         listings=listings,
@@ -178,7 +179,6 @@ def answer(
         index=str(index.store.location),
         pictures=kept,
         picture_of=index.thumbnail,
-        caption_of=_captions(index),
         group_of=_groups(index) if groups is None else groups.name_of,
         facts=_facts(index),
         whitened=query.damping is not None,
@@ -293,13 +293,6 @@ def _asked(pictures: Sequence[Picture], names: Sequence[str], query: Query) -> l
         )
         for number, (picture, name) in enumerate(zip(pictures, names, strict=True))
     ]
-
-
-def _captions(index: Index) -> Callable[[int], str | None]:
-    """What gives the caption of a row."""
-    dataset = index.training_pictures.dataset
-    captions = None if dataset is None else dataset.captions
-    return lambda row: None if captions is None else captions[row]
 
 
 def _groups(index: Index) -> Callable[[int], str | None]:

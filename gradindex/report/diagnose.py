@@ -186,7 +186,7 @@ def _announce(index: Index, queries: int, compared: int, outliers: bool, seconds
         count += len(store.kept) * per_picture
     if count:
         duration = duration_text(count * seconds)
-        LOGGER.info(f"diagnosis: {counted(count, 'more gradient')}, about {duration}")
+        LOGGER.info(f"diagnosis: {counted(count, 'more gradient')}, {duration}")
 
 
 def _choose_queries(

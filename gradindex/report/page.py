@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 import gradindex
 from gradindex.report.answers import EMBEDDING, PIXELS, Answers
 from gradindex.report.printable import printable
+from gradindex.report.rendering import NONE_ABOVE_CHANCE
 from gradindex.report.thumbnails import Thumbnails
 from gradindex.report.timestep_chart import stroke_width
 from gradindex.report.view import (
@@ -180,6 +181,7 @@ def _environment(folder: Path | None) -> Environment:
         script_hash=f"sha256-{digest}",
         transparent=TRANSPARENT,
         version=gradindex.__version__,
+        none_above_chance=NONE_ABOVE_CHANCE,
     )
     macros = environment.get_template("hit.html").module
     for name in ("image", "cut", "hits"):

@@ -1,16 +1,18 @@
 """The answer to a query as JSON and as a table of text."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from gradindex.report.printable import printable
-from gradindex.search.results import Group, Hit, Result
+from gradindex.search.results import Group, Hit, Result, Verdict
 
 PLAIN_SCORES = {"tracin": "inner product", "retrac": "cosine"}  # what they are, by method
 TITLES = ("proponents", "opponents")
 COSINES = ("pixel", "embedding")  # fields of a hit, that are columns of the table where known
+MARKED = {"attributable": "stands out", "copied": "copied"}  # what a verdict says of hits it names
+NONE_ABOVE_CHANCE = "None of these groups stands above chance."
 
 
 def to_json(
@@ -54,7 +56,7 @@ def _hit_values(hit: Hit) -> dict[str, Any]:
     """
     fields = asdict(hit)
     by_timestep = fields.pop("by_timestep")
-    for name in ("duplicates", *COSINES):
+    for name in ("duplicates", *COSINES, "caption"):
         if fields[name] is None:
             del fields[name]
     if by_timestep is not None:
@@ -67,28 +69,34 @@ def to_table(
     method: str,
     whitened: bool = False,
     titles: tuple[str, str] = TITLES,
+    ends: tuple[str, str] = ("", ""),
 ) -> str:
     """Return a block of lines for each list of each picture: rank, score ± standard error, z, id.
 
     Before the id stand cosines of pixels and of an embedding, where a hit of the list has one.
+    After the rank of those that the verdict names stands a *.
 
     Args:
-        titles: of the best and of the worst.
+        titles: of the best and of the worst. ends: last lines of their lists, where not empty.
     """
     kind = score_kind(method, whitened)
     lines = []
     for result in results:
         if result.verdict is not None:
             lines.append(f"{printable(result.picture)}: {printable(result.verdict.text)}")
-        for title, hits in titled_lists(result, titles):
+        for (title, hits), end in zip(titled_lists(result, titles), ends, strict=False):
             cosines = [
                 name for name in COSINES if any(getattr(hit, name) is not None for hit in hits)
             ]
-            columns = ", ".join([f"{kind} ± standard error over timesteps", "z", *cosines])
-            lines.append(f"{printable(result.picture)}: {title} ({method}, {columns})")
+            named, meaning = marked_hits(result.verdict) if hits is result.hits else ([], "")
+            legend = [f"*: {meaning}"] if any(hit.id in named for hit in hits) else []
+            columns = [f"{kind} ± standard error over timesteps", "z", *cosines, *legend]
+            lines.append(f"{printable(result.picture)}: {title} ({method}, {', '.join(columns)})")
             for hit in hits:
-                lines += _hit_lines(hit, cosines)
-            lines += ["    none", ""] if not hits else [""]
+                lines += _hit_lines(hit, cosines, "*" if hit.id in named else " ")
+            if end or not hits:
+                lines.append(f"    {end or 'none'}")
+            lines.append("")
         if result.groups is not None:
             lines += [*_group_lines(result.picture, result.groups, method, kind), ""]
     return "\n".join(lines).rstrip()
@@ -106,14 +114,27 @@ def _group_lines(picture: str, groups: Sequence[Group], method: str, kind: str) 
         lines.append(
             f"{group.share:>7.1%}  {numbers}  {group.pictures:>8,}  {printable(group.group)}{note}"
         )
+    if all(group.below_noise for group in groups):
+        lines.append(NONE_ABOVE_CHANCE)
     return lines
 
 
-def _hit_lines(hit: Hit, cosines: Sequence[str]) -> list[str]:
+def marked_hits(verdict: Verdict | None) -> tuple[Collection[str], str]:
+    """Return the ids that a verdict names, and what it says of them; none where it names none.
+
+    >>> marked_hits(Verdict("attributable", "attributable: …", ["a.png"], 0.01))
+    (['a.png'], 'stands out')
+    """
+    if verdict is None or verdict.kind not in MARKED:
+        return [], ""
+    return verdict.ids, MARKED[verdict.kind]
+
+
+def _hit_lines(hit: Hit, cosines: Sequence[str], mark: str) -> list[str]:
     """A hit's line of the table, and one for its timesteps where they were asked for.
 
     Args:
-        cosines: which of them the table has.
+        cosines: which of them the table has. mark: a letter after the rank.
     """
     z = "" if hit.z is None else f"{hit.z:.1f}"
     score = f"{hit.score:>11.4g}{plus_minus(hit):<12}"
@@ -121,7 +142,7 @@ def _hit_lines(hit: Hit, cosines: Sequence[str]) -> list[str]:
     texts = ["" if value is None else f"{value:.2f}" for value in values]
     columns = "  ".join([f"{z:>6}", *(f"{text:>5}" for text in texts)])
     more = f"  (and {len(hit.duplicates)} like it)" if hit.duplicates else ""
-    lines = [f"{hit.rank:>5}  {score}  {columns}  {printable(hit.id)}{more}"]
+    lines = [f"{hit.rank:>5}{mark} {score}  {columns}  {printable(hit.id)}{more}"]
     if hit.by_timestep is not None:
         lines.append(f"       {timestep_text(hit.by_timestep)}")
     return lines

@@ -11,7 +11,7 @@ import numpy as np
 
 from gradindex.report.answers import COSINE_FIELDS, EMBEDDING, PIXELS, Answers, Listing
 from gradindex.report.printable import one_line, printable
-from gradindex.report.rendering import plus_minus, to_values
+from gradindex.report.rendering import marked_hits, plus_minus, to_values
 from gradindex.report.shares import ShareView, share_views
 from gradindex.report.thumbnails import Thumbnail, Thumbnails
 from gradindex.report.timestep_chart import chart_path, parts_text, zero_line
@@ -53,7 +53,9 @@ class HitView:
         also: which other rows name the picture; marks: how many.
         path: drawing of what each timestep adds, whose zero is so far from the top; parts: the same
             in words. Empty where not known.
-        is_common: whether it is in more than half of the measure's lists.
+        is_common: whether it is in more than half of the measure's lists, and not named by the
+            verdict.
+        named: what the verdict says of the picture where it names it; else empty.
     """
 
     rank: int
@@ -72,6 +74,7 @@ class HitView:
     zero: int
     parts: str
     is_common: bool
+    named: str = ""
 
 
 @dataclass(frozen=True)
@@ -183,6 +186,9 @@ class Cards:
         listing, scale = self._answers.listings[number], self._scales[number]
         highest = max((abs(hit.score) for hit in hits), default=0.0)
         sigma = _sigma(listing, q)
+        # A verdict is of the method that was asked for, and names proponents.
+        is_judged = number == 0 and not opponents
+        named, meaning = marked_hits(listing.results[q].verdict if is_judged else None)
         views = []
         for hit in hits:
             z = hit.z
@@ -201,14 +207,15 @@ class Cards:
                 score=f"{hit.score:.3g}",
                 error=plus_minus(hit),
                 bar=round(100 * min(1.0, length)),
-                caption=one_line(self._answers.caption_of(hit.row) or "")[:CAPTION_LETTERS],
+                caption=one_line(hit.caption or "")[:CAPTION_LETTERS],
                 group=None if group is None else self._position[group],
                 also=f"also in {' and '.join(also)}" if also else "",
                 marks=len(also),
                 path=path,
                 zero=zero_line(parts),
                 parts=parts_text(parts) if parts else "",
-                is_common=hit.row in self._common[number] and not opponents,
+                is_common=hit.row in self._common[number] and not opponents and hit.id not in named,
+                named=meaning if hit.id in named else "",
             )
             views.append(view)
         return views
@@ -222,7 +229,7 @@ class Cards:
         ]
 
     def _values(self) -> dict[str, Any]:
-        """For each measure what `to_json` writes, with captions, as JSON values."""
+        """For each measure what `to_json` writes, as JSON values."""
         whole = self._answers
         return {"answers": [self._listing_values(listing) for listing in whole.listings]}
 
@@ -234,9 +241,6 @@ class Cards:
         for result, query in zip(chosen, values["queries"], strict=True):
             for hits, name in ((result.hits, "hits"), (result.opponents or [], "opponents")):
                 for hit, fields in zip(hits, query.get(name, []), strict=True):
-                    caption = whole.caption_of(hit.row)
-                    if caption is not None:
-                        fields["caption"] = caption
                     if hit.by_timestep is not None:
                         parts = hit.by_timestep.items()
                         fields["by_timestep"] = [[t, _short(part)] for t, part in parts]

@@ -11,7 +11,8 @@ import numpy as np
 from gradindex.data.captions import same_captions
 from gradindex.data.dataset import Columns, Dataset
 from gradindex.data.opening import is_plain_folder, open_dataset
-from gradindex.errors import CallError
+from gradindex.data.picture_facts import NO_CONTENT
+from gradindex.errors import CallError, quoted
 from gradindex.search.query import Query
 from gradindex.search.query_gradients import QueryGradients
 from gradindex.search.results import Result
@@ -55,6 +56,7 @@ def mean_query(
         CallError, DataError: the data set or the options do not fit.
     """
     dataset = _open_held_out(store, training, source)
+    _warn_of_training_pictures(dataset, training)
     total, count, seconds, last = np.zeros(()), 0, 0.0, None
     for query in _queries_of(store, dataset, options):
         (block,), duration = gradients.blocks(query, [method])
@@ -111,6 +113,20 @@ def _open_held_out(store: Store, training: TrainingPictures, source: str) -> Dat
             f" caption ({dataset.names(lacking)}); write it to a text file x.txt beside x.png"
         )
     return dataset
+
+
+def _warn_of_training_pictures(dataset: Dataset, training: TrainingPictures) -> None:
+    """Warn where held-out pictures are training pictures: the same bytes were indexed."""
+    known = {*training.contents} - {NO_CONTENT}
+    same = [row for row in range(len(dataset)) if dataset.content(row) in known]
+    if same:
+        count = share(len(same), len(dataset), "picture", "is", "are")
+        warnings.warn(
+            f"data {dataset.source}: {count} among the training pictures, such as"
+            f" {quoted(dataset.sample_ids[same[0]])}; an audit is of pictures that the model was"
+            " not trained on",
+            stacklevel=2,
+        )
 
 
 def _with_classes(dataset: Dataset, training: TrainingPictures) -> Dataset:

@@ -33,12 +33,14 @@ class Copy:
 
     Attributes:
         hit: it. ratio: of its distance to the mean distance of the 50 nearest; below a third.
+        is_same: whether the two are the same up to one grey level, at the size of the comparison.
         as_near: share of the training pictures that are as near to another one.
     """
 
     hit: Hit
     ratio: float
     as_near: float
+    is_same: bool = False
 
 
 def copies(
@@ -95,7 +97,7 @@ def copies(
         ratio = distance / mean_of_nearest(own, NEIGHBOURS)
         if ratio < THIRD:
             as_near = (1 + np.sum(known <= ratio)) / (1 + len(known))
-            found[q] = Copy(hit, ratio, float(as_near))
+            found[q] = Copy(hit, ratio, float(as_near), is_same=distance <= same)
     return found
 
 

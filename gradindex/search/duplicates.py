@@ -6,12 +6,14 @@ probabilistic models generalize when they fail to memorize"), there of the neare
 nearest. In a set of 50 pictures or fewer they must be the same up to one grey level.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from PIL import Image
 
 from gradindex.data.images import to_array
+from gradindex.data.picture_facts import NO_CONTENT
 from gradindex.errors import CallError
 from gradindex.gradients.fold import search_vectors, unit
 from gradindex.recipe import require
@@ -184,6 +186,22 @@ def _row_batches(store: Store, rows: np.ndarray) -> Iterator[np.ndarray]:
             random = np.random.default_rng(0)
             shorten = random.standard_normal((width, WIDTH), np.float32) / np.sqrt(WIDTH)
         yield unit(vectors if shorten is None else vectors @ shorten)
+
+
+def identical(contents: Sequence[str], clusters: Sequence[Sequence[int]]) -> int:
+    """How many pictures in clusters have the very bytes of another one in theirs.
+
+    Args:
+        contents: the `content_digest` of each picture; `NO_CONTENT`: not known.
+
+    >>> identical(["a", "b", "a", "b", NO_CONTENT, NO_CONTENT], [[0, 1, 2], [3, 4, 5]])
+    2
+    """
+    count = 0
+    for cluster in clusters:
+        digests = Counter(contents[row] for row in cluster if contents[row] != NO_CONTENT)
+        count += sum(times for times in digests.values() if times > 1)
+    return count
 
 
 def named(store: Store, clusters: Sequence[Sequence[int]]) -> list[list[str]]:

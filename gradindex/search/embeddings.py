@@ -34,6 +34,7 @@ Embedding = str | Path | np.ndarray
 VERSION = 1  # raised whenever the same model and picture give another vector
 NAME_DIGITS = 16
 DIGEST_BYTES = 32
+NPY = ".npy"  # ending of a file of vectors
 BATCH = 16  # pictures that go through the model at once
 CHECKED_ROWS = 4096  # of an array, that are looked at at once
 WHOLE = 1 << 16  # pixels a side: no picture is made smaller before the model's processor does
@@ -57,6 +58,18 @@ class Embeddings:
     def __init__(self, store: Store, pictures: TrainingPictures, device: str) -> None:
         self._store, self._pictures = store, pictures
         self._of_model = cache(partial(_ModelVectors, store, pictures, device))
+
+    def load(self, model: str) -> None:
+        """Load a vision model, before it is asked.
+
+        Raises:
+            CallError, ModelError: it is a file of vectors, or see `compared`.
+        """
+        if Path(model).suffix.lower() == NPY:
+            raise CallError(
+                f"embedding = {model!r}: whoever asks has no vectors; give a model that makes them"
+            )
+        self._of_model(model)
 
     def compared(
         self,
@@ -83,7 +96,7 @@ class Embeddings:
                     "query_embedding: goes with a file of the training pictures' (embedding=)"
                 )
             return None
-        if isinstance(embedding, str | Path) and Path(embedding).suffix.lower() != ".npy":
+        if isinstance(embedding, str | Path) and Path(embedding).suffix.lower() != NPY:
             if query_embedding is not None:
                 raise CallError("query_embedding: goes with a file; a model makes it itself")
             vectors = self._of_model(str(embedding))

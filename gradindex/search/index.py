@@ -194,7 +194,7 @@ class Index:
             results = with_cosines(results, "pixel", asked, training.read)
         if vectors is not None:
             results = with_cosines(results, "embedding", *vectors)
-        return Results(results, self.thumbnail)
+        return Results(self.training_pictures.with_captions(results), self.thumbnail)
 
     def audit(
         self,
@@ -238,8 +238,8 @@ class Index:
         )
         name = f"{held_out} ({counted(asked.pictures, 'picture')})"
         request = Request([name], asked.query, k, method, opponents=True, groups=groups)
-        (result,), _ = answer_blocks(self.store, self.ranker, asked.block, request, asked.seconds)
-        return helpful_and_harmful(result)
+        results, _ = answer_blocks(self.store, self.ranker, asked.block, request, asked.seconds)
+        return helpful_and_harmful(*self.training_pictures.with_captions(results))
 
     def query_groups(
         self,

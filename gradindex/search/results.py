@@ -15,7 +15,8 @@ from gradindex.wording import timestep_text
 if TYPE_CHECKING:
     import pandas
 
-# A table's columns, a row for each hit; one for each timestep follows where these were asked for.
+# A table's columns, a row for each hit; where they are known, the caption and one for each timestep
+# asked for follow.
 COLUMNS = (
     *("picture", "list", "rank", "id", "row", "score", "stderr", "z"),
     *("pixel", "embedding", "duplicates"),
@@ -42,6 +43,7 @@ class Hit:
         pixel: cosine of the pixels of this picture and the one asked about, at up to 64 a side;
             embedding: cosine of their vectors in an embedding. None where not asked for, or where
             the picture is gone.
+        caption: of the picture; None where the model is given none, or the picture is gone.
     """
 
     rank: int
@@ -54,6 +56,7 @@ class Hit:
     duplicates: list[str] | None = None
     pixel: float | None = None
     embedding: float | None = None
+    caption: str | None = None
 
 
 @dataclass(frozen=True)
@@ -175,17 +178,20 @@ class Results(list[Result]):
 
     @property
     def columns(self) -> list[str]:
-        """The names of the table's columns: COLUMNS, and `t=500` for each timestep asked for."""
-        return [*COLUMNS, *(f"t={timestep_text(timestep)}" for timestep in self._timesteps())]
+        """The names of the table's columns: COLUMNS, `caption` where a hit has one, and `t=500` for
+        each timestep asked for.
+        """
+        of_timesteps = (f"t={timestep_text(timestep)}" for timestep in self._timesteps())
+        return [*COLUMNS, *["caption"] * self._has_captions(), *of_timesteps]
 
     def rows(self) -> Iterator[tuple[Any, ...]]:
         """Yield the values of `columns` for every hit: proponents, then opponents if asked for."""
-        timesteps = self._timesteps()
+        timesteps, has_captions = self._timesteps(), self._has_captions()
         for picture, title, hit in self._hits():
             parts = hit.by_timestep or {}
             place = (picture, title, hit.rank, hit.id, hit.row)
             known = (hit.score, hit.stderr, hit.z, hit.pixel, hit.embedding, hit.duplicates)
-            yield *place, *known, *map(parts.get, timesteps)
+            yield *place, *known, *[hit.caption] * has_captions, *map(parts.get, timesteps)
 
     def _hits(self) -> Iterator[tuple[str, str, Hit]]:
         """Every hit, with its picture and the name of its list."""
@@ -193,6 +199,10 @@ class Results(list[Result]):
             for title, hits in (("proponents", result.hits), ("opponents", result.opponents or [])):
                 for hit in hits:
                     yield result.picture, title, hit
+
+    def _has_captions(self) -> bool:
+        """Whether a hit has a caption."""
+        return any(hit.caption is not None for _, _, hit in self._hits())
 
     def _timesteps(self) -> list[float]:
         """All timesteps of which a hit tells what they add; recorded ones differ by picture."""
@@ -230,7 +240,7 @@ class Results(list[Result]):
         from pyarrow import parquet
 
         text, whole, number = pyarrow.string(), pyarrow.int64(), pyarrow.float64()
-        kinds = dict.fromkeys(("picture", "list", "id"), text)
+        kinds = dict.fromkeys(("picture", "list", "id", "caption"), text)
         kinds |= {"rank": whole, "row": whole, "duplicates": pyarrow.list_(text)}
         names = self.columns
         cells = list(zip(*self.rows(), strict=True)) or [()] * len(names)

@@ -1,6 +1,6 @@
 """The training pictures behind an index, where they still are."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from gradindex.data.picture_facts import NO_CONTENT
 from gradindex.errors import CallError, GradindexError
 from gradindex.models.examples import Pictures
 from gradindex.recipe import NPZ, Recipe
+from gradindex.search.results import Hit, Result
 from gradindex.store.records import masks_of, one_caption
 from gradindex.store.store import Store
 from gradindex.wording import share
@@ -125,6 +126,46 @@ class TrainingPictures:
             name = self._store.sample_ids[row]
             raise CallError(f"{self.source}: {name!r} is gone, or another picture is in its place")
         return dataset.open_picture(row)
+
+    @cached_property
+    def contents(self) -> list[str]:
+        """The `content_digest` of each picture when it was indexed; `NO_CONTENT`: not known."""
+        digests = [NO_CONTENT] * self._store.shape[1]
+        shards = [shard for shard in self._store.shards() if shard.checkpoint == 0]
+        for shard, entry in self._store.committed(shards):
+            rows = range(shard.start, shard.stop)
+            digests[shard.start : shard.stop] = [entry.content(row) for row in rows]
+        return digests
+
+    def caption(self, row: int) -> str | None:
+        """The caption of a row.
+
+        None where it has none, where it cannot be read, and where the model is given no captions or
+        the pictures are not on this machine: for captions alone nothing is fetched.
+        """
+        is_here = "dataset" in vars(self) or Path(self.source).exists()
+        if not self._store.recipe.captioned or not is_here:
+            return None
+        try:
+            captions = None if self.dataset is None else self.dataset.captions
+            return None if captions is None else captions[row]
+        except GradindexError:
+            return None
+
+    def with_captions(self, results: Iterable[Result]) -> list[Result]:
+        """Results whose hits tell their captions."""
+
+        def told(hits: Iterable[Hit]) -> list[Hit]:
+            return [replace(hit, caption=self.caption(hit.row)) for hit in hits]
+
+        return [
+            replace(
+                result,
+                hits=told(result.hits),
+                opponents=None if result.opponents is None else told(result.opponents),
+            )
+            for result in results
+        ]
 
     def thumbnail(self, row: int, side: int = 256) -> Image.Image | None:
         """The picture of a row as it is on disk, no larger than `side` pixels.

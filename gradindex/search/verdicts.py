@@ -87,8 +87,10 @@ def verdict(hits: Sequence[Hit], standing: Standing, copy: Copy | None, fault: s
     notes = f"; copies were not looked for: {fault}" if fault else ""
     if copy is not None:
         distance = (
-            f"in pixels {copy.hit.id} is {copy.ratio:.2f} times as far away as the {NEIGHBOURS}"
-            " nearest are on average"
+            f"{copy.hit.id} is identical in pixels"
+            if copy.is_same
+            else f"in pixels {copy.hit.id} is {copy.ratio:.2g} times as far away as the"
+            f" {NEIGHBOURS} nearest are on average"
         )
         if copy.as_near <= FALSE_DISCOVERIES:
             text = f"copied: {distance}"

@@ -25,6 +25,7 @@ LOGGER = logging.getLogger("gradindex")
 def make_app(
     indexes: Sequence[Index],
     paths: Sequence[str],
+    embedding: str | None = None,
     *,
     host: str = "127.0.0.1",
     hosts: Iterable[str] = (),
@@ -34,10 +35,11 @@ def make_app(
 
     Args:
         paths: of the indexes, as they were typed.
+        embedding: a vision model by which pictures are compared, too.
         host, hosts, token: see `Guard`.
     """
     served = [
-        ServedIndex(name, path, index)
+        ServedIndex(name, path, index, embedding)
         for name, path, index in zip(index_names(paths), paths, indexes, strict=True)
     ]
     app = FastAPI(
@@ -88,6 +90,8 @@ def _field_text(error: dict[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
         return f"{name}: there is no such field"
     value = error.get("input")
+    if isinstance(value, str) and "UploadFile" in text:
+        return f"{name} = {quoted(value)}: a text; send a file, such as curl -F {name}=@FILE"
     shown = f" = {quoted(value)}" if isinstance(value, str | int | float) else ""
     return f"{name}{shown}: {text}"
 

@@ -28,6 +28,7 @@ class HitFields:
     duplicates: list[str] | None = None
     pixel: float | None = None
     embedding: float | None = None
+    caption: str | None = None
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,11 @@ class QueryFields(BaseModel):
     )
     whiten: bool = Field(True, description="False: the paper's plain scores.")
     damping: float | None = Field(
-        None, ge=1e-9, le=1e9, description="Of whitening, in mean squares of a row's norm."
+        None,
+        ge=1e-9,
+        le=1e9,
+        allow_inf_nan=False,
+        description="Of whitening, in mean squares of a row's norm.",
     )
     group_by: str | None = Field(
         None,

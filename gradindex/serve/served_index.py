@@ -71,11 +71,13 @@ class ServedIndex:
 
     Args:
         path: as it was typed; answers repeat it.
+        embedding: a vision model by which pictures are compared, too; None: by none.
     """
 
     name: str
     path: str
     index: Index
+    embedding: str | None = None
     kept: dict[str, Any] = field(default_factory=dict)  # the last answers, by what was asked
     _line: list[Job] = field(default_factory=list)
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -185,6 +187,7 @@ class ServedIndex:
                 by_timestep=fields.by_timestep,
                 verdict=not asked.is_training,
                 pixels=self.compares_pixels,
+                embedding=self.embedding,
                 **options,
             )
         named = [replace(result, picture=asked.name) for result in results]
@@ -196,7 +199,15 @@ class ServedIndex:
         options = self.options(asked, fields)
         # Closed, it still has its pixels, which the page shows.
         with named_errors(asked.name), asked.open() as picture:
-            answers = answer(self.index, picture, fields.k, fields.method, pixels=pixels, **options)
+            answers = answer(
+                self.index,
+                picture,
+                fields.k,
+                fields.method,
+                pixels=pixels,
+                embedding=self.embedding,
+                **options,
+            )
         if asked.is_training:
             answers = _without_verdict(answers)
         return _named(answers, asked.name, self.path)

@@ -101,9 +101,7 @@ def _ranked(standing: Sequence[Listed]) -> list[tuple[int, Listed]]:
 
 def hit_view(served: ServedIndex, thumbnails: Thumbnails, rank: int, one: Listed) -> HitView:
     """Return what the templates of a report show of a training picture."""
-    dataset = served.index.training_pictures.dataset
-    captions = None if dataset is None else dataset.captions
-    caption = "" if captions is None else captions[one.row] or ""
+    caption = served.index.training_pictures.caption(one.row) or ""
     return HitView(
         rank=rank,
         row=one.row,

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Generic, Protocol, Self, TypeVar
 
+from gradindex.wording import duration_text
+
 Item = TypeVar("Item")
 
 DELAY = 2  # seconds that work lasts before it has a bar
@@ -101,7 +103,8 @@ def _notebook_bar(
 
 
 class LoggedProgress(Generic[Item]):
-    """Progress as lines of text, such as `gradients: 120 of 500 gradients, 1:30 so far, 4:45 left`.
+    """Progress as lines of text: `gradients: 120 of 500 gradients, 1:30 so far, about 4.8 minutes
+    left`.
 
     The arguments are those of `progress`. Work that ends before the first line is due has none.
     """
@@ -159,7 +162,7 @@ class LoggedProgress(Generic[Item]):
             times = f"done in {duration}"
         elif self._total and self._done:
             left = seconds / self._done * max(self._total - self._done, 0)
-            times = f"{duration} so far, about {_clock(left)} left"
+            times = f"{duration} so far, {duration_text(left)} left"
         else:
             times = f"{duration} so far"
         title = f"{self._title}: " if self._title else ""

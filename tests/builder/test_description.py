@@ -45,10 +45,10 @@ def test_a_build_looks_at_the_pictures_that_it_reads(
         gradindex.build(tmp_path / "idx", device="cpu", **options, **more)
         return [line for line in caplog.messages if line.startswith(("pictures", str(data)))]
 
-    assert build(part=(0, 3)) == [f"{data}: 9 pictures", "pictures: 4 resized"]
-    assert build() == [f"{data}: 9 pictures", "pictures: 5 resized"]
+    assert build(part=(0, 3)) == [f"{data}: 9 pictures", "pictures: 4 resized to 8x8"]
+    assert build() == [f"{data}: 9 pictures", "pictures: 5 resized to 8x8"]
     assert build() == [f"{data}: 9 pictures"]
     make_pictures(data, 12, size=16)
-    assert build() == [f"{data}: 12 pictures", "pictures: 4 resized"]
+    assert build() == [f"{data}: 12 pictures", "pictures: 4 resized to 8x8"]
     assert looked_at == [[0, 1, 2, 3], [4, 5, 6, 7, 8], [], [8, 9, 10, 11]]
     assert build_module.LOGGER.name.startswith("gradindex")

@@ -55,7 +55,7 @@ def test_a_table_gives_what_datasets_decodes(tmp_path: Path) -> None:
     thumbnail = opened.thumbnail(0)
     assert thumbnail is not None
     assert thumbnail.size == (32, 24)
-    line = "pictures: 1 resized; 1 turned upright by EXIF"
+    line = "pictures: 1 resized to 8x8; 1 turned upright by EXIF"
     assert opened.describe_changes(IMAGE, np.arange(1)) == [line]
 
 
@@ -229,11 +229,11 @@ def test_what_is_done_to_pictures_is_counted(tmp_path: Path) -> None:
     rows = np.arange(4)
     assert dataset.describe_changes((3, 8, 8), rows) == [
         "pictures: 1 transparent, taken without transparency; 1 grey, made colour;"
-        " 1 cannot be opened; 1 resized",
+        " 1 cannot be opened; 1 resized to 8x8",
     ]
     assert "2 in colour, made grey" in dataset.describe_changes((1, 8, 8), rows)[0]
     assert dataset.sample_ids[3] == "wide.png"
-    assert dataset.describe_changes((3, 8, 8), rows[3:]) == ["pictures: 1 resized"]
+    assert dataset.describe_changes((3, 8, 8), rows[3:]) == ["pictures: 1 resized to 8x8"]
     assert dataset.describe_changes((3, 8, 8), rows[:0]) == []
 
 
@@ -247,7 +247,7 @@ def test_two_thousand_pictures_are_looked_at_at_the_most() -> None:
     ids = [str(row) for row in range(5000)]
     dataset = Dataset("set", Columns(), ids, None, np.ones(5000, np.int64), open_picture)
     lines = dataset.describe_changes(IMAGE, np.arange(1000, 5000))
-    assert lines == ["pictures (2,000 of 4,000 looked at): 2000 resized"]
+    assert lines == ["pictures (2,000 of 4,000 looked at): 2000 resized to 8x8"]
     assert (len(opened), opened[0], opened[-1]) == (2000, 1000, 4999)
     assert dataset.describe() == ["set: 5,000 pictures"]
     assert len(opened) == 2000

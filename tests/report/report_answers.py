@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from gradindex.report.answers import Answers, Asked, Listing
-from gradindex.search.results import Hit, Result
+from gradindex.search.results import Hit, Result, Verdict
 from gradindex.search.standing import Standing
 
 TIMESTEPS = [50.0 + 100 * j for j in range(10)]
@@ -38,11 +38,13 @@ def answers(
     prompt: str | None = None,
     first: Callable[[int], int | None] = lambda q: 0,
     notes: Sequence[str] = (),
+    verdict: Verdict | None = None,
     spread: float = 1,
 ) -> Answers:
     """Answers with random scores.
 
     Args:
+        verdict: of every query, by the first measure.
         first: gives the row that heads the lists of a query, whatever the scores; None: none does.
         spread: standard deviation of the scores.
     """
@@ -61,16 +63,19 @@ def answers(
 
             def hit(rank: int, row: int, own: np.ndarray = own, measure: str = measure) -> Hit:
                 parts = dict.fromkeys(TIMESTEPS, float(own[row]) / len(TIMESTEPS))
+                caption = caption_of(row)
                 if measure == "pixels":
-                    return Hit(rank, name_of(row), row, float(own[row]), None)
-                return Hit(rank, name_of(row), row, float(own[row]), 0.1, parts)
+                    return Hit(rank, name_of(row), row, float(own[row]), None, caption=caption)
+                return Hit(rank, name_of(row), row, float(own[row]), 0.1, parts, caption=caption)
 
             best = [hit(rank, row) for rank, row in enumerate(order[:k].tolist(), 1)]
             worst = None
             if opponents and measure != "pixels":
                 worst = [hit(rank, row) for rank, row in enumerate(order[::-1][:k].tolist(), 1)]
             worst = None if worst is None else standings[q].with_z(worst)
-            results.append(Result(query_name(q), standings[q].with_z(best), worst))
+            judged = verdict if measure == measures[0] else None
+            hits = standings[q].with_z(best)
+            results.append(Result(query_name(q), hits, worst, verdict=judged))
         listings.append(Listing(measure, results, standings))
     asked = [
         Asked(query_name(q), lambda q=q: picture_of(1000 + q), prompt)  # type: ignore[misc]
@@ -83,7 +88,6 @@ def answers(
         index="idx",
         pictures=pictures,
         picture_of=picture_of,
-        caption_of=caption_of,
         group_of=group_of,
         facts={"Model": "UNet2DModel", "Data": "pictures"},
         notes=notes,

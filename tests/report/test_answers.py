@@ -138,7 +138,7 @@ def test_large_pictures_are_compared_small(tmp_path: Path) -> None:
 def test_groups_and_captions_are_known(index: gradindex.Index, queries: list[Path]) -> None:
     answers = answer(index, queries[0], 1)
     assert {answers.group_of(row) for row in range(12)} == {"a", "b"}
-    assert answers.caption_of(0) is None
+    assert [hit.caption for one in answers.listings for hit in one.results[0].hits] == [None] * 3
     assert answers.facts["Data"] == index.store.header.data.source  # type: ignore[union-attr]
     assert answers.last_timestep == 1000
     assert answers.queries[0].open_picture().size == (8, 8)  # type: ignore[union-attr]

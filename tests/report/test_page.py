@@ -21,6 +21,7 @@ from report_answers import answers, drawing
 from gradindex.report.page import to_html, write_report
 from gradindex.report.printable import one_line, printable
 from gradindex.report.timestep_chart import chart_path
+from gradindex.search.results import Verdict
 
 MADE = datetime(2026, 11, 27, 9, 5, tzinfo=UTC)
 
@@ -102,6 +103,24 @@ def test_two_lists_have_nothing_in_common_worth_a_word() -> None:
     assert "in more than half of the lists:" not in page
     assert 'class="hit common"' not in page
     assert 'id="show-common"' not in page
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"), [("attributable", "stands out"), ("copied", "copied"), (None, "")]
+)
+def test_what_the_verdict_names_has_a_star_and_is_never_grey(kind: str | None, text: str) -> None:
+    """Row 0 heads every list, and is grey where it is not named."""
+    named = ["folder 0/picture 0000.png"] if kind else []
+    verdict = Verdict(kind, f"{kind}: …", named, 0.01)
+    reading = Reading(to_html(answers(5, opponents=True, pictures=12, verdict=verdict)))
+    assert reading.faults == []
+    legend, *stars = reading.with_class("named")
+    assert [star["title"] for star in stars] == [text] * len(stars)
+    assert len(stars) == 5 * len(named)
+    grey = [hit["data-row"] for hit in reading.with_class("common")]
+    # All of the twelve are in every list but two a list, by each of three measures.
+    assert grey.count("0") == 5 * (3 - len(named))
+    assert legend["aria-label"] == "star"
 
 
 def test_answers_are_inside_as_json() -> None:

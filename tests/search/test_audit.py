@@ -1,6 +1,7 @@
 """An audit: the mean of the scores of held-out pictures, from one search."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,34 @@ def test_an_audit_is_the_mean_of_its_pictures(
     assert [hit.row for hit in result.hits] == helpful
     assert [hit.row for hit in result.opponents] == harmful
     assert result.scores == pytest.approx(mean[helpful], rel=1e-4, abs=1e-6)
+
+
+def test_an_audit_says_where_its_lists_end(index: gradindex.Index, held_out: Path) -> None:
+    """Where all of them help, none harms."""
+    result = index.audit(held_out, 20)
+    done = run("audit", index.store.location, held_out, "-k", 20)
+    best, worst = done.stdout.split("\n\n")
+    assert result.hits
+    assert best.splitlines()[-1] == "    no more scores above 0"
+    more = "no more" if result.opponents else "no"
+    assert worst.splitlines()[-1] == f"    {more} scores below 0"
+    one = run("audit", index.store.location, held_out, "-k", 1).stdout.split("\n\n")[0]
+    assert one.splitlines()[-1].split()[0] == "1"
+    assert "training pictures, such as" not in done.stderr
+
+
+def test_an_audit_of_training_pictures_warns(
+    index: gradindex.Index, held_out: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """Whatever they are called: their bytes tell."""
+    mixed = tmp_path / "mixed"
+    shutil.copytree(held_out, mixed)
+    shutil.copy(pictures / "p003.png", mixed / "x.png")
+    text = r"1 of 6 pictures is among the training pictures, such as 'x\.png'; an audit is of"
+    with pytest.warns(UserWarning, match=text):
+        index.audit(mixed)
+    with pytest.warns(UserWarning, match="9 of 9 pictures are among the training pictures"):
+        index.audit(pictures)
 
 
 def test_captions_are_those_beside_the_pictures(tmp_path: Path) -> None:
@@ -142,7 +171,7 @@ def test_audits_that_do_not_fit(index: gradindex.Index, tmp_path: Path, held_out
         index.audit(tmp_path / "nowhere")
     with pytest.raises(CallError, match=r"region: of single pictures; an audit takes all"):
         index.audit(held_out, region=(0, 0, 4, 4))
-    broken = make_pictures(tmp_path / "broken", 2)
+    broken = make_pictures(tmp_path / "broken", 2, seed=7)
     (broken / "p001.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"'p001\.png' is not a readable picture"):
         index.audit(broken)

@@ -227,7 +227,13 @@ def test_the_command_lists_them(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["duplicates", str(place)])
-    lines = capsys.readouterr().out.splitlines()
+    out, errors = capsys.readouterr()
+    lines = out.splitlines()
+    assert errors == (
+        "41 clusters of 84 pictures, 20 of them identical to another; next: gradindex query"
+        f" {place} PICTURE --merge-duplicates, or gradindex remove {place} --file FILE"
+        " (an id a line)\n"
+    )
     assert lines[:5] == ["4 pictures", "  100-a.png", "  100-b.png", "  100-c.png", "  100.png"]
     main(["duplicates", str(place), "--format", "json"])
     clusters = json.loads(capsys.readouterr().out)["clusters"]

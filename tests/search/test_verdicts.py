@@ -217,8 +217,10 @@ def test_a_near_picture_among_near_ones_is_no_copy() -> None:
     )
     said = verdict(hits(3.0), Standing.of(NORMAL), Copy(copy.hit, 0.2, 0.01))
     assert (said.kind, said.ids, said.ratio, said.as_near) == ("copied", ["1.png"], 0.2, 0.01)
-    near = "in pixels 1.png is 0.20 times as far away as the 50 nearest are on average"
+    near = "in pixels 1.png is 0.2 times as far away as the 50 nearest are on average"
     assert said.text == f"copied: {near}"
+    said = verdict(hits(3.0), Standing.of(NORMAL), Copy(copy.hit, 0.0, 0.01, is_same=True))
+    assert said.text == "copied: 1.png is identical in pixels"
 
 
 def test_of_few_pictures_nothing_is_said(

@@ -160,7 +160,7 @@ def test_a_bad_picture_is_refused_in_one_line(
         ({"method": "cosine"}, "method = 'cosine': input should be 'retrac' or 'tracin'"),
         ({"metod": "tracin"}, "metod: there is no such field"),
         ({"damping": 1, "whiten": False}, "damping: of whitening alone"),
-        ({"damping": "nan"}, "damping = 'nan'"),
+        ({"damping": "nan"}, "damping = 'nan': input should be a finite number"),
         ({"timesteps_from": 990}, "timesteps = 990:"),
         ({"prompt": "a dog"}, "the model is given no captions"),
         ({"class_label": 1}, "the model is not class-conditional"),
@@ -178,6 +178,9 @@ def test_a_wrong_field_is_refused_in_one_line(
 
 
 def test_a_picture_is_needed(client: Any) -> None:
+    answer = client.post("/api/query", data={"picture": "abc"})
+    text = "picture = 'abc': a text; send a file, such as curl -F picture=@FILE"
+    assert (answer.status_code, answer.json()) == (422, {"detail": text})
     for form in ({}, {"k": "3"}):
         answer = client.post("/api/query", data=form)
         assert (answer.status_code, answer.json()["detail"][:18]) == (422, "picture: give one,")

@@ -36,9 +36,9 @@ def test_a_log_has_a_line_every_half_minute(
             clock.seconds += 10
             bar.update(500)
     assert capsys.readouterr().err.splitlines() == [
-        "gradients: 1,500 of 5,000 gradients, 0:30 so far, about 1:10 left",
-        "gradients: 3,000 of 5,000 gradients, 1:00 so far, about 0:40 left",
-        "gradients: 4,500 of 5,000 gradients, 1:30 so far, about 0:10 left",
+        "gradients: 1,500 of 5,000 gradients, 0:30 so far, about 70 seconds left",
+        "gradients: 3,000 of 5,000 gradients, 1:00 so far, about 40 seconds left",
+        "gradients: 4,500 of 5,000 gradients, 1:30 so far, about 10 seconds left",
         "gradients: 5,000 of 5,000 gradients, done in 1:40",
     ]
 
@@ -64,7 +64,7 @@ def test_items_are_counted_one_by_one(clock: Clock, capsys: pytest.CaptureFixtur
         clock.seconds += 3600
     assert seen == ["a", "b", "c"]
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "blocks: 1 of 3 blocks, 1:00:00 so far, about 2:00:00 left"
+    assert lines[0] == "blocks: 1 of 3 blocks, 1:00:00 so far, about 2 hours left"
     assert lines[-1] == "blocks: 3 of 3 blocks, done in 3:00:00"
 
 

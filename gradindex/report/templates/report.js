@@ -69,7 +69,7 @@ function show(hit) {
   if (!closer.open) closer.showModal();
   closer.dispatchEvent(new CustomEvent("shown", {detail: hit}));
 }
-on("click", ".hit button", (button) => show(button.closest(".hit")));
+on("click", ".hit button, .hit > .named", (element) => show(element.closest(".hit")));
 closer?.addEventListener("keydown", (event) => {
   if (event.key === "ArrowRight") show(shown.nextElementSibling);
   if (event.key === "ArrowLeft") show(shown.previousElementSibling);
