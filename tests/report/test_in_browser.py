@@ -17,6 +17,7 @@ from PIL import Image
 from report_answers import answers, drawing
 
 from gradindex.report.page import to_html, write_report
+from gradindex.search.results import Verdict
 
 pytest_plugins = ["chromium"]
 
@@ -258,6 +259,18 @@ def test_an_overview_leads_to_every_picture(open_page: Open, tmp_path: Path) -> 
 
 
 # --- pictures for docs ----------------------------------------------------------------------------
+
+
+def test_a_star_opens_what_it_is_on(open_page: Open, tmp_path: Path) -> None:
+    verdict = Verdict("attributable", "attributable: …", ["folder 0/picture 0000.png"], 0.01)
+    write_report(answers(1, verdict=verdict), tmp_path / "report.html", "")
+    page = open_page(tmp_path / "report.html")
+    star = page.locator(".hit > .named")
+    assert (star.count(), star.get_attribute("title")) == (1, "stands out")
+    star.click()
+    assert page.locator("#closer").is_visible()
+    assert "picture 0000.png" in page.locator("#closer .name").inner_text()
+    assert page.locator("#closer .named").is_visible()
 
 
 @pytest.mark.skipif("GRADINDEX_SCREENSHOTS" not in os.environ, reason="takes pictures for docs")
