@@ -72,7 +72,7 @@ def _say_what_is_next(opened: "Index", index: str, clusters: Sequence[Sequence[s
 
     row_of = {name: row for row, name in enumerate(opened.ids)}
     rows = [[row_of[name] for name in cluster] for cluster in clusters]
-    same = identical(opened.training_pictures.contents, rows)
+    same = identical(list(opened.training_pictures.contents()), rows)
     found = f"{counted(len(clusters), 'cluster')} of {counted(sum(map(len, rows)), 'picture')}"
     place = shlex.quote(index)
     say(

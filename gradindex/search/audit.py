@@ -117,8 +117,9 @@ def _open_held_out(store: Store, training: TrainingPictures, source: str) -> Dat
 
 def _warn_of_training_pictures(dataset: Dataset, training: TrainingPictures) -> None:
     """Warn where held-out pictures are training pictures: the same bytes were indexed."""
-    known = {*training.contents} - {NO_CONTENT}
-    same = [row for row in range(len(dataset)) if dataset.content(row) in known]
+    asked = [dataset.content(row) for row in range(len(dataset))]
+    known = {digest for digest in training.contents() if digest != NO_CONTENT}.intersection(asked)
+    same = [row for row, digest in enumerate(asked) if digest in known]
     if same:
         count = share(len(same), len(dataset), "picture", "is", "are")
         warnings.warn(

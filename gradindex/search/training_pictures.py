@@ -1,6 +1,6 @@
 """The training pictures behind an index, where they still are."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -127,15 +127,11 @@ class TrainingPictures:
             raise CallError(f"{self.source}: {name!r} is gone, or another picture is in its place")
         return dataset.open_picture(row)
 
-    @cached_property
-    def contents(self) -> list[str]:
+    def contents(self) -> Iterator[str]:
         """The `content_digest` of each picture when it was indexed; `NO_CONTENT`: not known."""
-        digests = [NO_CONTENT] * self._store.shape[1]
         shards = [shard for shard in self._store.shards() if shard.checkpoint == 0]
         for shard, entry in self._store.committed(shards):
-            rows = range(shard.start, shard.stop)
-            digests[shard.start : shard.stop] = [entry.content(row) for row in rows]
-        return digests
+            yield from (entry.content(row) for row in range(shard.start, shard.stop))
 
     def caption(self, row: int) -> str | None:
         """The caption of a row.
