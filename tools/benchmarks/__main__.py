@@ -25,6 +25,7 @@ BENCHMARKS = (
     "workers",
     "lds",
     "parts",
+    "bytes",
     "groups",
     "verdict",
     "whiten",
