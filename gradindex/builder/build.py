@@ -19,6 +19,7 @@ from gradindex.builder.options import BuildOptions
 from gradindex.builder.parameter_choice import parameter_choice
 from gradindex.builder.plan import DIM, make_plan
 from gradindex.builder.preparation import drop_prepared
+from gradindex.builder.search_files import has_factor_files, has_search_files
 from gradindex.builder.shards import fill, missing_shards, progress, rows_of
 from gradindex.builder.target import check_target
 from gradindex.builder.workers import FillShards, fill_on_cluster
@@ -84,6 +85,7 @@ def build(
     adapters: Mapping[str, float | None] | Sequence[str | Path] | str | Path | None = None,
     skip_bad: bool = False,
     overwrite: bool = False,
+    check: bool = False,
     part: tuple[int, int] = (0, 1),
     ray: str | None = None,
 ) -> Index:
@@ -158,6 +160,8 @@ def build(
         skip_bad: leave out pictures that cannot be read, instead of stopping at them.
         overwrite: replace an index of another recipe or data set, which stays as INDEX.replaced
             until the new one is whole.
+        check: read every byte of what is there, and make anew what is damaged. Otherwise files are
+            known by their sizes and by the entries that are sealed when they are whole.
         part: (I, N) makes the I-th of N parts, I from 0 to N − 1, so that N processes anywhere
             share the work; whoever finishes last makes the search index.
         ray: "local" shares the work among this machine's GPUs, or its CPUs where there are none; an
@@ -231,7 +235,7 @@ def build(
     store.update_header(**plan.origin)
     if job.recipe.part is not None or job.recipe.params is not None:
         store.update_header(parameters=parameter_choice(plan.denoisers[0], job.recipe))
-    shards = missing_shards(store, job, part)
+    shards = missing_shards(store, job, part, check=check)
     rows_read, sizes = rows_of(shards), job.recipe.buckets
     for line in job.dataset.describe_changes(job.recipe.pixels, rows_read, sizes):
         LOGGER.info(line)
@@ -243,7 +247,7 @@ def build(
         _fill_with_ray(ray, index, options, device, job, shards)
     # Shards of other parts may still be missing: whoever makes the last one finishes the index.
     if not store.missing():
-        _finish(store, data, driver_device)
+        _finish(store, data, driver_device, check)
     return Index(store, None, driver_device, denoiser=denoiser)
 
 
@@ -287,8 +291,11 @@ def _prepare_worker(index: str | Path, options: BuildOptions, device: str) -> Fi
     return partial(fill, store, job, plan.denoisers, plan.batch_size)
 
 
-def _finish(store: Store, data: str | Path, device: str) -> None:
+def _finish(store: Store, data: str | Path, device: str, check: bool) -> None:
     """Publish a store whose shards are all made, and make the search files that it lacks.
+
+    Args:
+        check: read every byte of those that are there; otherwise their sizes are compared.
 
     Raises:
         DataError: not one picture could be read.
@@ -300,12 +307,14 @@ def _finish(store: Store, data: str | Path, device: str) -> None:
         )
     _warn_of_zeros(store)
     for method in METHODS:
-        mend_whitening(store, method, device)
+        if check or not has_factor_files(store, method):
+            mend_whitening(store, method, device)
     for name in INDEX_NAMES:
         if not _needs_index(store, name):
             continue
         whitening = whitening_of_index(store, name, device)
-        if open_ann_index(store, name, whitening=whitening).damages():
+        ann_index = open_ann_index(store, name, whitening=whitening)
+        if ann_index.damages() if check else not has_search_files(store, ann_index.record):
             build_ann_index(store, name, whitening=whitening)
     drop_prepared(store.location)
     store.location.drop_aside()

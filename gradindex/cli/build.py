@@ -214,6 +214,12 @@ if TYPE_CHECKING:  # it imports NumPy and zarr, which take long
 @click.option("--skip-bad", is_flag=True, help="Leave out pictures that cannot be read.")
 @click.option("--overwrite", is_flag=True, help="Replace an index of another recipe or data set.")
 @click.option(
+    "--check",
+    is_flag=True,
+    help="Read every byte of what is there and make anew what is damaged; without it sizes and"
+    " sealed entries tell what is whole.",
+)
+@click.option(
     "--part",
     callback=to_part,
     metavar="I/N|slurm",
@@ -272,7 +278,9 @@ def _say_what_is_next(store: "Store", part: tuple[int, int]) -> None:
     say(f"ready: {pictures} to be found; next: gradindex query {index} PICTURE{prompt}")
 
 
-def _estimate(device: str, part: object, ray: object, overwrite: bool, **options: Any) -> str:
+def _estimate(
+    device: str, part: object, ray: object, overwrite: bool, check: bool, **options: Any
+) -> str:
     """What the whole build would make and take, whichever part of it, and where, is asked for."""
     from gradindex.builder.estimate import estimate
     from gradindex.builder.options import BuildOptions

@@ -199,7 +199,7 @@ def index_command(index: str, method: str | None, factory: str, whiten: bool | N
     help="Also read every training picture, where it was or at PATH, and name those that changed.",
 )
 def verify(index: str, data: str | None) -> None:
-    """Read every byte of INDEX and name each file that is damaged or missing; a build mends
+    """Read every byte of INDEX and name each file that is damaged or missing; `build --check` mends
     them.
     """
     from gradindex.builder.verify import damages, data_damages
@@ -207,7 +207,7 @@ def verify(index: str, data: str | None) -> None:
     count = _print_lines(damages(index))
     if count:
         problem = f"{counted(count, 'file is', 'files are')} damaged or missing"
-        fail(f"{index}: {problem}; run the same build again, it makes only those", 1)
+        fail(f"{index}: {problem}; run the same build again with --check, it makes only those", 1)
     changed = 0 if data is None else _print_lines(data_damages(index, data or None))
     if changed:
         wrong = "training picture is not what was", "training pictures are not those that were"

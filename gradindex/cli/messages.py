@@ -15,7 +15,7 @@ from gradindex.report.printable import one_line
 
 # Options whose name is a word of English, too: they are meant only where a sentence names them so.
 NAMED_BARE = [
-    r"(?<=\bwith )(?:overwrite|params)\b",
+    r"(?<=\bwith )(?:overwrite|params|check)\b",
     r"(?<=\()overwrite\b",
     r"(?<=\bgive )out\b(?=,)",
     r"\blog\b(?= go together)",

@@ -148,4 +148,5 @@ class ShardList:
 
     def damage(self, what: str) -> StoreError:
         """An error that says what to do about it."""
-        return StoreError(f"{self.location}: {what}; run the same build again, it mends that")
+        advice = "run the same build again with check, it mends that"
+        return StoreError(f"{self.location}: {what}; {advice}")

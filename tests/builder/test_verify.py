@@ -101,7 +101,8 @@ def test_all_damages_are_named_at_once_and_mended(
         if name.endswith((".faiss", ".f32")) or ("/c/" in name and "sample_ids" not in name)
     }
     assert found == set(names) - unknown  # what described these is damaged itself
-    gradindex.build(place, model=model, data=pictures, timesteps=2, dim=16, device="cpu")
+    options = {"timesteps": 2, "dim": 16, "device": "cpu"}
+    gradindex.build(place, model=model, data=pictures, check=True, **options)
     assert list(damages(place)) == []
     for name in files_of(built):
         if Path(name).match("faiss/*.json"):  # these say how long a query took

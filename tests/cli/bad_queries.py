@@ -84,7 +84,8 @@ INDEXES = [
     Bad(
         "a damaged manifest",
         "verify i",
-        "i: 1 file is damaged or missing; run the same build again, it makes only those",
+        "i: 1 file is damaged or missing; run the same build again with --check,"
+        " it makes only those",
         index(shorter(ENTRY)),
         1,
         "manifest/c000-s000000.json was changed: pictures 0 to 8 do not count\n",

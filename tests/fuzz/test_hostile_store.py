@@ -119,7 +119,7 @@ def test_rows_that_are_large_by_the_recipe_alone_are_missed_at_once(index: Hosti
     folder = index.place(index.sealed_recipe(recipe))
     assert store_refusal(lambda: gradindex.open(folder)) == (
         f"{folder}: unnormalized/c/0/0/0/0 has no row of {2 * 4 * 2**40:,} bytes;"
-        " run the same build again, it mends that"
+        " run the same build again with check, it mends that"
     )
 
 

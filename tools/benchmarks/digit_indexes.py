@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,8 @@ class Setting:
             "index": Command(grown, grown, "index"),
             "remove": Command(grown, self.whole, "remove", tuple(removed)),
         }
-        self.mend = self.commands["build, more pictures"]
+        growth = self.commands["build, more pictures"]
+        self.mend = replace(growth, options=(*growth.options, "--check"))
         for command in self.commands.values():
             if not command.after.exists():
                 command.lay_out(command.after)

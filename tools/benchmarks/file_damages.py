@@ -165,7 +165,7 @@ def _check_answers(
 
 
 def _check_mended(setting: Setting, folder: Path, whole: Path) -> list[str]:
-    """What is wrong unless the same build makes the index whole again."""
+    """What is wrong unless the same build with --check makes the index whole again."""
     wrong = []
     stderr = setting.folder / "stderr"
     if exit_status(setting.mend.words(folder), stderr):
