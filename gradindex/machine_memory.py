@@ -5,6 +5,7 @@ import os
 import sys
 from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 
 ASSUMED_MEMORY = 4 << 30  # bytes, where the system does not tell
 MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024  # the unit of getrusage's ru_maxrss
@@ -34,6 +35,24 @@ def machine_memory() -> int:
             return sysconf("SC_PAGE_SIZE") * sysconf("SC_PHYS_PAGES")
     status = windows_memory()
     return status.total if status else ASSUMED_MEMORY
+
+
+def free_memory() -> int:
+    """Bytes that can still be had.
+
+    The least of what the kernel calls available and half of a container's limit; half of the
+    machine's memory where neither is known.
+    """
+    limits = [machine_memory() // 2]
+    if status := windows_memory():
+        limits = [status.available]
+    with suppress(OSError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        kibibytes = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
+        limits = [count << 10 for count in kibibytes]
+    with suppress(OSError, ValueError):  # "max" where there is no limit
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()) // 2)
+    return min(limits)
 
 
 def windows_memory() -> MemoryStatus | None:

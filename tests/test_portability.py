@@ -21,7 +21,6 @@ from gradindex import machine_memory as memory_module
 from gradindex.builder.estimate import Estimate
 from gradindex.report.info import describe_plan
 from gradindex.store import drafts
-from gradindex.store import memory as store_memory
 
 PACKAGE = Path(gradindex.__file__).parent
 BARE_SYSTEM = Path(__file__).with_name("bare_system.py")
@@ -143,8 +142,8 @@ def test_the_memory_of_a_windows_machine(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(ctypes, "windll", fake_windows(16 << 30, 5 << 20), raising=False)
     assert memory_module.machine_memory() == 16 << 30
     # Linux's own files are there, too: the least of all counts.
-    monkeypatch.setattr(store_memory, "Path", lambda name: Path(f"none{name}"))
-    assert store_memory.free_memory() == 5 << 20
+    monkeypatch.setattr(memory_module, "Path", lambda name: Path(f"none{name}"))
+    assert memory_module.free_memory() == 5 << 20
 
 
 def test_the_memory_of_a_machine_that_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,8 +86,8 @@ class Plan:
 def make_plan(options: BuildOptions, device: str, processes: int = 1) -> Plan:
     """Return the plan of a build; nothing is written.
 
-    Pictures are listed, every checkpoint is loaded once, and the first one's captured gradient is
-    compared with autograd's.
+    Pictures are listed, the first checkpoint is loaded, of the others the headers are read, and the
+    first one's captured gradient is compared with autograd's.
 
     Args:
         device: "cpu" or "cuda".
@@ -102,7 +102,7 @@ def make_plan(options: BuildOptions, device: str, processes: int = 1) -> Plan:
         checkpoints = [WeightedCheckpoint("", 0, 1.0)]
     else:
         checkpoints = choose_checkpoints(options.weighted_paths, options.model, log)
-    denoisers = _open_checkpoints(options, checkpoints, device)
+    denoisers = _open_checkpoints(options, checkpoints, device, processes)
     recipe = _make_recipe(options, denoisers)
     if denoisers.notes is not None:
         for difference in loss_differences(denoisers.notes, recipe):
@@ -147,7 +147,7 @@ def make_plan(options: BuildOptions, device: str, processes: int = 1) -> Plan:
 
 
 def _open_checkpoints(
-    options: BuildOptions, checkpoints: list[WeightedCheckpoint], device: str
+    options: BuildOptions, checkpoints: list[WeightedCheckpoint], device: str, processes: int
 ) -> Checkpoints:
     """The models of a build's checkpoints, none of them loaded yet."""
     if options.model is None:
@@ -165,6 +165,7 @@ def _open_checkpoints(
         seed=options.seed,
         guidance=options.guidance,
         buckets=options.bucket_choice,
+        processes=processes,
     )
 
 

@@ -72,7 +72,7 @@ class Preparation:
         missing = self._missing(shards)
         if not missing:
             return
-        self._denoisers.release()  # there may be room for the encoders only
+        self._denoisers.make_room()  # there may be room for the encoders only
         give_back_freed_memory()
         with progress(title="encoding", total=sum(map(len, missing)), unit="item") as bar:
             for work in missing:

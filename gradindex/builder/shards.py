@@ -16,6 +16,7 @@ from gradindex.data.picture_facts import NO_CONTENT
 from gradindex.gradients.capture import Capture
 from gradindex.gradients.fold import search_vectors, unit
 from gradindex.gradients.parameters import capture_for
+from gradindex.gradients.projection import Projection
 from gradindex.gradients.sampling import sample_gradients
 from gradindex.models.checkpoints import Checkpoints
 from gradindex.models.examples import Examples
@@ -265,6 +266,7 @@ class ShardGradients:
         self._progress = progress
         self._captures = ExitStack()
         self._captured: tuple[int, Capture] | None = None
+        self._projection: Projection | None = None  # one for all checkpoints
 
     def __enter__(self) -> Self:
         return self
@@ -317,7 +319,9 @@ class ShardGradients:
             # Let go of the model before the next one is loaded: there may be room for one only.
             self._captures.close()
             self._captured = None
-            capture = capture_for(self._denoisers[checkpoint], self._job.recipe)
+            denoiser = self._denoisers[checkpoint]
+            capture = capture_for(denoiser, self._job.recipe, self._projection)
+            self._projection = capture.projection
             self._captured = checkpoint, self._captures.enter_context(capture)
         return self._captured[1]
 

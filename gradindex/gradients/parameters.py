@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from gradindex.errors import CallError, RecipeMismatch
 from gradindex.gradients.capture import Capture
 from gradindex.gradients.parts import ALL, is_part, part_names, parts_text
-from gradindex.gradients.projection import make_projection
+from gradindex.gradients.projection import Projection, make_projection
 from gradindex.models.denoiser import Denoiser
 from gradindex.models.devices import plain_torch
 from gradindex.recipe import Recipe
@@ -54,8 +54,14 @@ def choose_parameters(denoiser: Denoiser, params: str | None, part: str | None) 
 
 
 @plain_torch()
-def capture_for(denoiser: Denoiser, recipe: Recipe) -> Capture:
+def capture_for(
+    denoiser: Denoiser, recipe: Recipe, projection: Projection | None = None
+) -> Capture:
     """Return the capture of a recipe's parameters and projection on a denoiser's model.
+
+    Args:
+        projection: of an earlier capture by the same recipe, on the same device: what it has drawn
+            is drawn once; None: a new one.
 
     Raises:
         RecipeMismatch: another gradindex chose other parameters by the same name.
@@ -68,10 +74,11 @@ def capture_for(denoiser: Denoiser, recipe: Recipe) -> Capture:
             " model by this name; build the index again",
             [f"parameter_count: {recipe.parameter_count}, now {count}"],
         )
-    sizes = {name: denoiser.model.get_parameter(name).numel() for name in names}
-    projection = make_projection(
-        recipe.projection, recipe.dim, recipe.seed, recipe.rank, recipe.high_rank, sizes
-    )
+    if projection is None:
+        sizes = {name: denoiser.model.get_parameter(name).numel() for name in names}
+        projection = make_projection(
+            recipe.projection, recipe.dim, recipe.seed, recipe.rank, recipe.high_rank, sizes
+        )
     return Capture(denoiser.model, names, projection)
 
 

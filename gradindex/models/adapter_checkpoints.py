@@ -2,17 +2,25 @@
 
 import gc
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from gradindex.errors import ModelError
-from gradindex.models.adapter_files import PEFT_CONFIG, Adapter, PeftPart, read_adapter
+from gradindex.models.adapter_files import PEFT_CONFIG, Adapter, AdapterPart, PeftPart, read_adapter
 from gradindex.models.adapters import exchange_adapter
-from gradindex.models.checkpoints import Checkpoints
+from gradindex.models.checkpoints import (
+    KEPT_SHARE,
+    NEXT_SHARE,
+    Checkpoints,
+    Identity,
+    identity_of,
+    is_roomy,
+)
 from gradindex.models.denoiser import Denoiser
-from gradindex.models.devices import plain_torch
+from gradindex.models.devices import CPU, free_memory_of, memory_of, plain_torch
 from gradindex.models.pipeline import Encoder
 
 Settings = dict[str, Any] | None  # see `PeftPart.settings`
@@ -61,6 +69,7 @@ class AdapterCheckpoints(Checkpoints):
         self._put_in: int | None = None
         self._first: tuple[Path, Settings] | None = None  # that all others must have
         self._denoisers: dict[int, Denoiser] = {}
+        self._adapters: dict[int, Adapter] = {}  # in memory, as long as they fit
 
     def __getitem__(self, number: int) -> Denoiser:
         if self._base is None:
@@ -77,13 +86,15 @@ class AdapterCheckpoints(Checkpoints):
                 self._encoders[number] = self._encoder_with(adapter)
             encoder = self._encoders[number]
             self._denoisers[number] = AdaptedDenoiser(self._base, adapter, encoder, self, number)
+            self._keep(adapter, number)
         self.put_in(number)
         return self._denoisers[number]
 
     def put_in(self, number: int) -> None:
         """Have an adapter in the model."""
         if self._put_in != number:
-            self._exchange(read_adapter(self._paths[number]), number)
+            adapter = self._adapters.get(number) or read_adapter(self._paths[number])
+            self._exchange(adapter, number)
 
     @plain_torch()
     def _exchange(self, adapter: Adapter, number: int) -> None:
@@ -97,8 +108,26 @@ class AdapterCheckpoints(Checkpoints):
         first = next(iter(self._encoders.values()), None)
         return None if first is None else first.with_adapter(adapter)
 
+    def _keep(self, adapter: Adapter, number: int) -> None:
+        """Keep what an adapter changes in the model in memory, where all of them fit."""
+        size = sum(weight.nbytes for weight in _tensors(adapter.denoiser))
+        together = len(self._paths) * size * self._processes
+        if together <= KEPT_SHARE * memory_of(CPU) and size <= NEXT_SHARE * free_memory_of(CPU):
+            self._adapters[number] = replace(
+                adapter, denoiser=_copied(adapter.denoiser), text_encoders={}
+            )
+
+    def _identify(self, number: int) -> tuple[Identity, str]:
+        denoiser = self[number]
+        return identity_of(denoiser), denoiser.digest
+
+    def make_room(self) -> None:
+        """Let the model go, unless there is plenty of room beside it."""
+        if self._base is not None and not is_roomy(self._base):
+            self.release()
+
     def release(self) -> None:
-        """Let the model go."""
+        """Let the model go; adapters stay."""
         self._base, self._put_in = None, None
         self._denoisers.clear()
         gc.collect()  # errors that imports caught may refer to it
@@ -111,6 +140,22 @@ def _settings(adapter: Adapter) -> Settings:
     """
     part = adapter.denoiser
     return part.settings if isinstance(part, PeftPart) else None
+
+
+def _tensors(part: AdapterPart) -> list[Tensor]:
+    """The numbers of all weights of an adapter."""
+    if isinstance(part, PeftPart):
+        return list(part.weights.values())
+    return [weight.value for weight in part.weights]
+
+
+def _copied(part: AdapterPart) -> AdapterPart:
+    """The same with weights in memory, not in a file that may change."""
+    if isinstance(part, PeftPart):
+        return replace(part, weights={name: w.clone() for name, w in part.weights.items()})
+    return replace(
+        part, weights=tuple(replace(weight, value=weight.value.clone()) for weight in part.weights)
+    )
 
 
 def _require_settings(adapter: Adapter, path: Path, settings: Settings) -> None:

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from gradindex.errors import CallError, GradindexError, ModelError, first_line
-from gradindex.models.checkpoints import Checkpoints
+from gradindex.models.checkpoints import Checkpoints, Identity, identity_of
 from gradindex.models.configuration import config_digest
 from gradindex.models.denoiser import DenoiserDescription
 from gradindex.models.devices import DTYPES, memory_of, plain_torch
@@ -210,6 +210,9 @@ class OneDenoiser(Checkpoints):
     def encoder_of(self, number: int) -> Any:
         """Return the denoiser's encoder, or None."""
         return self._denoiser.encoder
+
+    def _identify(self, number: int) -> tuple[Identity, str]:
+        return identity_of(self._denoiser), self._denoiser.digest
 
 
 def _blank_pictures(shape: tuple[int, ...], captioned: bool) -> Pictures:

@@ -67,7 +67,7 @@ class Denoiser:
         num_train_timesteps: S, see `Process`.
 
     Args:
-        model: a diffusers model, as it was loaded.
+        model: a diffusers model, as it was loaded; one without weights is only described.
         schedule: the configuration of its scheduler, from `read_schedule`.
         digest: see there.
         device: "cpu" or "cuda".
@@ -105,8 +105,10 @@ class Denoiser:
             name for name, parameter in model.named_parameters() if parameter.requires_grad
         ]
         self.model = model.eval().requires_grad_(False)
-        self.cast(DTYPES[dtype], device)
         self.device = torch.device(device)
+        self.dtype = DTYPES[dtype]
+        if not any(parameter.is_meta for parameter in model.parameters()):
+            self.cast(self.dtype, device)
         self.digest = digest
         self.family: Family = FAMILIES[type(model).__name__]
         self.process = make_process(schedule, device)

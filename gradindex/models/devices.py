@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 
 from gradindex.errors import CallError
-from gradindex.machine_memory import machine_memory
+from gradindex.machine_memory import free_memory, machine_memory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CPU = torch.device("cpu")
@@ -39,6 +39,18 @@ def memory_of(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return machine_memory()
+
+
+def free_memory_of(device: torch.device) -> int:
+    """Return the bytes of memory that can still be had on a device.
+
+    >>> 0 < free_memory_of(CPU) <= memory_of(CPU)
+    True
+    """
+    if device.type == "cuda":
+        kept_by_torch = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept_by_torch
+    return free_memory()
 
 
 @contextmanager

@@ -55,6 +55,7 @@ def load_denoiser(
     guidance: float | None = None,
     adapter: str | Path | None = None,
     buckets: Buckets | None = None,
+    with_weights: bool = True,
 ) -> Denoiser:
     """Load a checkpoint: the folder of a pipeline, model or training checkpoint, or a weights file.
 
@@ -72,6 +73,8 @@ def load_denoiser(
         adapter: a file or folder with the LoRA, or the like, that was trained on this model; its
             parameters are then the only trainable ones.
         buckets: see `Denoiser`.
+        with_weights: False: all is checked, and the denoiser can only be described: its model has
+            no weights.
 
     Raises:
         CallError: a path does not exist, or is none; resolution, buckets or guidance do not fit the
@@ -110,7 +113,8 @@ def load_denoiser(
         check_prediction(weight_names(path), read_header(path), schedule, path)
     change = None if adapter is None else read_adapter(adapter)
     files = weight_files(folder) if path.is_dir() else [path]
-    network = make_network(model_class, arguments, config_file, files, DTYPES[dtype], path)
+    weights = files, DTYPES[dtype], path
+    network = make_network(model_class, arguments, config_file, *weights, with_weights=with_weights)
     encoder = None
     if pipeline is not None:
         encoder = Encoder(

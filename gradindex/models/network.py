@@ -23,6 +23,8 @@ def make_network(
     files: Sequence[Path],
     dtype: torch.dtype,
     origin: Path,
+    *,
+    with_weights: bool = True,
 ) -> Any:
     """Return the model of a configuration with the weights in some files.
 
@@ -33,6 +35,7 @@ def make_network(
         model_class: a class of diffusers. arguments: of it. config_file: where they are from.
         files: one, or the shards of one model.
         dtype: of the weights. origin: the checkpoint, for errors.
+        with_weights: False: weights are checked all the same, one by one, and the model has none.
 
     Raises:
         ModelError: the configuration makes no model, or the weights are not its own, or not finite.
@@ -43,11 +46,17 @@ def make_network(
     _require_fewer_layers(arguments, len(weights), config_file, files[0])
     try:
         with torch.device("meta"):
-            expected = model_class.from_config(arguments).state_dict()
+            network = model_class.from_config(arguments)
     except Exception as error:  # diffusers and torch raise a dozen kinds
         raise ModelError(f"{config_file}: does not make a model ({first_line(error)})") from error
+    expected = network.state_dict()
     weights = with_todays_names(weights, expected)
     check_weights(weights, expected, files[0])
+    if not with_weights:
+        for name, weight in weights.items():
+            is_parameter = isinstance(_place(network, name)[1], nn.Parameter)
+            _converted(name, weight, dtype if is_parameter else expected[name].dtype, dtype, origin)
+        return network
     try:
         # What is drawn at random is replaced: the caller's random numbers stay what they were.
         with torch.random.fork_rng(devices=[]), _without_weights():
@@ -109,19 +118,36 @@ def _fill(network: nn.Module, weights: dict[str, Tensor], dtype: torch.dtype, or
     made: dict[nn.Parameter, nn.Parameter] = {}  # {without memory: filled}, for shared ones
     for name in list(weights):
         weight = weights.pop(name)
-        owner_name, _, place = name.rpartition(".")
-        owner = network.get_submodule(owner_name)
-        empty = getattr(owner, place)
+        owner, empty = _place(network, name)
         is_parameter = isinstance(empty, nn.Parameter)
-        # A copy: what was read may be the file itself, which may change.
-        value = weight.to(dtype if is_parameter else empty.dtype, copy=True)
-        if not value.isfinite().all():
-            raise _not_finite(name, weight, dtype, origin)
-        if is_parameter:
+        value = _converted(name, weight, dtype if is_parameter else empty.dtype, dtype, origin)
+        if isinstance(empty, nn.Parameter):
             if empty not in made:
                 made[empty] = nn.Parameter(value, requires_grad=empty.requires_grad)
             value = made[empty]
-        setattr(owner, place, value)
+        setattr(owner, name.rpartition(".")[2], value)
+
+
+def _place(network: nn.Module, name: str) -> tuple[nn.Module, Tensor]:
+    """The module that has a weight, and what is there until the weight is."""
+    owner_name, _, place = name.rpartition(".")
+    owner = network.get_submodule(owner_name)
+    return owner, getattr(owner, place)
+
+
+def _converted(
+    name: str, weight: Tensor, own_dtype: torch.dtype, dtype: torch.dtype, origin: Path
+) -> Tensor:
+    """A weight in a precision, or a buffer in its own.
+
+    Raises:
+        ModelError: it is not finite.
+    """
+    # A copy: what was read may be the file itself, which may change.
+    value = weight.to(own_dtype, copy=True)
+    if not value.isfinite().all():
+        raise _not_finite(name, weight, dtype, origin)
+    return value
 
 
 def _not_finite(name: str, weight: Tensor, dtype: torch.dtype, origin: Path) -> ModelError:

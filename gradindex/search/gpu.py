@@ -5,7 +5,7 @@ from types import ModuleType
 from typing import Any
 
 from gradindex.errors import first_line
-from gradindex.store.memory import free_memory
+from gradindex.machine_memory import free_memory
 
 
 def is_gpu(device: str) -> bool:

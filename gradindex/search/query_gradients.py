@@ -17,6 +17,7 @@ from gradindex.gradients.batch_size import fitting_batch
 from gradindex.gradients.events import Events, grid_events
 from gradindex.gradients.fold import search_vectors, unit
 from gradindex.gradients.parameters import capture_for
+from gradindex.gradients.projection import Projection
 from gradindex.gradients.sampling import sample_gradients
 from gradindex.models.adapter_checkpoints import AdapterCheckpoints
 from gradindex.models.checkpoints import Checkpoints
@@ -40,8 +41,8 @@ from gradindex.store.store import Store
 class QueryGradients:
     """What takes the gradients of queries, at the checkpoints that the store was built from.
 
-    One query at a time: while gradients are taken, the model has hooks, and one checkpoint is in
-    memory. Threads wait for each other.
+    One query at a time: while gradients are taken, the model has hooks. Threads wait for each
+    other. As many checkpoints stay in memory as fit, see `Checkpoints`.
 
     Args:
         model: where the model is now, when it was moved since the build (one checkpoint only).
@@ -63,6 +64,7 @@ class QueryGradients:
         self._adapters = None if adapters is None else [str(path) for path in adapters]
         self._store, self._model, self._device = store, model, device
         self._denoiser = denoiser
+        self._projection: Projection | None = None  # of the first query, for all
         self._lock = RLock()
 
     @cached_property
@@ -309,7 +311,8 @@ class QueryGradients:
         denoiser, recipe = self.checkpoints[checkpoint], self._store.recipe
         batch = self.fitting_batch if query.batch_size == "auto" else int(query.batch_size)
         began = time.perf_counter()
-        with capture_for(denoiser, recipe) as capture:
+        with capture_for(denoiser, recipe, self._projection) as capture:
+            self._projection = capture.projection
             gradients = sample_gradients(
                 denoiser,
                 capture,

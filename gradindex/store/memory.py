@@ -1,30 +1,10 @@
 """How much memory there is, and what becomes of freed memory."""
 
 import ctypes
-from contextlib import suppress
-from pathlib import Path
 
-from gradindex.machine_memory import machine_memory, windows_memory
+from gradindex.machine_memory import free_memory as free_memory
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
-
-
-def free_memory() -> int:
-    """Bytes that can still be had.
-
-    The least of what the kernel calls available and half of a container's limit; half of the
-    machine's memory where neither is known.
-    """
-    limits = [machine_memory() // 2]
-    if status := windows_memory():
-        limits = [status.available]
-    with suppress(OSError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        kibibytes = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
-        limits = [count << 10 for count in kibibytes]
-    with suppress(OSError, ValueError):  # "max" where there is no limit
-        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()) // 2)
-    return min(limits)
 
 
 def keep_freed_memory() -> None:

@@ -40,6 +40,7 @@ from gradindex.cli.messages import flags_of, with_flags
 from gradindex.errors import CallError, ModelError, RecipeMismatch
 from gradindex.gradients.capture import Capture
 from gradindex.gradients.projection import Exact
+from gradindex.models import adapter_checkpoints
 from gradindex.models.adapter_checkpoints import AdapterCheckpoints
 from gradindex.models.adapter_files import read_adapter
 from gradindex.models.adapters import exchange_adapter, inject_adapter
@@ -238,6 +239,20 @@ def test_checkpoints_share_one_base(base: Path, unet: Any, tmp_path: Path) -> No
     fields = run_.recipe_fields()
     assert fields["base"] == load_denoiser(base).digest
     assert fields["checkpoints"] == tuple(run_[n].digest for n in range(3))
+
+
+def test_an_adapter_is_read_once_and_stays_as_it_was_read(
+    base: Path, unet: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often they are exchanged, and whatever becomes of their files."""
+    files = [lora_file(unet, tmp_path / f"{n}.safetensors", seed=n) for n in range(3)]
+    run_ = AdapterCheckpoints(files, base, None, "cpu", "float32")
+    first = [losses(run_[number]) for number in range(3)]
+    for file in files:
+        file.write_bytes(b"")
+    monkeypatch.setattr(adapter_checkpoints, "read_adapter", None)
+    for number in (1, 0, 2):
+        assert torch.equal(losses(run_[number]), first[number])
 
 
 def test_a_checkpoint_that_is_kept_has_its_own_weights(
