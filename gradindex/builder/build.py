@@ -291,7 +291,7 @@ def _prepare_worker(index: str | Path, options: BuildOptions, device: str) -> Fi
     return partial(fill, store, job, plan.denoisers, plan.batch_size)
 
 
-def _finish(store: Store, data: str | Path, device: str, check: bool) -> None:
+def _finish(store: Store, data: str | Path, device: str, check: bool = False) -> None:
     """Publish a store whose shards are all made, and make the search files that it lacks.
 
     Args:

@@ -70,11 +70,16 @@ def fill_on_cluster(
         on_made: called with each shard that is made.
 
     Raises:
-        CallError: the cluster has no GPU, and `device` is "cuda".
+        CallError: the cluster has no GPU, and `device` is "cuda"; or it names a single GPU.
         GradindexError: what a worker raised; or no cluster answers, no worker starts, or the
             workers that make one shard keep dying.
     """
     ray = require_ray()
+    if ":" in device:
+        raise CallError(
+            f"device = {device!r}: Ray gives each worker a GPU of its own; give 'cuda', and keep"
+            " others out by CUDA_VISIBLE_DEVICES"
+        )
     if not missing:
         return
     with connected(ray, address):
@@ -85,7 +90,7 @@ def fill_on_cluster(
         if resource == "GPU" and not resources.get("GPU"):
             raise CallError(f"device = {device!r}: the Ray cluster has no GPU")
         count = max(1, min(int(resources.get(resource, 0)), len(missing)))
-        workers = BuildWorkers(ray, address, prepare, device.partition(":")[0], resource)
+        workers = BuildWorkers(ray, address, prepare, device, resource)
         workers.make(missing, count, on_made)
 
 

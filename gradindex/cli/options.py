@@ -48,7 +48,7 @@ def to_count(context: click.Context, parameter: click.Parameter, value: str) -> 
 GRIDS = ("even:", "weighted:")  # before a number of timesteps that is meant, however large
 TIMESTEP = re.compile(r"\d+(\.\d*)?", re.ASCII)
 METHOD_CHOICE = click.Choice(["retrac", "tracin"])
-DEVICE = click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda")
+DEVICE = click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]")
 MODEL = click.option(
     "--model", type=PATH, help="Where the model is now, when it was moved since the build."
 )

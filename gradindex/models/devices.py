@@ -23,10 +23,17 @@ def resolve_device(device: str) -> str:
     """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if device.partition(":")[0] not in ("cpu", "cuda"):
-        raise CallError(f"device = {device!r}: allowed are 'auto', 'cpu', 'cuda'")
+    kind, colon, number = device.partition(":")
+    is_known = device == "cpu" or (kind == "cuda" and number.isdecimal() == bool(colon))
+    if not is_known:
+        raise CallError(
+            f"device = {device!r}: allowed are 'auto', 'cpu', 'cuda', and 'cuda:1' for GPU number 1"
+        )
     if device != "cpu" and not torch.cuda.is_available():
         raise CallError(f"device = {device!r}: this machine has no CUDA GPU that torch can use")
+    if number and int(number) >= torch.cuda.device_count():
+        numbers = ", ".join(f"'cuda:{gpu}'" for gpu in range(torch.cuda.device_count()))
+        raise CallError(f"device = {device!r}: this machine has {numbers}")
     return device
 
 

@@ -13,8 +13,11 @@ from gradindex.data.dataset import Columns, Dataset
 from gradindex.data.opening import is_plain_folder, open_dataset
 from gradindex.data.picture_facts import NO_CONTENT
 from gradindex.errors import CallError, quoted
+from gradindex.search.answering import Request, answer_blocks
+from gradindex.search.grouping import Grouping
 from gradindex.search.query import Query
 from gradindex.search.query_gradients import QueryGradients
+from gradindex.search.ranker import Ranker
 from gradindex.search.results import Result
 from gradindex.search.training_pictures import TrainingPictures, read_rows
 from gradindex.store.records import one_caption
@@ -22,6 +25,15 @@ from gradindex.store.store import Store
 from gradindex.wording import counted, share
 
 GROUP = 64  # held-out pictures whose gradients are in memory at once
+
+
+class AuditRequest(NamedTuple):
+    """What is wanted of an audit: see `Index.audit`; groups: of training pictures."""
+
+    source: str
+    k: int
+    method: str
+    groups: Grouping | None
 
 
 class MeanQuery(NamedTuple):
@@ -37,6 +49,32 @@ class MeanQuery(NamedTuple):
     query: Query
     pictures: int
     seconds: float
+
+
+def audit_result(
+    store: Store,
+    gradients: QueryGradients,
+    training: TrainingPictures,
+    ranker: Ranker,
+    request: AuditRequest,
+    options: Any,
+) -> Result:
+    """Return what training pictures do to held-out ones on average, see `Index.audit`.
+
+    Args:
+        options: as for `Index.query`.
+
+    Raises:
+        CallError, DataError: see `mean_query`. StoreError: no build has finished.
+    """
+    source, k, method, groups = request
+    store.require_in_place()
+    _ = store.summary  # raises unless a build has finished
+    asked = mean_query(store, gradients, training, source, method, options)
+    name = f"{source} ({counted(asked.pictures, 'picture')})"
+    wanted = Request([name], asked.query, k, method, opponents=True, groups=groups)
+    results, _ = answer_blocks(store, ranker, asked.block, wanted, asked.seconds)
+    return _helpful_and_harmful(*training.with_captions(results))
 
 
 def mean_query(
@@ -70,7 +108,7 @@ def mean_query(
     return MeanQuery((total / count).astype(np.float32), query, count, seconds)
 
 
-def helpful_and_harmful(result: Result) -> Result:
+def _helpful_and_harmful(result: Result) -> Result:
     """Return the result of an audit without hits of zero or of the other sign than their list's."""
     hits = [hit for hit in result.hits if hit.score > 0]
     opponents = [hit for hit in result.opponents or () if hit.score < 0]

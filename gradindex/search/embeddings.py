@@ -106,8 +106,8 @@ class Embeddings:
                 "embedding: a file holds the training pictures' vectors; give those of the pictures"
                 " that you ask about, too (query_embedding=)"
             )
-        training = _read_array("embedding", embedding)
-        queries = _read_array("query_embedding", query_embedding)
+        training = read_array("embedding", embedding)
+        queries = read_array("query_embedding", query_embedding)
         if len(queries) != len(pictures):
             raise CallError(
                 f"query_embedding: {list(queries.shape)}; give [{len(pictures)}, E], a row for each"
@@ -138,8 +138,8 @@ class Embeddings:
         return lambda rows: (np.array(training[position[row]], np.float32) for row in rows)
 
 
-def _read_array(name: str, given: Any) -> np.ndarray:
-    """An array of vectors, that or from a .npy file, of which rows are read when they are used.
+def read_array(name: str, given: Any) -> np.ndarray:
+    """Return an array of vectors, or that of a .npy file, whose rows are read when they are used.
 
     Raises:
         CallError: there is no such file, or it holds no vectors.

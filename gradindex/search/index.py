@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from functools import cache, partial
+from itertools import count
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -12,7 +13,8 @@ from gradindex.errors import CallError
 from gradindex.models.devices import resolve_device
 from gradindex.recipe import FOLDED, require, require_positive
 from gradindex.search.answering import Request, answer_blocks
-from gradindex.search.audit import helpful_and_harmful, mean_query
+from gradindex.search.audit import AuditRequest, audit_result
+from gradindex.search.batches import in_batches, joined, largest_batch
 from gradindex.search.cosines import with_cosines
 from gradindex.search.duplicates import duplicates, named
 from gradindex.search.embeddings import Embedding, Embeddings
@@ -30,7 +32,6 @@ from gradindex.search.training_pictures import TrainingPictures
 from gradindex.search.verdicts import reads_pixels, with_verdicts
 from gradindex.store.location import Location
 from gradindex.store.store import Store
-from gradindex.wording import counted
 
 
 def open(
@@ -177,23 +178,29 @@ class Index:
                 "by_timestep: the rows of this index are folded into one a picture; leave it out"
             )
         groups = None if group_by is None else self.grouping(group_by)
-        query = self.to_query(pictures, **options)
-        arrays = query.pictures.arrays[: len(pictures)]
-        vectors = self.embeddings.compared(embedding, query_embedding, pictures, arrays)
         with_pixels = reads_pixels(pixels, verdict, self.store, self.training_pictures)
-        (block,), seconds = self.gradients.blocks(query, [method])
-        names = [picture_name(picture, number) for number, picture in enumerate(pictures)]
-        clusters = self._duplicates("pixels") if merge_duplicates else None
-        request = Request(names, query, k, method, opponents, by_timestep, groups, clusters)
-        results, standings = answer_blocks(self.store, self.ranker, block, request, seconds)
         training = TrainingPixels(self.training_pictures, compared_shape(self.store.recipe))
-        if verdict:
-            results = with_verdicts(self.store, training, arrays, results, standings)
-        if with_pixels:
-            asked = asked_pixels(pictures, arrays, training.shape)
-            results = with_cosines(results, "pixel", asked, training.read)
-        if vectors is not None:
-            results = with_cosines(results, "embedding", *vectors)
+
+        def answers(first: int, pictures: list[Picture], **options: Any) -> list[Result]:
+            asked_embedding = options.pop("query_embedding")
+            query = self.to_query(pictures, **options)
+            arrays = query.pictures.arrays[: len(pictures)]
+            vectors = self.embeddings.compared(embedding, asked_embedding, pictures, arrays)
+            (block,), seconds = self.gradients.blocks(query, [method], first + 1)
+            names = [*map(picture_name, pictures, count(first))]
+            clusters = self._duplicates("pixels") if merge_duplicates else None
+            request = Request(names, query, k, method, opponents, by_timestep, groups, clusters)
+            results, standings = answer_blocks(self.store, self.ranker, block, request, seconds)
+            if verdict:
+                results = with_verdicts(self.store, training, arrays, results, standings)
+            if with_pixels:
+                asked = asked_pixels(pictures, arrays, training.shape)
+                results = with_cosines(results, "pixel", asked, training.read)
+            return results if vectors is None else with_cosines(results, "embedding", *vectors)
+
+        each = {**options, "query_embedding": query_embedding}
+        batches = in_batches(pictures, each, largest_batch(self.store.recipe))
+        results = joined([answers(first, some, **theirs) for first, some, theirs in batches])
         return Results(self.training_pictures.with_captions(results), self.thumbnail)
 
     def audit(
@@ -214,9 +221,8 @@ class Index:
                 takes; of the same columns as the training pictures'.
             k: how many on either side.
             group_by: also tell what groups of training pictures do, see `query_groups`.
-            method: as for `query`.
-            options: as for `query`, without those of a single picture: prompt, class_label, region,
-                mask, against, against_prompt, ids.
+            method, options: as for `query`, without those of a single picture: prompt, class_label,
+                region, mask, against, against_prompt, ids.
 
         Returns:
             Its `hits` are the most helpful, of scores above 0, its `opponents` the most harmful,
@@ -231,15 +237,9 @@ class Index:
         if unfit := [name for name in OF_ONE_PICTURE if options.get(name) is not None]:
             raise CallError(f"{unfit[0]}: of single pictures; an audit takes all of a data set's")
         groups = None if group_by is None else self.grouping(group_by)
-        self.store.require_in_place()
-        _ = self.store.summary  # raises unless a build has finished
-        asked = mean_query(
-            self.store, self.gradients, self.training_pictures, str(held_out), method, options
-        )
-        name = f"{held_out} ({counted(asked.pictures, 'picture')})"
-        request = Request([name], asked.query, k, method, opponents=True, groups=groups)
-        results, _ = answer_blocks(self.store, self.ranker, asked.block, request, asked.seconds)
-        return helpful_and_harmful(*self.training_pictures.with_captions(results))
+        request = AuditRequest(str(held_out), k, method, groups)
+        takes = self.gradients, self.training_pictures, self.ranker
+        return audit_result(self.store, *takes, request, options)
 
     def query_groups(
         self,
@@ -251,11 +251,9 @@ class Index:
         """What each group of training pictures did to each picture, from one scan of the store.
 
         Args:
-            pictures: as for `query`.
+            pictures, method, options: as for `query`.
             group_by: "folder": that which a picture is in; the name of a column of the data set's
                 table; a CSV file of the columns id and group; or {id: group}.
-            method: as for `query`.
-            options: as for `query`.
 
         Returns:
             For each picture its groups, those of the highest sums of scores first.

@@ -229,8 +229,13 @@ class QueryGradients:
         """How many (picture, timestep, draw) go through the model at once."""
         return fitting_batch(self.checkpoints[0], self._store.recipe)
 
-    def blocks(self, query: Query, methods: Sequence[str]) -> tuple[list[np.ndarray], float]:
+    def blocks(
+        self, query: Query, methods: Sequence[str], first: int = 1
+    ) -> tuple[list[np.ndarray], float]:
         """What each row [c, i, t] is multiplied with: the weighted query gradients of each method.
+
+        Args:
+            first: the number of the first picture, for warnings.
 
         Returns:
             For each method [Q, C, T, D] float32; for folded rows they are folded likewise,
@@ -239,11 +244,11 @@ class QueryGradients:
         """
         with self._lock:
             blocks, seconds = self._blocks(query, methods)
-        for number, block in enumerate(blocks[0] if blocks else ()):
+        for number, block in enumerate(blocks[0] if blocks else (), first):
             if not block.any():
                 warnings.warn(
-                    f"picture {number + 1} of {len(blocks[0])} asked has a gradient of zero: all"
-                    " its scores are 0, in the order of rows",
+                    f"picture {number} of those asked about has a gradient of zero: all its scores"
+                    " are 0, in the order of rows",
                     stacklevel=3,
                 )
         return blocks, seconds

@@ -167,34 +167,49 @@ class Ranker:
             sign: 1 looks for the highest scores, −1 for the most negative.
             proposed: row numbers of each query, ascending.
         """
+        lists = []
+        for candidates, added in zip(
+            proposed, self._added(block, method, span, proposed), strict=True
+        ):
+            scores = added.sum((1, 2)).astype(np.float32)
+            errors = stderrs(added.sum(1)[None], self._store.recipe, span)
+            best = np.lexsort((candidates, -sign * scores))[:k]
+            hits = []
+            for rank, position in enumerate(best.tolist(), 1):
+                row = int(candidates[position])
+                of_timesteps = None
+                if with_timesteps:
+                    of_timesteps = by_timestep(self._store, row, added[position], span)
+                hits.append(
+                    Hit(
+                        rank=rank,
+                        id=self._store.sample_ids[row],
+                        row=row,
+                        score=float(scores[position]),
+                        stderr=None if errors is None else float(errors[0, position]),
+                        by_timestep=of_timesteps,
+                    )
+                )
+            lists.append(hits)
+        return lists
+
+    def _added(
+        self, block: np.ndarray, method: str, span: Span | None, proposed: Sequence[np.ndarray]
+    ) -> list[np.ndarray]:
+        """What each row adds to the scores of a query's own candidates, [candidates, C, T] float64.
+
+        Each row is read once, and multiplied with the queries alone that it is a candidate of.
+        """
         rows = np.unique(np.concatenate(proposed))
         columns = as_columns(block)
-        parts = []
+        added = [np.empty((len(candidates), *block.shape[1:3])) for candidates in proposed]
         for start in range(0, len(rows), READ_ROWS):
             some_rows = rows[start : start + READ_ROWS]
-            parts.append(contributions(self._store, columns, method, some_rows, span))
-        added = np.concatenate(parts, axis=1)
-        scores = added.sum((2, 3)).astype(np.float32)
-        errors = stderrs(added.sum(2), self._store.recipe, span)
-
-        def hit(rank: int, query: int, position: int) -> Hit:
-            row = int(rows[position])
-            return Hit(
-                rank=rank,
-                id=self._store.sample_ids[row],
-                row=row,
-                score=float(scores[query, position]),
-                stderr=None if errors is None else float(errors[query, position]),
-                by_timestep=by_timestep(self._store, row, added[query, position], span)
-                if with_timesteps
-                else None,
-            )
-
-        lists = []
-        for query, candidates in enumerate(proposed):
-            # Only its own candidates: a query's answer does not depend on the others beside it.
-            positions = np.searchsorted(rows, candidates)
-            order = np.lexsort((candidates, -sign * scores[query, positions]))
-            best = positions[order][:k]
-            lists.append([hit(rank, query, int(p)) for rank, p in enumerate(best, 1)])
-        return lists
+            ends = [some_rows[0], some_rows[-1] + 1]
+            places = [slice(*np.searchsorted(candidates, ends)) for candidates in proposed]
+            asking = [q for q, place in enumerate(places) if place.start < place.stop]
+            values = contributions(self._store, columns[..., asking], method, some_rows, span)
+            for of_query, q in zip(values, asking, strict=True):
+                positions = np.searchsorted(some_rows, proposed[q][places[q]])
+                added[q][places[q]] = of_query[positions]
+        return added
