@@ -229,7 +229,7 @@ def build(
         skip_bad=skip_bad,
     )
     plan = make_plan(options, driver_device if ray is None else "cpu")
-    store, job = continue_or_create(location, plan, overwrite)
+    store, job = continue_or_create(location, plan, overwrite, part)
     for line in job.dataset.describe():
         LOGGER.info(line)
     store.update_header(**plan.origin)

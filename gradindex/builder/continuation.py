@@ -22,17 +22,21 @@ from gradindex.store.disk import Disk
 from gradindex.store.location import Location
 from gradindex.store.manifest import is_store
 from gradindex.store.memory import give_back_freed_memory
+from gradindex.store.shard_list import part_of
 from gradindex.store.store import Store
 from gradindex.wording import share
 
 HIGH_RANK_PICTURES = 8  # whose gradients tell which weights have a high rank
 
 
-def continue_or_create(location: Location, plan: Plan, overwrite: bool) -> tuple[Store, BuildJob]:
+def continue_or_create(
+    location: Location, plan: Plan, overwrite: bool, part: tuple[int, int] = (0, 1)
+) -> tuple[Store, BuildJob]:
     """Return the store to fill, one that is there or a new one, and the job of its rows.
 
     Args:
         overwrite: set a store aside that is another build's, and make a new one.
+        part: see `part_of`; pictures of its shards alone are compared with those there were.
 
     Raises:
         GradindexError: see `_continue_store`, unless `overwrite`.
@@ -42,7 +46,7 @@ def continue_or_create(location: Location, plan: Plan, overwrite: bool) -> tuple
         location.unmark()  # a folder that was set aside once, and is in use again
     if is_store(location):
         try:
-            return _continue_store(location, plan)
+            return _continue_store(location, plan, part)
         except GradindexError:
             if not overwrite:
                 raise
@@ -50,7 +54,9 @@ def continue_or_create(location: Location, plan: Plan, overwrite: bool) -> tuple
     return _create_store(location, plan)
 
 
-def _continue_store(location: Location, plan: Plan) -> tuple[Store, BuildJob]:
+def _continue_store(
+    location: Location, plan: Plan, part: tuple[int, int]
+) -> tuple[Store, BuildJob]:
     """Return the store there, with the data set's new pictures at its end, and its job.
 
     Raises:
@@ -65,11 +71,11 @@ def _continue_store(location: Location, plan: Plan) -> tuple[Store, BuildJob]:
     recipe = as_begun(job.recipe, store.recipe, plan.denoisers)
     _require_order(store, recipe, plan)
     store.require_recipe(recipe, "built with another recipe (overwrite replaces it)")
-    _check_unchanged(store, dataset)
+    _check_unchanged(store, dataset, part)
     if new_ids:
         grown = grow(store, new_ids)
         if grown is None:  # another build has, meanwhile
-            return _continue_store(location, plan)
+            return _continue_store(location, plan, part)
         store = grown
     return store, replace(job, recipe=recipe)
 
@@ -102,10 +108,15 @@ def _require_order(store: Store, recipe: Recipe, plan: Plan) -> None:
     require_order(built, recipe.checkpoints, paths, name, str(store.location))
 
 
-def _check_unchanged(store: Store, dataset: Dataset) -> None:
-    """Raise RecipeMismatch when committed rows were made of another picture than is there now."""
+def _check_unchanged(store: Store, dataset: Dataset, part: tuple[int, int]) -> None:
+    """Raise RecipeMismatch when committed rows were made of another picture than is there now.
+
+    Args:
+        dataset: with new pictures at its end. part: whose shards are looked at.
+    """
+    shards = part_of(store.shards(len(dataset)), part)  # as they are when it has grown
     # The entry of a shard that has grown since still tells of the pictures that it has rows of.
-    begun = [replace(shard, stop=shard.start + 1) for shard in store.shards()]
+    begun = [replace(shard, stop=shard.start + 1) for shard in shards]
     content_of = cache(dataset.content)
     for shard, entry in store.committed(begun):
         for row in changed_pictures(entry, dataset, content_of):
@@ -176,6 +187,8 @@ def in_store_order(store: Store, dataset: Dataset) -> tuple[Dataset, list[str]]:
     new = [row for row in not_stored if not _is_removed(store, dataset.sample_ids[row])]
     new_ids = [dataset.sample_ids[row] for row in new]
     order = np.concatenate([positions, np.array(new, np.int64)])
+    if np.array_equal(order, np.arange(len(dataset))):
+        return dataset, new_ids  # nothing to copy
     return dataset.in_order([*stored_ids, *new_ids], order), new_ids
 
 

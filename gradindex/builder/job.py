@@ -155,6 +155,7 @@ class BuildJob:
         readable = []
         read = []
         for row in rows:
+            _ = self.dataset.stats[row]  # before its bytes, so that a later change is noticed
             try:
                 read.append(self.dataset.read(row, image, self.recipe.buckets))
             except DataError as error:
@@ -211,8 +212,8 @@ class BuildJob:
         return "".join(self.dataset.fingerprint(row) for row in rows)
 
     def stats(self, shard: Shard) -> str:
-        """Return what `stat_digests` gives for a shard's pictures, one after the other."""
-        return b"".join(self.dataset.stats[shard.start : shard.stop]).decode()
+        """Return the `Dataset.stats` of a shard's pictures, one after the other."""
+        return b"".join(self.dataset.stats[row] for row in range(shard.start, shard.stop)).decode()
 
 
 def _check_pictures(dataset: Dataset, recipe: Recipe) -> None:

@@ -25,6 +25,7 @@ from gradindex.store.prefetch import prefetch
 from gradindex.store.progress import Progress
 from gradindex.store.progress import progress as show_progress
 from gradindex.store.records import ShardEntry
+from gradindex.store.shard_list import part_of
 from gradindex.store.store import Shard, Store
 
 LOGGER = logging.getLogger("gradindex")
@@ -36,7 +37,7 @@ def missing_shards(
     """Return the shards of a part that are to be made.
 
     Args:
-        part: see `shards_of`.
+        part: see `part_of`.
         check: read every byte of those that are there. Otherwise a shard is whole whose entry is
             and whose files have the sizes that it says.
 
@@ -44,7 +45,7 @@ def missing_shards(
         True for a shard that is there and is to be made again: its files are damaged, or it lacks
         pictures that the job does not skip.
     """
-    missing = dict.fromkeys(shards_of(store, part), False)
+    missing = dict.fromkeys(part_of(store.shards(), part), False)
     committed = store.committed(list(missing))
     for shard, entry in show_progress(committed, "checking", len(missing), unit="shard"):
         if (check and store.damaged(entry)) or _lacks_pictures(shard, entry, job):
@@ -62,15 +63,6 @@ def rows_of(shards: Iterable[Shard]) -> np.ndarray:
     """
     spans = sorted({(shard.start, shard.stop) for shard in shards})
     return np.concatenate([np.arange(0), *(np.arange(*span) for span in spans)])
-
-
-def shards_of(store: Store, part: tuple[int, int]) -> list[Shard]:
-    """Return the shards of part (I, N), the I-th of N parts, I from 0 to N − 1."""
-    number, parts = part
-    shards = store.shards()
-    first = len(shards) * number // parts
-    stop = len(shards) * (number + 1) // parts
-    return shards[first:stop]
 
 
 def _lacks_pictures(shard: Shard, entry: ShardEntry, job: BuildJob) -> bool:

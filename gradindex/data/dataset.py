@@ -30,7 +30,7 @@ from gradindex.data.images import (
     to_thumbnail,
 )
 from gradindex.data.mask_files import Masks
-from gradindex.data.picture_facts import NO_CONTENT, content_digest, stat_digests
+from gradindex.data.picture_facts import NO_CONTENT, FileStats, content_digest
 from gradindex.errors import DataError, quoted
 from gradindex.wording import counted
 
@@ -302,9 +302,9 @@ class Dataset:
             return NO_CONTENT
 
     @cached_property
-    def stats(self) -> np.ndarray:
-        """Digests of size, time and inode of each picture's file, [N] bytes: `stat_digests`."""
-        return stat_digests(self.source, self.sample_ids)
+    def stats(self) -> FileStats:
+        """Digests of size, time and inode of each picture's file, by its row number."""
+        return FileStats(self.source, self.sample_ids, self.sizes)
 
     def in_order(self, sample_ids: Sequence[str], positions: np.ndarray) -> "Dataset":
         """Return the data set whose picture number i is this one's picture number `positions[i]`.
@@ -333,9 +333,9 @@ class Dataset:
         >>> dataset.positions(["y", "z"])
         array([ 1, -1])
         """
-        names = list(sample_ids)
-        # The usual case, at no cost: a store holds the first pictures of its data set.
-        if names == self.sample_ids[: len(names)]:
+        names = sample_ids if isinstance(sample_ids, Sequence) else list(sample_ids)
+        # The usual case, without a copy: a store holds the first pictures of its data set.
+        if len(names) <= len(self) and all(map(str.__eq__, names, self.sample_ids)):
             return np.arange(len(names))
         row_of = {name: row for row, name in enumerate(self.sample_ids)}
         return np.array([row_of.get(name, -1) for name in names], np.int64)

@@ -22,14 +22,7 @@ from PIL import Image
 from gradindex.data.buckets import sizes_text
 from gradindex.data.dataset import GONE, Dataset
 from gradindex.data.images import DecodedPicture, Geometry, Size
-from gradindex.data.picture_facts import (
-    CONTENT_DIGITS,
-    NO_CONTENT,
-    NO_STAT,
-    STAT_DIGITS,
-    stat_digest,
-    stat_digests,
-)
+from gradindex.data.picture_facts import CONTENT_DIGITS, NO_CONTENT, FileStats
 from gradindex.errors import CallError, DataError, first_line, quoted
 from gradindex.wording import share
 
@@ -100,14 +93,10 @@ class LatentDataset(Dataset):
         return hashlib.sha256(f"{digits} {size}".encode()).hexdigest()[: len(digits)]
 
     @cached_property
-    def stats(self) -> np.ndarray:
-        """Digests of size, time and inode of both files of each picture, [N] bytes."""
-        digests = stat_digests(self.source, self.sample_ids)
-        for row, file in enumerate(self.latent_files):
-            if file is not None and digests[row] != NO_STAT.encode():
-                both = digests[row] + stat_digest(file.parent, [file.name]).encode()
-                digests[row] = hashlib.sha256(both).hexdigest()[:STAT_DIGITS]
-        return digests
+    def stats(self) -> FileStats:
+        """Digests of size, time and inode of both files of each picture, by its row number."""
+        beside = self.latent_files.__getitem__
+        return FileStats(self.source, self.sample_ids, self.sizes, beside)
 
     def in_order(self, sample_ids: Sequence[str], positions: np.ndarray) -> Dataset:
         """Return the data set in another order; see `Dataset.in_order`."""

@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 CONTENT_DIGITS = 16  # hex digits of the SHA-256 of a picture's bytes
 STAT_DIGITS = 8  # hex digits of the SHA-256 of size, time and inode of its file
 NO_CONTENT = CONTENT_DIGITS * "-"  # in place of the digest of a picture whose bytes were not read
+LOOKED_AT = 16  # pictures, whether their ids are paths of files
 NO_STAT = STAT_DIGITS * "-"  # where a picture has no file, neither of its own nor in a table
 
 
@@ -33,22 +35,54 @@ def content_digest(picture: Image.Image) -> str:
     return digest[:CONTENT_DIGITS]
 
 
-def stat_digests(source: str, sample_ids: Sequence[str]) -> np.ndarray:
-    """Return digests of size, time and inode of each picture's file, [N] bytes of `STAT_DIGITS`.
+class FileStats:
+    """Digests of size, time and inode of pictures' files, which are looked at when asked for.
 
     Where the ids are no paths in a folder, all pictures have one digest: of all files of the table.
+    Indexed by a row number it is a digest, `STAT_DIGITS` of bytes.
 
     Args:
         source: the path that a data set was opened from; there are no facts of a name on the hub.
         sample_ids: the N ids of its pictures.
+        sizes: of the pictures, [N]; below 0 for one that is not there.
+        beside: given a row number, another file that the picture is made of.
     """
-    folder = Path(source)
-    if folder.is_dir():
-        digests = np.array([stat_digest(folder, [name]) for name in sample_ids], f"S{STAT_DIGITS}")
-        if (digests != NO_STAT.encode()).any():
-            return digests
-    digest = stat_digest(folder, _file_names(folder))
-    return np.full(len(sample_ids), digest.encode(), f"S{STAT_DIGITS}")
+
+    def __init__(
+        self,
+        source: str,
+        sample_ids: Sequence[str],
+        sizes: np.ndarray,
+        beside: Callable[[int], Path | None] | None = None,
+    ) -> None:
+        self._folder = Path(source)
+        self._ids, self._sizes, self._beside = sample_ids, sizes, beside
+        self._digests = np.zeros(len(sample_ids), f"S{STAT_DIGITS}")  # empty until asked for
+
+    def __getitem__(self, row: int) -> bytes:
+        if not self._digests[row]:
+            self._digests[row] = self._digest(row).encode()
+        return bytes(self._digests[row])
+
+    def _digest(self, row: int) -> str:
+        digest = self._of_all
+        if digest is None:
+            digest = stat_digest(self._folder, [self._ids[row]])
+        file = None if self._beside is None else self._beside(row)
+        if file is None or digest == NO_STAT:
+            return digest
+        both = digest + stat_digest(file.parent, [file.name])
+        return hashlib.sha256(both.encode()).hexdigest()[:STAT_DIGITS]
+
+    @cached_property
+    def _of_all(self) -> str | None:
+        """The digest of all files of a table; None where ids are paths of files."""
+        looked_at = np.flatnonzero(self._sizes >= 0)[:LOOKED_AT].tolist()
+        if self._folder.is_dir():
+            for row in looked_at:
+                if stat_digest(self._folder, [self._ids[row]]) != NO_STAT:
+                    return None
+        return stat_digest(self._folder, _file_names(self._folder))
 
 
 def _file_names(path: Path) -> list[str]:

@@ -320,10 +320,12 @@ def _picture_sizes(rows: "datasets.Dataset", image_column: str) -> np.ndarray:
     """
     import pyarrow.compute as pc
 
-    sizes: list[int] = []
+    sizes = [np.empty(0, np.int64)]
     for chunk in rows.data.column(image_column).chunks:
-        lengths = pc.binary_length(chunk.field("bytes"))
+        lengths = pc.fill_null(pc.binary_length(chunk.field("bytes")), 0)
+        of_chunk = lengths.to_numpy(zero_copy_only=False).astype(np.int64)
         paths = chunk.field("path")
-        for length, path in zip(lengths, paths, strict=True):
-            sizes.append(length.as_py() or file_size(path.as_py()))
-    return np.array(sizes, np.int64)
+        for row in np.flatnonzero(of_chunk == 0).tolist():  # those in files of their own
+            of_chunk[row] = file_size(paths[row].as_py())
+        sizes.append(of_chunk)
+    return np.concatenate(sizes)

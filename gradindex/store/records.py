@@ -34,7 +34,7 @@ class ShardEntry(msgspec.Struct, frozen=True, omit_defaults=True):
         files: {name: ShardFile} for every array.
         contents: digests of the pictures' bytes that were read, see `content_digest`, one after the
             other; `NO_CONTENT` for a picture whose bytes were not; empty in earlier versions.
-        stats: digests of their files' sizes, times and inodes, see `stat_digests`, likewise.
+        stats: digests of their files' sizes, times and inodes, see `FileStats`, likewise.
     """
 
     checkpoint: int
@@ -56,7 +56,7 @@ class ShardEntry(msgspec.Struct, frozen=True, omit_defaults=True):
         return self._digits(self.contents, row, CONTENT_DIGITS) or NO_CONTENT
 
     def stat(self, row: int) -> str:
-        """What `stat_digests` gave for the picture of a row; `NO_STAT` if not known."""
+        """What `FileStats` gave for the picture of a row; `NO_STAT` if not known."""
         return self._digits(self.stats, row, STAT_DIGITS) or NO_STAT
 
     def _digits(self, text: str, row: int, count: int) -> str:

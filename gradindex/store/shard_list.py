@@ -18,6 +18,16 @@ from gradindex.wording import share
 LARGE_BYTES = 64 << 20  # of a picture's rows, from which on their files are looked at first
 
 
+def part_of(shards: Sequence[Shard], part: tuple[int, int]) -> Sequence[Shard]:
+    """Return the shards of part (I, N), the I-th of N parts, I from 0 to N − 1.
+
+    >>> part_of(range(7), (1, 3))
+    range(2, 4)
+    """
+    number, parts = part
+    return shards[len(shards) * number // parts : len(shards) * (number + 1) // parts]
+
+
 class ShardList:
     """The units of work of a store with rows [C, N, T, D].
 
@@ -38,9 +48,14 @@ class ShardList:
         """The names of the arrays that the rows are kept in."""
         return row_arrays(self.recipe)
 
-    def shards(self) -> list[Shard]:
-        """All units of work, checkpoint by checkpoint."""
-        checkpoints, pictures = self.shape[:2]
+    def shards(self, pictures: int | None = None) -> list[Shard]:
+        """All units of work, checkpoint by checkpoint.
+
+        Args:
+            pictures: how many there are, where that is not as many as the store has.
+        """
+        checkpoints = self.shape[0]
+        pictures = self.shape[1] if pictures is None else pictures
         starts = range(0, pictures, self.shard_rows)
         return [
             Shard(c, number, start, min(start + self.shard_rows, pictures))

@@ -2,17 +2,20 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import gradindex
 from gradindex.builder import shards as shards_module
 from gradindex.builder.verify import damages
-from gradindex.errors import StoreError
+from gradindex.data import picture_facts
+from gradindex.data.dataset import Dataset
+from gradindex.errors import RecipeMismatch, StoreError
 from gradindex.models.examples import Examples
 from gradindex.recipe import Recipe
 from gradindex.store import store as store_module
@@ -160,3 +163,65 @@ def test_a_flipped_byte_in_a_shard_that_grows_is_not_copied(
         (tmp_path / file.name).rename(file)
     build(data=data)
     assert list(damages(tmp_path / "idx")) == []
+
+
+# --- parts
+
+
+def test_a_part_looks_at_the_files_of_its_pictures_alone(
+    build: Callable[..., gradindex.Index], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And reads the entries of its shards alone before it begins."""
+    build()
+    looked_at: set[str] = set()
+    stat_digest = picture_facts.stat_digest
+
+    def watched(folder: Path, names: Sequence[str]) -> str:
+        looked_at.update(names)
+        return stat_digest(folder, names)
+
+    monkeypatch.setattr(picture_facts, "stat_digest", watched)
+    build(part=(2, 3))
+    # The first one tells that ids are paths.
+    assert looked_at == {"p000.png", "p008.png"}
+
+
+def test_a_part_refuses_other_pictures_of_its_own(
+    build: Callable[..., gradindex.Index], tmp_path: Path, pictures: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(pictures, data)
+    build(data=data)
+    shutil.copy(data / "p001.png", data / "p005.png")  # of the second of three shards
+    for part in ((0, 3), (2, 3)):
+        build(data=data, part=part)
+    for part in ((1, 3), (0, 1)):
+        with pytest.raises(RecipeMismatch, match=r"'p005\.png' is another picture now"):
+            build(data=data, part=part)
+
+
+def test_a_file_that_changes_while_it_is_read_is_noticed_by_the_next_build(
+    build: Callable[..., gradindex.Index],
+    tmp_path: Path,
+    pictures: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its size, time and inode are those from before its bytes were read."""
+    data = tmp_path / "data"
+    shutil.copytree(pictures, data)
+    read = Dataset.read
+
+    def read_and_replaced(dataset: Dataset, row: int, *arguments: Any) -> Any:
+        picture = read(dataset, row, *arguments)
+        if dataset.sample_ids[row] == "p005.png":
+            other = Image.new("L", (8, 8), 7)
+            other.save(data / "p005.png")
+        return picture
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Dataset, "read", read_and_replaced)
+        build(data=data)
+    entry = gradindex.open(tmp_path / "idx").store.entry_of(5)
+    assert entry is not None
+    assert entry.stat(5) != picture_facts.stat_digest(data, ["p005.png"])
+    assert entry.stat(6) == picture_facts.stat_digest(data, ["p006.png"])

@@ -23,6 +23,7 @@ BENCHMARKS = (
     "chaos",
     "memory",
     "workers",
+    "resume",
     "lds",
     "parts",
     "bytes",
