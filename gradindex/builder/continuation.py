@@ -189,7 +189,10 @@ def in_store_order(store: Store, dataset: Dataset) -> tuple[Dataset, list[str]]:
     order = np.concatenate([positions, np.array(new, np.int64)])
     if np.array_equal(order, np.arange(len(dataset))):
         return dataset, new_ids  # nothing to copy
-    return dataset.in_order([*stored_ids, *new_ids], order), new_ids
+    # The data set's own texts where it has them: a store's would be copies.
+    places = enumerate(positions.tolist())
+    ids = [stored_ids[row] if at < 0 else dataset.sample_ids[at] for row, at in places]
+    return dataset.in_order([*ids, *new_ids], order), new_ids
 
 
 def _is_removed(store: Store, sample_id: str) -> bool:

@@ -114,11 +114,14 @@ def open_folder(path: Path, columns: Columns) -> Dataset:
     )
 
 
-def list_files(path: Path) -> Listing:
+def list_files(path: Path, *, until_picture: bool = False) -> Listing:
     """Return the files in a folder and the folders in it; links to folders are followed.
 
     Hidden files and folders (`.name`) and system folders (`__name`) are left out, as `datasets`
     leaves them out.
+
+    Args:
+        until_picture: end at the first picture, where it is only asked whether there is one.
 
     Raises:
         DataError: a folder cannot be listed.
@@ -148,6 +151,8 @@ def list_files(path: Path) -> Listing:
                 listing.dangling.append(name)
             elif entry.is_file():
                 _add_file(listing, entry, name, suffixes)
+                if until_picture and listing.sizes:
+                    return listing
             else:
                 listing.others["no file"] += 1  # a pipe, a socket, a device
     return listing
@@ -159,7 +164,8 @@ def sample_id(file: str) -> str:
     >>> print(sample_id("caf\udce9.png"), sample_id("café.png"))
     caf\xe9.png café.png
     """
-    return file.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    name = file.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return file if name == file else name  # not a copy for each of millions
 
 
 def _add_file(listing: Listing, entry: os.DirEntry[str], name: str, suffixes: set[str]) -> None:

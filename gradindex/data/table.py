@@ -89,7 +89,7 @@ def is_table(path: Path, columns: Columns) -> bool:
     shallow = [*path.glob("*.parquet"), *path.glob("data/*.parquet")]
     if any(_has_pictures(file, columns) for file in shallow):
         return True
-    listing = list_files(path)
+    listing = list_files(path, until_picture=True)
     return bool(listing.tables) and not listing.sizes
 
 

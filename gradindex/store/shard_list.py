@@ -163,5 +163,6 @@ class ShardList:
 
     def damage(self, what: str) -> StoreError:
         """An error that says what to do about it."""
-        advice = "run the same build again with check, it mends that"
-        return StoreError(f"{self.location}: {what}; {advice}")
+        return StoreError(
+            f"{self.location}: {what}; run the same build again with check, it mends that"
+        )

@@ -1,8 +1,11 @@
 """Which pictures a data set holds, their ids and labels, and what is said of what it leaves out."""
 
+import gc
+import io
 import json
 import os
 import socket
+import tracemalloc
 import warnings
 from pathlib import Path
 from typing import Any
@@ -438,3 +441,48 @@ def test_a_row_without_a_picture_of_an_index_is_not_another_one(tmp_path: Path) 
         ordered.picture(0, IMAGE)
     assert ordered.thumbnail(0) is None
     assert ordered.thumbnail(1) is not None
+
+
+# --- many pictures
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """20,000 files in 50 folders, of names of 14 letters."""
+    folder = tmp_path_factory.mktemp("many")
+    content = io.BytesIO()
+    Image.new("L", (1, 1)).save(content, "PNG")
+    for number in range(20_000):
+        file = folder / f"c{number % 50:02d}" / f"{number:07d}.png"
+        if number < 50:
+            file.parent.mkdir()
+        file.write_bytes(content.getvalue())
+    return folder
+
+
+def test_a_folder_is_listed_once(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To know that it is no table takes the way to the first picture."""
+    listed = []
+    scandir = os.scandir
+
+    def watched(path: str) -> Any:
+        listed.append(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", watched)
+    assert len(open_dataset(many)) == 20_000
+    own = [path for path in listed if str(path).startswith(str(many))]
+    assert len(own) <= 51 + 2 + 2  # all, the way to one picture, and patterns of tables
+
+
+def test_an_open_data_set_takes_a_hundred_bytes_a_picture(many: Path) -> None:
+    Image.init()  # Pillow's own tables are none of it
+    open_dataset(many / "c00")
+    tracemalloc.start()
+    try:
+        dataset = open_dataset(many)
+        gc.collect()
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept <= 100 * len(dataset)
