@@ -37,7 +37,14 @@ LIBRARIES = {
     "fsspec": ["store.bucket"],
     "faiss": ["search.ann_index"],
     "torch": [
-        *("models", "gradients", "search.whitening", "search.gpu", "data.recorder"),
+        *(
+            "models",
+            "gradients",
+            "search.row_whitening",
+            "search.whitening",
+            "search.gpu",
+            "data.recorder",
+        ),
         "report.demo",
     ],
     "matplotlib": ["report.diagnosis_text"],

@@ -101,8 +101,9 @@ def index_bytes(recipe: Recipe, sample_ids: Sequence[str]) -> dict[str, int]:
     checkpoints, pictures, _, dim = shape
     shards = checkpoints * -(-pictures // SHARD_ROWS)
     id_bytes = sum(len(name.encode("utf-8", "surrogateescape")) + ID_BYTES for name in sample_ids)
-    has_factors = dim <= WIDEST and not is_few_for(shape, pictures)
-    searches = len(METHODS) * (2 if has_factors else 1)
+    is_few = is_few_for(shape, pictures)
+    has_factors = dim <= WIDEST and not is_few
+    searches = len(METHODS) * (2 if has_factors else 0 if is_few else 1)
     return {
         **array_bytes(recipe, pictures),
         "ids": 2 * id_bytes,  # each file has a copy

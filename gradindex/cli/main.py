@@ -164,8 +164,8 @@ for command in COMMANDS:
     show_default=True,
     metavar="auto|flat|store|FACTORY",
     help="Float vectors, none at all (a query scans the store), or a string of FAISS's"
-    " index_factory; auto takes float vectors up to a gigabyte, then codes that have measured a"
-    " recall of 0.995.",
+    " index_factory; auto takes none for fewer pictures than numbers in a row, float vectors up to"
+    " a gigabyte, then codes that have measured a recall of 0.995.",
 )
 @click.option(
     "--whiten/--no-whiten",

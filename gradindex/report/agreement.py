@@ -18,8 +18,8 @@ from gradindex.report.training_sample import (
 )
 from gradindex.search.index import Index
 from gradindex.search.query import QUERY_DRAWS, QUERY_TIMESTEPS
+from gradindex.search.row_whitening import whitened_by
 from gradindex.search.scoring import row_pieces
-from gradindex.search.whitening import whitened_by
 from gradindex.store.progress import progress
 from gradindex.store.store import Store
 

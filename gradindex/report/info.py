@@ -12,6 +12,8 @@ from gradindex.report.index_facts import Files, index_files
 from gradindex.report.printable import printable
 from gradindex.search.ann_index import INDEX_NAMES, saved_ann_index
 from gradindex.search.ann_record import AnnRecord
+from gradindex.search.factors import goes_by_rows
+from gradindex.search.scoring import METHODS
 from gradindex.store.array_names import array_bytes
 from gradindex.store.manifest import Shard
 from gradindex.store.records import ParameterChoice, masks_of, one_caption
@@ -60,6 +62,8 @@ def describe(store: Store) -> str:
         ann_index = saved_ann_index(store, name)
         if ann_index:
             lines[name] = search_facts(ann_index.record)
+    if not missing and all(goes_by_rows(store, method) for method in METHODS):
+        lines["whitening"] = "by the rows themselves, without factors or search files"
     return _aligned(lines)
 
 
@@ -90,7 +94,7 @@ def describe_plan(estimate: "Estimate") -> str:
 def search_facts(record: AnnRecord) -> str:
     """Return what a search index is and what was measured of it, in one line."""
     if not record.files:
-        return "scans the store"
+        return "scans the store, exactly"
     size = size_text(sum(part.bytes for part in record.files))
     milliseconds = (record.query_seconds or 0.0) * 1e3
     return (

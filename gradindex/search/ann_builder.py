@@ -23,7 +23,15 @@ from gradindex.search.ann_record import (
     index_origin,
     index_record_file,
 )
-from gradindex.search.scoring import THREADS, Best, as_columns, pieces_of_checkpoints, products
+from gradindex.search.factors import is_few
+from gradindex.search.scoring import (
+    METHODS,
+    THREADS,
+    Best,
+    as_columns,
+    pieces_of_checkpoints,
+    products,
+)
 from gradindex.store.digests import sha256
 from gradindex.store.manifest import seal
 from gradindex.store.memory import free_memory
@@ -54,9 +62,9 @@ def build_ann_index(
     Args:
         name: "tracin", "retrac", or with "-whitened" that of the half-whitened rows.
         factory: "flat" (float32 vectors), "store" (none at all: a query scans the store), a string
-            of FAISS's `index_factory`, or "auto": flat up to a gigabyte of vectors, then what first
-            reaches a recall@10 of 0.995 of LADDER: the rows' few strongest directions where these
-            tell enough, RaBitQ codes where not.
+            of FAISS's `index_factory`, or "auto": none for the plain rows of few pictures, flat up
+            to a gigabyte of vectors, then what first reaches a recall@10 of 0.995 of LADDER: the
+            rows' few strongest directions where these tell enough, RaBitQ codes where not.
         whitening: of the method, where one is open already.
 
     Raises:
@@ -76,7 +84,7 @@ def build_ann_index(
     # Named here, not read from the record, which may be another index's in the wrong place.
     count = len(before.record.files) if before else 0
     obsolete = {index_file(name, number) for number in range(count)}
-    for candidate in _factories(store, factory):
+    for candidate in _factories(store, name, factory):
         index = _build_or_scan(store, name, candidate, whitening)
         whitening = index.whitening
         obsolete |= {part.file for part in index.record.files}
@@ -107,11 +115,11 @@ def _build_or_scan(
         return AnnBuilder(store, name, STORE, whitening).build()
 
 
-def _factories(store: Store, factory: str) -> Sequence[str]:
+def _factories(store: Store, name: str, factory: str) -> Sequence[str]:
     """What is tried for a factory that was asked for, in this order."""
     if factory != "auto":
         return [factory]
-    if store.recipe.search_width > WIDEST_VECTOR:
+    if store.recipe.search_width > WIDEST_VECTOR or (is_few(store) and name in METHODS):
         return [STORE]
     flat_bytes = store.shape[1] * store.recipe.search_width * 4
     if flat_bytes <= min(FLAT_BYTES, free_memory() // 4):
@@ -132,6 +140,8 @@ class AnnBuilder:
         self._store, self._name, self._factory = store, name, factory
         self._width = store.recipe.search_width
         self._index = self._empty_index(whitening)
+        if factory == STORE and name in METHODS:
+            return
         kept = store.kept
         parents = kept[np.linspace(0, len(kept) - 1, QUERIES).astype(int)]
         self._parents = np.stack([parents, np.roll(parents, QUERIES // 2)])

@@ -18,10 +18,7 @@ from gradindex.store.store import Store
 
 WHITENED = "-whitened"  # at the end of a search index's name
 WIDEST = 8192  # numbers in a row, up to which GᵀG is made
-# Of so few pictures a query reads all rows in no time, and factors would be larger than the rows.
-FEW = 1024
-FEW_SHARE = 1 / 4  # of the numbers in a row
-SMALL_FACTORS = 32 * 2**20  # bytes of all factors that are never too much
+FEW_BYTES = 1 << 30  # of all rows, up to which a query holds them in memory
 FACTOR_FILE = re.compile(r"whiten/[a-z]+-\d+-\d+\.f32")
 VERSION = 3  # raised whenever the same rows give other factors
 
@@ -71,14 +68,17 @@ def is_wide(store: Store) -> bool:
 
 
 def is_few(store: Store) -> bool:
-    """Whether there are so few pictures that factors, and search files by them, do not pay."""
+    """Whether there are so few pictures that a query takes their rows themselves.
+
+    It is then whitened by way of an N × N matrix and scans the rows: there are neither factors nor
+    search files, which would be larger than the rows and save no time.
+    """
     return is_few_for(store.shape, store.shape[1] - len(store.summary.skipped))
 
 
 def is_few_for(shape: Sequence[int], counted: int) -> bool:
     """The same of rows [C, N, T, D], so many of whose pictures were not skipped."""
-    few = counted <= min(FEW, FEW_SHARE * shape[3])
-    return few and factor_bytes(shape) > SMALL_FACTORS
+    return counted < shape[3] and 4 * math.prod(shape) <= FEW_BYTES
 
 
 def factor_bytes(shape: Sequence[int]) -> int:

@@ -11,6 +11,7 @@ from gradindex.search.ann_index import AnnIndex, require_faiss, saved_ann_index
 from gradindex.search.ann_record import STORE
 from gradindex.search.factors import WHITENED, goes_by_rows
 from gradindex.search.results import Hit
+from gradindex.search.row_whitening import RowWhitening
 from gradindex.search.scoring import (
     Span,
     as_columns,
@@ -20,7 +21,7 @@ from gradindex.search.scoring import (
     scan_both_ends,
     stderrs,
 )
-from gradindex.search.whitening import DAMPING, RowWhitening, Whitening
+from gradindex.search.whitening import DAMPING, Whitening
 from gradindex.store.store import Store
 
 READ_ROWS = 256  # candidates whose rows are in memory at once

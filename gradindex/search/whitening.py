@@ -10,8 +10,8 @@ GᵀG/N + λI. It also gives back GᵀG/N, for another damping and for rows that
 score qᵀ(LLᵀ)⁻¹g is the inner product of L⁻¹q and L⁻¹g, the half-whitened rows, which FAISS is
 given.
 
-Where rows are too wide for a D × D matrix, a sample of them stands for all, and few pictures need
-none: see `RowWhitening`.
+Rows that are too wide for a D × D matrix, and those of few pictures, need no factors: see
+`row_whitening`.
 
 Removed pictures count until `compact` makes the folder anew; skipped ones have zero rows.
 """
@@ -50,9 +50,8 @@ from gradindex.store.store import Store
 
 DAMPING = 0.0003  # good at every D and T that was tried: `tools/bench lds`
 READERS = 2  # threads that read ahead
-SAMPLE = 2048  # rows that stand for all where they are wider
 
-_TOO_SMALL = "damping = {}: too small for these rows"
+TOO_SMALL = "damping = {}: too small for these rows"
 
 
 class Whitening:
@@ -122,7 +121,7 @@ class Whitening:
             factor = self._factor(block).double()
             if damping not in (None, self.record.damping):
                 change = block.added * (damping / self.record.damping - 1)
-                factor = _cholesky(factor @ factor.T, change, _TOO_SMALL.format(damping))
+                factor = cholesky(factor @ factor.T, change, TOO_SMALL.format(damping))
             yield *block.block, factor
 
     def _factor(self, block: FactorBlock) -> Any:
@@ -202,7 +201,7 @@ class Whitening:
     def _keep(self, c: int, t: int, mean: Any) -> FactorBlock:
         """Write the factor of one block from its GᵀG/N, [D, D] float64, or keep it in memory."""
         added = DAMPING * float(mean.trace()) or 1.0
-        factor = _cholesky(mean, added).float()
+        factor = cholesky(mean, added).float()
         content = factor.cpu().numpy().tobytes()
         file = factor_file(self._method, c, t)
         if self._save:
@@ -217,7 +216,7 @@ class Whitening:
         It takes one pass over these pictures' rows.
         """
         dim = self._store.shape[3]
-        read = partial(_method_rows, self._store, self._method, checkpoint)
+        read = partial(method_rows, self._store, self._method, checkpoint)
         grams = torch.zeros(len(timesteps), dim, dim, dtype=torch.float32, device=self._device)
         blocks = list(self._store.blocks(first))
         title = f"{self._method} whitening"
@@ -227,67 +226,6 @@ class Whitening:
                 g = torch.from_numpy(rows[:, t]).to(self._device)
                 gram.addmm_(g.T, g)
         return grams
-
-
-class RowWhitening:
-    """Whitens queries of a method by its rows S themselves, with an m × m matrix for each block.
-
-    S are all rows, or SAMPLE of them, evenly spread: enough for rows that are wide, and exact for
-    few pictures. Nothing is written. What was computed stays in memory where it fits.
-    """
-
-    def __init__(self, store: Store, method: str, device: str = "cpu") -> None:
-        self._store, self._method, self._device = store, method, device
-        self._kept: dict[int, Any] = {}  # {checkpoint: S [m, T, D] and S Sᵀ of each timestep}
-        self._lock = RLock()  # for threads that share an index
-
-    def whitened(self, block: np.ndarray, damping: float = DAMPING) -> np.ndarray:
-        """(SᵀS/m + λI)⁻¹ q of query blocks [Q, C, T, D] float32."""
-        out = np.empty_like(block)
-        for c in range(block.shape[1]):
-            rows, grams = self._rows(c)
-            for t, gram in enumerate(grams):
-                q = torch.from_numpy(np.ascontiguousarray(block[:, c, t])).to(self._device)
-                out[:, c, t] = _whitened(rows[:, t], gram, q, damping).cpu().numpy()
-        return out
-
-    def _rows(self, checkpoint: int) -> tuple[Any, list[Any]]:
-        """S of a checkpoint, and S Sᵀ of each timestep."""
-        with self._lock:
-            if checkpoint in self._kept:
-                return self._kept[checkpoint]
-            store = self._store
-            checkpoints, pictures, timesteps, dim = store.shape
-            kept = np.setdiff1d(np.arange(pictures), store.summary.skipped)
-            row_bytes = 4 * timesteps * dim
-            fitting = max(1, min(SAMPLE, free_memory_on(self._device) // 4 // row_bytes))
-            positions = np.linspace(0, len(kept) - 1, min(fitting, len(kept))).astype(int)
-            sample = kept[np.unique(positions)]
-            rows = torch.from_numpy(_method_rows(store, self._method, checkpoint, sample))
-            rows = rows.to(self._device)
-            grams = [(rows[:, t] @ rows[:, t].T).double() for t in range(timesteps)]
-            if checkpoints * len(sample) * row_bytes < free_memory_on(self._device) // 2:
-                self._kept[checkpoint] = rows, grams
-            return rows, grams
-
-
-def whitened_by(rows: np.ndarray, queries: np.ndarray, damping: float = DAMPING) -> np.ndarray:
-    """(SᵀS/m + λI)⁻¹ q of queries [Q, D] float32 and rows S [m, D], by way of an m × m matrix."""
-    sample, q = torch.from_numpy(rows), torch.from_numpy(queries)
-    return _whitened(sample, (sample @ sample.T).double(), q, damping).numpy()
-
-
-def _whitened(sample: Any, gram: Any, q: Any, damping: float) -> Any:
-    """(q − Sᵀ (SSᵀ + mλI)⁻¹ S q) / λ, by the matrix inversion lemma; exact where S are all rows.
-
-    Args:
-        sample: S [m, D]. gram: S Sᵀ float64. q: queries [Q, D].
-    """
-    load = damping * float(gram.trace()) or 1.0  # mλ
-    factor = _cholesky(gram, load, _TOO_SMALL.format(damping))
-    inner = torch.cholesky_solve((sample @ q.T).double(), factor)
-    rest = q - (sample.T @ inner.float()).T
-    return rest * (len(sample) / load)
 
 
 def whitening_of_index(store: Store, name: str, device: str = "cpu") -> Whitening | None:
@@ -304,9 +242,7 @@ def mend_whitening(store: Store, method: str, device: str) -> None:
         Whitening(store, method, device).mend()
 
 
-def _method_rows(
-    store: Store, method: str, checkpoint: int, rows: slice | np.ndarray
-) -> np.ndarray:
+def method_rows(store: Store, method: str, checkpoint: int, rows: slice | np.ndarray) -> np.ndarray:
     """A method's rows [B, T, D] float32."""
     parts = []
     for g, divisor in row_pieces(store, checkpoint, rows, method == "retrac", np.float32):
@@ -314,7 +250,7 @@ def _method_rows(
     return np.concatenate(parts)
 
 
-def _cholesky(matrix: Any, added: float, message: str = "these rows cannot be whitened") -> Any:
+def cholesky(matrix: Any, added: float, message: str = "these rows cannot be whitened") -> Any:
     """The lower Cholesky factor of a matrix with something added to its diagonal."""
     matrix = matrix.clone()
     matrix.diagonal().add_(added)

@@ -11,10 +11,7 @@ import pytest
 import gradindex
 from gradindex.builder.verify import damages
 from gradindex.errors import StoreError
-from gradindex.search.ann_builder import build_ann_index
-from gradindex.search.factors import WHITENED
 from gradindex.search.query_gradients import QueryGradients
-from gradindex.search.scoring import METHODS
 from gradindex.store import store as store_module
 
 Damage = Callable[[Path], None]
@@ -47,15 +44,11 @@ def swap(file: Path) -> None:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory, model: Path, pictures: Path) -> Path:
-    """Nine pictures in shards of four at one checkpoint."""
+    """Nine pictures in shards of four at one checkpoint; rows of eight numbers, so with factors."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store_module, "SHARD_ROWS", 4)
         place = tmp_path_factory.mktemp("built") / "idx"
-        index = gradindex.build(
-            place, model=model, data=pictures, timesteps=2, dim=16, device="cpu"
-        )
-        for method in METHODS:
-            build_ann_index(index.store, method + WHITENED)
+        gradindex.build(place, model=model, data=pictures, timesteps=2, dim=8, device="cpu")
     return place
 
 
@@ -101,7 +94,7 @@ def test_all_damages_are_named_at_once_and_mended(
         if name.endswith((".faiss", ".f32")) or ("/c/" in name and "sample_ids" not in name)
     }
     assert found == set(names) - unknown  # what described these is damaged itself
-    options = {"timesteps": 2, "dim": 16, "device": "cpu"}
+    options = {"timesteps": 2, "dim": 8, "device": "cpu"}
     gradindex.build(place, model=model, data=pictures, check=True, **options)
     assert list(damages(place)) == []
     for name in files_of(built):
@@ -164,7 +157,7 @@ def test_a_whole_file_of_another_kind_is_not_taken(
     shutil.copytree(built, place)
     shutil.copy(place / other, place / name)
     assert [line.split()[0] for line in damages(place)] == [name]
-    gradindex.build(place, model=model, data=pictures, timesteps=2, dim=16, device="cpu")
+    gradindex.build(place, model=model, data=pictures, timesteps=2, dim=8, device="cpu")
     assert list(damages(place)) == []
 
 

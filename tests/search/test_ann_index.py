@@ -65,7 +65,7 @@ def test_folded_candidates_are_ranked_again_exactly(
         tmp_path / "i", model=model, data=data, timesteps=2, dim=512, device="cpu"
     )
     for method in METHODS:
-        facts = open_ann_index(index.store, method).record
+        facts = build_ann_index(index.store, method, "flat").record
         assert (facts.width, facts.candidates) == (512, 30)
         scores = index.scores(queries, method)
         for row, result in zip(scores, index.query(queries, 3, method), strict=True):

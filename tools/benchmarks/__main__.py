@@ -37,6 +37,7 @@ BENCHMARKS = (
     "regions",
     "audit",
     "duplicates",
+    "small",
 )
 
 
