@@ -19,7 +19,6 @@ from gradindex.builder.options import BuildOptions
 from gradindex.builder.parameter_choice import parameter_choice
 from gradindex.builder.plan import DIM, make_plan
 from gradindex.builder.preparation import drop_prepared
-from gradindex.builder.search_files import has_factor_files, has_search_files
 from gradindex.builder.shards import fill, missing_shards, progress, rows_of
 from gradindex.builder.target import check_target
 from gradindex.builder.workers import FillShards, fill_on_cluster
@@ -29,7 +28,7 @@ from gradindex.errors import CallError, DataError
 from gradindex.models.devices import resolve_device
 from gradindex.ray_connection import require_ray
 from gradindex.recipe import FULL
-from gradindex.search.ann_builder import build_ann_index, open_ann_index
+from gradindex.search.ann_builder import mend_ann_indexes
 from gradindex.search.ann_index import (
     INDEX_NAMES,
     default_index_names,
@@ -37,8 +36,9 @@ from gradindex.search.ann_index import (
 )
 from gradindex.search.ann_record import index_record_file
 from gradindex.search.index import Index
+from gradindex.search.made_files import has_factor_files
 from gradindex.search.scoring import METHODS
-from gradindex.search.whitening import mend_whitening, whitening_of_index
+from gradindex.search.whitening import mend_whitening
 from gradindex.store.location import locate
 from gradindex.store.manifest import Shard
 from gradindex.store.store import Store
@@ -309,13 +309,8 @@ def _finish(store: Store, data: str | Path, device: str, check: bool = False) ->
     for method in METHODS:
         if check or not has_factor_files(store, method):
             mend_whitening(store, method, device)
-    for name in INDEX_NAMES:
-        if not _needs_index(store, name):
-            continue
-        whitening = whitening_of_index(store, name, device)
-        ann_index = open_ann_index(store, name, whitening=whitening)
-        if ann_index.damages() if check else not has_search_files(store, ann_index.record):
-            build_ann_index(store, name, whitening=whitening)
+    names = [name for name in INDEX_NAMES if _needs_index(store, name)]
+    mend_ann_indexes(store, names, device, check)
     drop_prepared(store.location)
     store.location.drop_aside()
 

@@ -10,7 +10,7 @@ from gradindex.builder.target import check_target
 from gradindex.data.dataset import FINGERPRINT_DIGITS
 from gradindex.data.picture_facts import NO_CONTENT, NO_STAT
 from gradindex.errors import CallError, StoreError
-from gradindex.search.ann_builder import build_ann_index
+from gradindex.search.ann_builder import build_ann_indexes
 from gradindex.search.ann_index import INDEX_NAMES, default_index_names, saved_ann_index
 from gradindex.store.arrays import skeleton
 from gradindex.store.digests import sha256
@@ -223,11 +223,14 @@ def _write_compacted(old: Store, kept: np.ndarray, location: Location) -> None:
         texts = facts.texts(rows)
         new.write(shard, unnormalized, timestep, skipped.tolist(), units=units, **texts)
     new.finish()
+    by_factory: dict[str, list[str]] = {}
     for name in INDEX_NAMES:
         index = saved_ann_index(old, name)
         if index or name in default_index_names(new):
-            factory = index.record.asked if index else None
-            build_ann_index(new, name, factory or "auto")
+            asked = (index and index.record.asked) or "auto"
+            by_factory.setdefault(asked, []).append(name)
+    for factory, names in by_factory.items():
+        build_ann_indexes(new, names, factory)
 
 
 def _begin_compacted(old: Store, location: Location, sample_ids: list[str]) -> Store:

@@ -175,7 +175,7 @@ for command in COMMANDS:
 def index_command(index: str, method: str | None, factory: str, whiten: bool | None) -> None:
     """Make the search files of INDEX anew from its store, and measure them."""
     from gradindex.report.info import search_facts
-    from gradindex.search.ann_builder import build_ann_index
+    from gradindex.search.ann_builder import build_ann_indexes
     from gradindex.search.ann_index import default_index_names
     from gradindex.store.store import Store
 
@@ -183,8 +183,7 @@ def index_command(index: str, method: str | None, factory: str, whiten: bool | N
     names = default_index_names(store, whiten)
     if method is not None:
         names = [name for name in names if name.startswith(method)]
-    for name in names:
-        ann_index = build_ann_index(store, name, factory)
+    for name, ann_index in build_ann_indexes(store, names, factory).items():
         click.echo(f"{name}: {search_facts(ann_index.record)}")
 
 

@@ -21,6 +21,7 @@ import gradindex
 from gradindex.builder import workers as workers_module
 from gradindex.errors import CallError, GradindexError, MissingPackage, RecipeMismatch
 from gradindex.search import ann_builder as ann_builder_module
+from gradindex.search import ann_making as ann_making_module
 from gradindex.search.scoring import METHODS
 from gradindex.store import store as store_module
 
@@ -311,8 +312,8 @@ def test_killed_finders_are_replaced(
 ) -> None:
     """One of two, then both: the answers are those of a search without Ray."""
     cluster.add_node(num_cpus=1)
-    monkeypatch.setattr(ann_builder_module, "FILE_BYTES", 1)
-    place = build().store.location
+    monkeypatch.setattr(ann_making_module, "FILE_BYTES", 1)
+    place = build(dim=8).store.location  # more pictures than numbers in a row: files
     plain = gradindex.open(place, device="cpu")
     expected = {method: plain.query(queries, 7, method) for method in METHODS}
     assert len(ann_builder_module.open_ann_index(plain.store, "tracin").record.files) == 10
@@ -335,8 +336,8 @@ def test_a_finder_that_hangs_is_not_waited_for(
 ) -> None:
     """It is stopped, not dead, which Ray takes minutes to notice; the other one answers."""
     cluster.add_node(num_cpus=1)
-    monkeypatch.setattr(ann_builder_module, "FILE_BYTES", 1)
-    place = build().store.location
+    monkeypatch.setattr(ann_making_module, "FILE_BYTES", 1)
+    place = build(dim=8).store.location  # more pictures than numbers in a row: files
     expected = gradindex.open(place, device="cpu").query(queries, 7, "tracin")
     of_other_tests = set(finders())
     index = gradindex.open(place, device="cpu", ray=cluster.address)
@@ -353,7 +354,7 @@ def test_a_finder_that_hangs_is_not_waited_for(
 def test_a_damaged_index_file_is_scanned_around_with_ray_too(
     build: Build, queries: list[Path]
 ) -> None:
-    place = build().store.location
+    place = build(dim=8).store.location  # more pictures than numbers in a row: files
     expected = gradindex.open(place, device="cpu").query(queries, 7, whiten=False)
     place.publish("faiss/retrac.faiss", b"damaged")
     with pytest.warns(UserWarning, match="the store is scanned"):

@@ -52,7 +52,7 @@ class HostileIndex:
                 model=make_model(folder / "model"),
                 data=folder / "pictures",
                 timesteps=2,
-                dim=16,
+                dim=8,
                 device="cpu",
                 batch_size=4,
             )

@@ -24,7 +24,7 @@ from gradindex.gradients.fold import search_vectors
 from gradindex.recipe import Recipe
 from gradindex.search import ann_builder as index_module
 from gradindex.search import ann_index as search_index
-from gradindex.search import gpu
+from gradindex.search import ann_making, gpu
 from gradindex.search.ann_builder import build_ann_index, open_ann_index
 from gradindex.search.ann_index import saved_ann_index
 from gradindex.search.scoring import METHODS, scan_both_ends
@@ -59,7 +59,7 @@ def test_folded_candidates_are_ranked_again_exactly(
     """FAISS sees 512 of 2 × 512 numbers, proposes 30 of 60 pictures; scores shown are exact."""
     for module in (fold, recipe_module):
         monkeypatch.setattr(module, "SEARCH_WIDTH", 512)
-    monkeypatch.setattr(index_module, "CANDIDATES", (30,))
+    monkeypatch.setattr(ann_making, "CANDIDATES", (30,))
     data = make_pictures(tmp_path / "data", 60)
     index = gradindex.build(
         tmp_path / "i", model=model, data=data, timesteps=2, dim=512, device="cpu"
@@ -132,7 +132,7 @@ def test_the_true_ten_are_among_the_candidates(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of other queries: as often as measured, save for chance; in one file or several."""
-    monkeypatch.setattr(index_module, "FILE_BYTES", bytes_each * 1536 // files)
+    monkeypatch.setattr(ann_making, "FILE_BYTES", bytes_each * 1536 // files)
     index = build_ann_index(many, method, factory)
     assert len(index.record.files) == files
     assert index.record.recall_at_10 >= 0.99
@@ -201,7 +201,7 @@ def test_vectors_lie_on_the_gpu_asked_for_where_they_fit_there(
     many: Store, monkeypatch: pytest.MonkeyPatch, device: str, number: int
 ) -> None:
     """Judged by the GPU's memory, not by this machine's, of which nothing is free here."""
-    monkeypatch.setattr(index_module, "FILE_BYTES", 256 * 512)
+    monkeypatch.setattr(ann_making, "FILE_BYTES", 256 * 512)
     size = flat_size(many)
     vectors = search_vectors(many.unnormalized[0][None, :3].transpose(1, 0, 2, 3), WIDE)
     expected = open_ann_index(many, "retrac").ranked(vectors, 20)
@@ -258,7 +258,7 @@ def test_rows_whose_squares_vanish_in_float32_are_scanned(tmp_path: Path) -> Non
 
 def test_measured_recall_is_that_of_the_rows(many: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted again, one query after the other, with so few candidates that some are missed."""
-    monkeypatch.setattr(index_module, "CANDIDATES", (12,))
+    monkeypatch.setattr(ann_making, "CANDIDATES", (12,))
     index = build_ann_index(many, "tracin", "HR,RaBitQfs")
     rows, kept = many.unnormalized[0], np.setdiff1d(np.arange(1500), [5])
     one = kept[np.linspace(0, 1498, 64).astype(int)]
@@ -283,9 +283,9 @@ def test_auto_goes_on_to_what_reaches_the_recall(
     monkeypatch.setattr(index_module, "FLAT_BYTES", 0)
     assert build_ann_index(many, "tracin").record.factory == "PCA64,SQfp16"
     monkeypatch.setattr(index_module, "LADDER", ("PCA4,SQfp16", "HR,RaBitQfs4", "store"))
-    monkeypatch.setattr(index_module, "CANDIDATES", (25,))
+    monkeypatch.setattr(ann_making, "CANDIDATES", (25,))
     assert build_ann_index(many, "tracin").record.factory == "HR,RaBitQfs4"
-    monkeypatch.setattr(index_module, "CANDIDATES", (5,))
+    monkeypatch.setattr(ann_making, "CANDIDATES", (5,))
     index = build_ann_index(many, "tracin")
     assert (index.record.factory, index.record.recall_at_10, index.record.asked) == (
         "store",
@@ -298,7 +298,7 @@ def test_auto_goes_on_to_what_reaches_the_recall(
 def test_files_that_are_no_longer_needed_are_deleted(
     many: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(index_module, "FILE_BYTES", 256 * 512)
+    monkeypatch.setattr(ann_making, "FILE_BYTES", 256 * 512)
     build_ann_index(many, "tracin", "flat")
     folder = many.location.path / "faiss"  # type: ignore[union-attr]
     assert sorted(file.name for file in folder.glob("tracin*.faiss")) == [

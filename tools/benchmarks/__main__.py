@@ -38,6 +38,7 @@ BENCHMARKS = (
     "audit",
     "duplicates",
     "small",
+    "index",
 )
 
 

@@ -59,8 +59,7 @@ def build(
         (plan, "fitting_batch"),
         (continuation, "find_high_rank"),
         (build_module, "fill"),
-        (build_module, "whitening_of_index"),
-        (build_module, "open_ann_index"),
+        (build_module, "mend_ann_indexes"),
         (shards, "sample_gradients"),
         (Store, "write"),  # in a thread of its own, beside the gradients
         (Store, "finish"),

@@ -13,6 +13,7 @@ from digit_indexes import save_model, write_digits
 
 import gradindex
 from gradindex import GradindexError
+from gradindex.recipe import Recipe
 from gradindex.store.store import Store
 
 PICTURES, TIMESTEPS, DIM = 100_000, 10, 4096
@@ -46,7 +47,7 @@ def random_store(folder: Path, count: int) -> Store:
         store = Store(folder)
     except GradindexError:
         ids = [f"{row:06d}" for row in range(count)]
-        recipe = _digits_store(folder.with_name(folder.name + "-digits")).recipe
+        recipe = recipe_of_digits(folder.with_name(folder.name + "-digits"), TIMESTEPS, DIM)
         store = Store.create(folder, recipe, ids, weights=[1.0])
     for shard in store.missing():
         random = np.random.default_rng(shard.number)
@@ -56,18 +57,18 @@ def random_store(folder: Path, count: int) -> Store:
     return Store.finished(folder)
 
 
-def _digits_store(folder: Path) -> Store:
-    """A store of four digits, whose recipe the random rows get."""
+def recipe_of_digits(folder: Path, timesteps: int, dim: int) -> Recipe:
+    """Return the recipe of an index of four digits, which is built now; random rows get it."""
     write_digits(folder / "digits", range(4))
     index = gradindex.build(
         folder / "index",
         model=save_model(folder / "model"),
         data=folder / "digits",
-        timesteps=TIMESTEPS,
-        dim=DIM,
+        timesteps=timesteps,
+        dim=dim,
         device="cpu",
     )
-    return index.store
+    return index.store.recipe
 
 
 def page(results: Mapping[str, Any]) -> str:
