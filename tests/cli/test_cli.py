@@ -30,7 +30,7 @@ from gradindex.search.results import Hit, Result
 def built(tmp_path_factory: pytest.TempPathFactory, model: Path, pictures: Path) -> Path:
     place = tmp_path_factory.mktemp("cli") / "idx"
     done = run(
-        "build", place, "--model", model, "--data", pictures, "--timesteps", "100,700", "--dim", 16
+        "build", place, "--model", model, "--data", pictures, "--timesteps", "100,700", "--dim", 8
     )
     assert (done.returncode, done.stdout) == (0, "")
     assert "shards          1 of 1 done" in done.stderr
@@ -66,7 +66,7 @@ def test_query_table_and_page(built: Path, queries: list[Path], tmp_path: Path) 
 
 
 def test_info_and_index(built: Path) -> None:
-    assert "1 checkpoint × 9 pictures × 2 timesteps × 16 numbers" in run("info", built).stdout
+    assert "1 checkpoint × 9 pictures × 2 timesteps × 8 numbers" in run("info", built).stdout
     (built / "faiss/retrac.faiss").unlink()
     assert run("index", built, "--method", "retrac").returncode == 0
     assert (built / "faiss/retrac.faiss").exists()
