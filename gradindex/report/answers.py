@@ -14,6 +14,7 @@ from PIL import Image
 from gradindex.data.images import THUMBNAIL_SIDE
 from gradindex.recipe import FOLDED, require, require_positive
 from gradindex.search.answering import nothing_to_rank
+from gradindex.search.copies import MOST_READ
 from gradindex.search.cosines import cosine_scores, tell_cosines
 from gradindex.search.embeddings import Compared, Embedding
 from gradindex.search.group_scores import group_scores
@@ -30,7 +31,6 @@ from gradindex.search.verdicts import with_verdicts
 PIXELS = "pixels"  # in place of a method: the cosine of pixels
 EMBEDDING = "embedding"  # likewise: the cosine in an embedding
 COSINE_FIELDS = {PIXELS: "pixel", EMBEDDING: "embedding"}  # of a hit
-MOST_COMPARED = 10_000  # training pictures that are read to be compared, unless it is asked for
 SCORE_BYTES = 1 << 28  # of scores [Q, N] float32 in memory at once
 HITS_AT_ONCE = 50  # queries whose candidates' rows are scored exactly at once
 SPARE = 8  # candidates beyond k, for scores that float32 rounds to the same
@@ -155,12 +155,12 @@ def answer(
     dataset = index.training_pictures.dataset if not pixels else index.training_pictures.require()
     if dataset is None:
         notes.append("The training pictures are no longer where they were: their places are empty.")
-    elif pixels or (pixels is None and kept <= MOST_COMPARED):
+    elif pixels or (pixels is None and kept <= MOST_READ):
         asked = asked_pixels(pictures, arrays, training.shape)
         compared[PIXELS] = Compared(asked, training.read)
     elif pixels is None:
         notes.append(
-            f"Of more than {MOST_COMPARED:,} training pictures the nearest in pixels are looked for"
+            f"Of more than {MOST_READ:,} training pictures the nearest in pixels are looked for"
             " only with --pixels."
         )
     if vectors is not None:

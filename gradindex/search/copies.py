@@ -21,7 +21,7 @@ from gradindex.store.store import Store
 
 NEIGHBOURS = 50
 THIRD = 1 / 3
-MOST_READ = 10_000  # training pictures that a look for copies reads
+MOST_READ = 10_000  # training pictures that are read to be compared, unless it is asked for
 COMPARED = 500  # training pictures that are compared with the others
 SAME = 2 / 255  # root mean square of a difference of one grey level, where white is 1 and black −1
 BATCH = 256  # pictures that are compared at once

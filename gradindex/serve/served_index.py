@@ -12,8 +12,9 @@ from fastapi.concurrency import run_in_threadpool
 from PIL import Image
 
 from gradindex.errors import CallError
-from gradindex.report.answers import MOST_COMPARED, Answers, answer
+from gradindex.report.answers import Answers, answer
 from gradindex.report.rendering import to_json
+from gradindex.search.copies import MOST_READ
 from gradindex.search.index import Index
 from gradindex.search.pictures import picture_name
 from gradindex.serve.options import ApiQuery, PageQuery, QueryFields
@@ -146,7 +147,7 @@ class ServedIndex:
     def compares_pixels(self) -> bool:
         """Whether the training pictures are there, and few enough to be compared by pixels."""
         count = self.index.store.shape[1] - len(self.index.store.excluded)
-        return self.index.training_pictures.dataset is not None and count <= MOST_COMPARED
+        return self.index.training_pictures.dataset is not None and count <= MOST_READ
 
     @cached_property
     def has_folders(self) -> bool:

@@ -185,7 +185,7 @@ def test_removed_and_gone_pictures(
 def test_pixels_of_many_pictures_are_read_when_asked_for(
     index: gradindex.Index, queries: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MOST_COMPARED", 11)
+    monkeypatch.setattr(module, "MOST_READ", 11)
     assert len(answer(index, queries, 3, pixels=True).listings) == 3
     without = answer(index, queries, 3)
     assert len(without.listings) == 2

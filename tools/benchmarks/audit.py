@@ -3,8 +3,7 @@
 Both are planted in the training set of a model that is told classes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from planted_faults import (
     write_classes,
 )
 from roc import auc
-from seeded_models import DEFAULT, SCORES, SMOKE, SMOKE_SUBJECT, asked_seeds, over_seeds
+from seeded_models import DEFAULT, SCORES, SMOKE, SMOKE_SUBJECT, measure_seeds, over_seeds
 from subset_models import DRAWS, FASHION, NOISE_SEED, TIMESTEPS
 
 import gradindex
@@ -45,13 +44,7 @@ def run(work: Path, device: str, only: list[str]) -> None:
     Args:
         only: "smoke" tries everything on few pictures.
     """
-    smoke = SMOKE in only
-    parts: dict[str, Callable[[], Any]] = {}
-    for seed in asked_seeds(only):
-        parts[f"seed {seed}"] = partial(measure, work, seed, smoke)
-    seeds = list(
-        record.measure(work / ("audit-smoke" if smoke else "audit"), parts, device).values()
-    )
+    seeds = measure_seeds("audit", measure, work, device, only)
     results = {"planted": [seed["planted"] for seed in seeds], "rows": pooled(seeds)}
     text = page(results)
     print(text)

@@ -3,9 +3,8 @@
 Pictures are put together of two training pictures, and asked about part by part.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,8 @@ from picture_sets import fashion_labels, write_pictures
 from seeded_models import (
     DEFAULT,
     SCORES,
-    SMOKE,
     TOP,
-    asked_seeds,
+    measure_seeds,
     regenerated,
     rows_of,
     seeded_model,
@@ -78,13 +76,8 @@ def run(work: Path, device: str, only: list[str]) -> None:
     Args:
         only: "smoke" tries everything on few pictures.
     """
-    smoke = SMOKE in only
-    parts: dict[str, Callable[[], Any]] = {}
-    for seed in asked_seeds(only):
-        parts[f"seed {seed}"] = partial(measure, work, seed, smoke)
-    folder = work / ("regions-smoke" if smoke else "regions")
-    seeds = record.measure(folder, parts, device)
-    results = {"composites": COMPOSITES, "rows": pooled(list(seeds.values()))}
+    seeds = measure_seeds("regions", measure, work, device, only)
+    results = {"composites": COMPOSITES, "rows": pooled(seeds)}
     text = page(results)
     print(text)
     if not only:

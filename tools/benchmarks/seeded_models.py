@@ -4,11 +4,14 @@ Each seed has a folder in the work folder with its checkpoints, pictures and ind
 where it is missing and shared by benchmarks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import record
 import torch
 from diffusers import DDIMScheduler, UNet2DModel
 from subset_models import (
@@ -102,6 +105,25 @@ def asked_seeds(only: Sequence[str]) -> Sequence[int]:
     if unknown:
         raise SystemExit(f"{unknown[0]}: no part; give {SMOKE}, or nothing")
     return SEEDS[:1] if only else SEEDS
+
+
+def measure_seeds(
+    name: str,
+    measure: Callable[[Path, int, bool], Any],
+    work: Path,
+    device: str,
+    only: Sequence[str],
+) -> list[Any]:
+    """Return what a benchmark measures of each seed, kept in a folder of its name.
+
+    Args:
+        measure: (work folder, seed, whether it is a smoke test) → JSON values.
+        only: see `asked_seeds`.
+    """
+    smoke = SMOKE in only
+    parts = {f"seed {seed}": partial(measure, work, seed, smoke) for seed in asked_seeds(only)}
+    folder = work / (f"{name}-{SMOKE}" if smoke else name)
+    return list(record.measure(folder, parts, device).values())
 
 
 def regenerated(checkpoint: Path, pictures: np.ndarray, start: int, seed: int) -> np.ndarray:
