@@ -202,7 +202,7 @@ OPTIONS = [
     Bad(
         "an unknown device",
         BUILD + "--device tpu",
-        "--device tpu: allowed are 'auto', 'cpu', 'cuda'",
+        "--device tpu: allowed are 'auto', 'cpu', 'cuda', and 'cuda:1' for GPU number 1",
     ),
     Bad(
         "CUDA without a GPU",

@@ -146,7 +146,7 @@ class HostileIndex:
         return [(hit.id, hit.row, hit.score) for hit in result.hits]
 
     def _weighted_blocks(
-        self, query: Any, methods: Sequence[str]
+        self, query: Any, methods: Sequence[str], first: int = 1
     ) -> tuple[list[np.ndarray], float]:
         """In place of `QueryGradients.blocks`."""
         weights = np.float32(query.weights) / np.float32(self.fields["weights"])
