@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from gradindex.errors import CallError, first_line
-from gradindex.search.ann_index import require_faiss
+from gradindex.search.ann_index import read_faiss, require_faiss
 from gradindex.search.ann_record import FLAT, AnnFile, index_file
 from gradindex.store.digests import sha256
 from gradindex.store.store import Store
@@ -145,6 +145,7 @@ class FileWriter:
     def __init__(self, store: Store, name: str, trained: Any, file_bytes: int) -> None:
         self._store, self._name = store, name
         self._trained = require_faiss().serialize_index(trained)
+        self._width = trained.d
         shard_rows = store.shard_rows
         self._rows = max(1, file_bytes // _code_bytes(trained) // shard_rows) * shard_rows
         self._current = self._empty()
@@ -175,7 +176,7 @@ class FileWriter:
         return self.files
 
     def _empty(self) -> Any:
-        return require_faiss().deserialize_index(self._trained)
+        return read_faiss(self._trained.tobytes(), self._width)
 
     def _publish(self) -> None:
         """Write the current file, begin the next."""

@@ -297,7 +297,8 @@ def read_faiss(content: bytes, width: int) -> Any:
     """The FAISS index in a file's content.
 
     FAISS takes memory for the sizes that a file declares before it reads: here, for no more than
-    the file has and a rotation of vectors takes, where this FAISS can be told so.
+    the file has and a rotation of vectors takes, to the next power of two, where this FAISS can
+    be told so.
 
     Args:
         width: numbers in a vector.
@@ -308,7 +309,7 @@ def read_faiss(content: bytes, width: int) -> Any:
     faiss = require_faiss()
     with _reading:
         if hasattr(faiss, "set_deserialization_vector_byte_limit"):
-            faiss.set_deserialization_vector_byte_limit(len(content) + 4 * width**2)
+            faiss.set_deserialization_vector_byte_limit(len(content) + 8 * width**2)
             faiss.set_deserialization_loop_limit(len(content))
         return faiss.deserialize_index(np.frombuffer(content, np.uint8))
 

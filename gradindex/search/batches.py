@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from gradindex.errors import CallError
 from gradindex.recipe import Recipe
 from gradindex.search.embeddings import read_array
 from gradindex.search.pictures import Picture, picture_list
@@ -68,7 +70,8 @@ def _listed(options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         if name == "against" and value is not None:
             yield name, picture_list(value)  # one array is one picture
         elif name == "query_embedding" and isinstance(value, str | Path):
-            yield name, read_array(name, value)
+            with suppress(CallError):  # whoever checks it with the other options says so
+                yield name, read_array(name, value)
         elif name in OF_EACH and isinstance(value, Iterator):
             yield name, list(value)
 

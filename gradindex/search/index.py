@@ -221,8 +221,9 @@ class Index:
                 takes; of the same columns as the training pictures'.
             k: how many on either side.
             group_by: also tell what groups of training pictures do, see `query_groups`.
-            method, options: as for `query`, without those of a single picture: prompt, class_label,
-                region, mask, against, against_prompt, ids.
+            method: as for `query`.
+            options: as for `query`, without those of a single picture: prompt, class_label, region,
+                mask, against, against_prompt, ids.
 
         Returns:
             Its `hits` are the most helpful, of scores above 0, its `opponents` the most harmful,
@@ -251,7 +252,8 @@ class Index:
         """What each group of training pictures did to each picture, from one scan of the store.
 
         Args:
-            pictures, method, options: as for `query`.
+            pictures: those that are asked about. method: as for `query`.
+            options: as for `query`.
             group_by: "folder": that which a picture is in; the name of a column of the data set's
                 table; a CSV file of the columns id and group; or {id: group}.
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from gradindex.models.devices import plain_torch
 from gradindex.search.factors import WIDEST, is_wide
 from gradindex.search.gpu import free_memory_on
 from gradindex.search.whitening import DAMPING, TOO_SMALL, cholesky, method_rows
@@ -31,6 +32,7 @@ class RowWhitening:
         self._solvers: dict[tuple[int, int], RowSolver] = {}  # {(checkpoint, timestep): of S there}
         self._lock = RLock()  # for threads that share an index
 
+    @plain_torch()
     def whitened(self, block: np.ndarray, damping: float = DAMPING) -> np.ndarray:
         """(SᵀS/m + λI)⁻¹ q of query blocks [Q, C, T, D] float32."""
         out = np.empty_like(block)
@@ -121,6 +123,7 @@ class RowSolver:
         return last[1]
 
 
+@plain_torch()
 def whitened_by(rows: np.ndarray, queries: np.ndarray, damping: float = DAMPING) -> np.ndarray:
     """(SᵀS/m + λI)⁻¹ q of queries [Q, D] float32 and rows S [m, D], by way of an m × m matrix."""
     sample, q = torch.from_numpy(rows), torch.from_numpy(queries)

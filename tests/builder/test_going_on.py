@@ -21,7 +21,7 @@ from gradindex.recipe import Recipe
 from gradindex.store import store as store_module
 from gradindex.store.store import Store
 
-DIMS = (64, 1024)  # of two stores, a factor 16 apart
+DIMS = (64, 4096)  # of two stores, a factor 64 apart
 JSON_BYTES = 2000  # by which the JSON of two stores may differ: digits of sizes, recall, times
 
 
@@ -52,11 +52,14 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 def build(
     tmp_path: Path, model: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., gradindex.Index]]:
-    """A build of random rows, into tmp_path/idx by default."""
+    """A build of random rows, into tmp_path/idx by default, with factors and search files.
+
+    Fewer pictures than numbers in a row would have none.
+    """
     monkeypatch.setattr(shards_module, "sample_gradients", random_gradients)
 
     def call(index: str = "idx", **options: Any) -> gradindex.Index:
-        defaults = {"model": model, "data": pictures, "timesteps": 2, "dim": 16, "batch_size": 4}
+        defaults = {"model": model, "data": pictures, "timesteps": 2, "dim": 8, "batch_size": 4}
         return gradindex.build(tmp_path / index, **{**defaults, **options}, device="cpu")
 
     return call
@@ -143,7 +146,7 @@ def test_a_flipped_byte_is_named_by_verify_and_mended_by_a_check(
     if name == ROWS:
         message = r"unnormalized is damaged \(.*\); run the same build again with check"
         with pytest.raises(StoreError, match=message):
-            index.ranker.scores("tracin", np.ones((1, 1, 2, 16), np.float32))
+            index.ranker.scores("tracin", np.ones((1, 1, 2, 8), np.float32))
     build(check=True)
     assert (tmp_path / "idx" / name).read_bytes() == whole
 

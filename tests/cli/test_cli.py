@@ -367,9 +367,9 @@ def test_a_dry_run_says_what_a_build_makes_and_writes_nothing(
     assert not (tmp_path / "idx").exists()
     assert "1 checkpoint × 9 pictures × 3 timesteps × 4096 numbers" in done.stdout
     arrays = r"normalized 216 KiB, unnormalized 432 KiB, norm 108 bytes, timestep 108 bytes"
-    # Of so few pictures there is no whitening by factors: two search files of 4096 numbers.
-    rest = r"ids 216 bytes, manifest 3.32 KiB, search files 288 KiB"
-    assert re.search(rf"disk +940 KiB \({arrays}, {rest}\)", done.stdout)
+    # Of so few pictures there are neither factors nor search files.
+    rest = r"ids 216 bytes, manifest 3.32 KiB"
+    assert re.search(rf"disk +652 KiB \({arrays}, {rest}\)", done.stdout)
     assert re.search(r"gradients +54, \d+ at once\ntime +(about|less than) \S+ second", done.stdout)
     assert re.search(r"memory +[\d.]+ [MG]iB", done.stdout)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from helpers import run
-from search.vision_models import save_clip
+from vision_models import save_clip
 
 import gradindex
 from gradindex.errors import CallError
