@@ -134,7 +134,7 @@ def truth(folder: Path, subject: Subject, device: str) -> list[dict[str, Any]]:
     return [
         {
             "title": rows.title,
-            "bytes": picture_bytes(index_of(folder / "bytes" / rows.folder)),
+            "bytes": picture_bytes(gradindex.open(folder / "bytes" / rows.folder)),
             **{name: judgement.figures() for name, judgement in judged[rows].items()},
             "share": {
                 name: judgement.share_of(today[name]) for name, judgement in judged[rows].items()
@@ -157,11 +157,6 @@ def built(folder: Path, rows: Rows, model: Path, data: Path, device: str) -> Ind
         params=rows.params,
         device=device,
     )
-
-
-def index_of(folder: Path) -> Index:
-    """Return an index that is built."""
-    return gradindex.open(folder)
 
 
 def picture_bytes(index: Index) -> int:
@@ -218,9 +213,13 @@ def page(results: Mapping[str, Any]) -> str:
         pictures=results["pictures"],
         many=results["many"],
         queries=results["queries"],
-        truth=record.table([_truth_row(row) for row in results.get("truth", [])]),
-        of_many=record.table([_likeness_row(row) for row in results.get("of many", [])]),
+        truth=_table([_truth_row(row) for row in results.get("truth", [])]),
+        of_many=_table([_likeness_row(row) for row in results.get("of many", [])]),
     )
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    return record.table(rows) if rows else "Not measured."
 
 
 def _truth_row(row: Mapping[str, Any]) -> dict[str, Any]:
