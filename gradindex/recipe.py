@@ -242,11 +242,7 @@ def grid(timesteps: int | Sequence[float], num_train_timesteps: int) -> tuple[in
     (100, 700)
     """
     if isinstance(timesteps, int):
-        if not 1 <= timesteps <= num_train_timesteps:
-            raise CallError(
-                f"timesteps = {timesteps}: give 1 to {num_train_timesteps},"
-                " as many as the scheduler has"
-            )
+        require_count(timesteps, num_train_timesteps)
         return tuple((2 * j + 1) * num_train_timesteps // (2 * timesteps) for j in range(timesteps))
     chosen = to_numbers(timesteps)
     given = ", ".join(map(fewest_digits, chosen))
@@ -261,6 +257,15 @@ def grid(timesteps: int | Sequence[float], num_train_timesteps: int) -> tuple[in
             f" {num_train_timesteps - 1} (the scheduler's range)"
         )
     return tuple(sorted(int(t) for t in chosen))
+
+
+def require_count(timesteps: int, num_train_timesteps: int) -> None:
+    """Raise CallError unless a scheduler has so many timesteps, and there is one or more."""
+    if not 1 <= timesteps <= num_train_timesteps:
+        raise CallError(
+            f"timesteps = {timesteps}: give 1 to {num_train_timesteps},"
+            " as many as the scheduler has"
+        )
 
 
 def to_numbers(timesteps: Any) -> list[float]:

@@ -42,6 +42,23 @@ def required(name: str) -> Any:
     return pytest.importorskip(name)
 
 
+def two_checkpoints(model: Path, pictures: Path, folder: Path, dim: int) -> dict[str, Any]:
+    """The options of a build of two checkpoints × three timesteps × D numbers.
+
+    Args:
+        folder: where the second checkpoint is made.
+    """
+    checkpoints = {str(model): 0.25, str(make_model(folder / "second", seed=1)): 0.75}
+    return {
+        "model": model,
+        "data": pictures,
+        "checkpoints": checkpoints,
+        "timesteps": 3,
+        "dim": dim,
+        "device": "cpu",
+    }
+
+
 def make_model(
     path: Path, seed: int = 0, prediction_type: str = "epsilon", **config: object
 ) -> Path:

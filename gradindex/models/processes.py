@@ -22,7 +22,7 @@ from gradindex.models.schedules import (
     flow_shift,
     is_flow,
 )
-from gradindex.recipe import FLOW, grid, to_numbers
+from gradindex.recipe import FLOW, grid, require_count, to_numbers
 
 CENTRE, WIDTH = 0.5, 2.0  # of the log-SNRs of `Weighted` timesteps: mean, standard deviation
 
@@ -111,7 +111,7 @@ class Ddpm:
             CallError: there are more than S, or they are not distinct ones of 0 … S − 1.
         """
         if isinstance(timesteps, Weighted):
-            _require_count(timesteps.count, self.num_train_timesteps)
+            require_count(timesteps.count, self.num_train_timesteps)
             return self._nearest(timesteps.log_snr())
         return grid(timesteps, self.num_train_timesteps)
 
@@ -184,10 +184,10 @@ class Flow:
         """
         last = self.num_train_timesteps
         if isinstance(timesteps, Weighted):
-            _require_count(timesteps.count, last)
+            require_count(timesteps.count, last)
             chosen = np.sort(last / (1 + np.exp(timesteps.log_snr() / 2)))
         elif isinstance(timesteps, int):
-            _require_count(timesteps, last)
+            require_count(timesteps, last)
             u = (np.arange(timesteps) + 0.5) / timesteps
             chosen = last * self._shift * u / (1 + (self._shift - 1) * u)
         else:
@@ -210,11 +210,6 @@ class Flow:
     def target(self, x: Tensor, epsilon: Tensor, t: Tensor) -> Tensor:
         """Return the velocity of the line, ε − x."""
         return epsilon - x
-
-
-def _require_count(timesteps: int, last: int) -> None:
-    if not 1 <= timesteps <= last:
-        raise CallError(f"timesteps = {timesteps}: give 1 to {last}, as many as the scheduler has")
 
 
 def make_process(schedule: dict[str, Any], device: str | torch.device) -> Process:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import make_model, make_pictures
+from conftest import make_pictures, two_checkpoints
 from helpers import IDS, RECIPE, fill, rows_of, run
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,15 +30,7 @@ def options(
 ) -> dict[str, Any]:
     """Two checkpoints × three timesteps × 128 numbers, in shards of four."""
     monkeypatch.setattr(store_module, "SHARD_ROWS", 4)
-    checkpoints = {str(model): 0.25, str(make_model(tmp_path / "second", seed=1)): 0.75}
-    return {
-        "model": model,
-        "data": pictures,
-        "checkpoints": checkpoints,
-        "timesteps": 3,
-        "dim": 128,
-        "device": "cpu",
-    }
+    return two_checkpoints(model, pictures, tmp_path, dim=128)
 
 
 # --- codes ------------------------------------------------------------------------------------

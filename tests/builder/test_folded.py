@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import make_model
+from conftest import two_checkpoints
 
 import gradindex
 from gradindex import recipe as recipe_module
@@ -26,15 +26,7 @@ def options(
 ) -> dict[str, Any]:
     """Two checkpoints × three timesteps × 32 numbers, in shards of four."""
     monkeypatch.setattr(store_module, "SHARD_ROWS", 4)
-    checkpoints = {str(model): 0.25, str(make_model(tmp_path / "second", seed=1)): 0.75}
-    return {
-        "model": model,
-        "data": pictures,
-        "checkpoints": checkpoints,
-        "timesteps": 3,
-        "dim": 32,
-        "device": "cpu",
-    }
+    return two_checkpoints(model, pictures, tmp_path, dim=32)
 
 
 def narrow(monkeypatch: pytest.MonkeyPatch, width: int) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import required
 
 import gradindex
 from gradindex.builder import build as build_module
@@ -74,6 +75,6 @@ def test_a_query_runs_on_the_named_gpu(
 
 
 def test_ray_gives_out_gpus_itself() -> None:
-    pytest.importorskip("ray")
+    required("ray")
     with pytest.raises(CallError, match="device = 'cuda:1': Ray gives each worker a GPU of its"):
         fill_on_cluster("local", lambda device: lambda missing: None, {}, "cuda:1", print)
