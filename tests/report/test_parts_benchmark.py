@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,13 @@ from parts import FILE, finished, run
 from parts_choice import AIMS, Halves, Part, aims, choose_timesteps
 from parts_kinds import EVERYTHING, kinds_of
 from parts_lora import COLOUR, lora_subject
-from parts_products import DRAWS, SEEDS, gradient_products
+from parts_losses import keep_losses, restore_losses
+from parts_products import SEEDS, gradient_products
 from parts_rules import chosen_rule_rows
 from parts_scores import Predictions, Scoring, block_scores, judge, over
 from parts_subjects import NAMES, measured_subject
-from parts_timesteps import COUNTS, TIMESTEPS, candidate_rules, log_snr, timestep_sets
-from subset_models import Subject, new_pipeline
+from parts_timesteps import COUNTS, DRAWS, TIMESTEPS, candidate_rules, log_snr, timestep_sets
+from subset_models import Subject, losses_file, new_pipeline
 
 N, Q, M = 12, 8, 10  # pictures, queries (half of them generated) and models
 SUBJECT = Subject(pictures=N, queries=Q // 2, subsets=M)
@@ -313,7 +315,11 @@ def test_rules_are_chosen_by_one_half_and_judged_by_the_other() -> None:
             assert row["generated"][0] == pytest.approx(mean)
 
 
-def test_a_page_is_made_of_the_subjects_that_are_finished(tmp_path: Path) -> None:
+def test_a_page_is_made_of_the_subjects_that_are_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of those without figures in the work folder, the published ones."""
+    monkeypatch.setattr(record, "FOLDER", tmp_path / "docs")
     first, *others = (measured_subject(name, tmp_path) for name in NAMES)
     with pytest.raises(SystemExit, match="no subject is measured there yet"):
         finished(tmp_path, list(NAMES))
@@ -322,6 +328,42 @@ def test_a_page_is_made_of_the_subjects_that_are_finished(tmp_path: Path) -> Non
     results = finished(tmp_path, list(NAMES))
     assert list(results["subjects"]) == [NAMES[0]]
     assert results["missing"] == [other.title for other in others]
+    (tmp_path / "docs").mkdir()
+    published = {name: {"subject": {"title": "published"}} for name in (NAMES[2], NAMES[0])}
+    (tmp_path / "docs" / "parts.json").write_text(json.dumps({"subjects": published}))
+    results = finished(tmp_path, list(NAMES))
+    assert list(results["subjects"]) == [NAMES[0], NAMES[2]]
+    assert results["subjects"][NAMES[0]]["subject"]["title"] == first.title
+    assert results["missing"] == [others[0].title, others[2].title]
+
+
+def small_pictures(work: Path) -> np.ndarray:
+    random = np.random.default_rng(0)
+    return random.uniform(-1, 1, (N + Q // 2, 1, 16, 16)).astype(np.float32)
+
+
+def test_losses_go_to_another_machine_with_the_pictures_that_they_are_of(tmp_path: Path) -> None:
+    subject = replace(SUBJECT, read=small_pictures)
+    first, second, other = (tmp_path / name for name in ("first", "second", "other"))
+    random = np.random.default_rng(1)
+    generated = random.uniform(-1, 1, (Q // 2, 1, 16, 16))
+    for folder, pictures in ((first, generated), (second, generated), (other, -generated)):
+        folder.mkdir()
+        np.save(folder / "generated.npy", pictures)
+    losses = {half: random.uniform(size=Q) for half in (0, 3)}
+    for half, values in losses.items():
+        np.save(losses_file(first, half, 0), values)
+    file = tmp_path / "losses.json"
+    assert keep_losses("a", first, subject, file) == len(losses)
+    assert restore_losses("a", other, subject, file) == 0
+    assert restore_losses("b", second, subject, file) == 0
+    np.save(losses_file(second, 3, 0), np.zeros(Q))
+    assert restore_losses("a", second, subject, file) == 1
+    np.testing.assert_allclose(np.load(losses_file(second, 0, 0)), losses[0], rtol=1e-6)
+    assert not np.load(losses_file(second, 3, 0)).any()
+    # What is kept stays where a machine has but some of it.
+    losses_file(second, 0, 0).unlink()
+    assert keep_losses("a", second, subject, file) == len(losses)
 
 
 def test_a_lora_is_measured_alone_and_read_again(tmp_path: Path) -> None:
@@ -346,7 +388,7 @@ def test_a_lora_is_measured_alone_and_read_again(tmp_path: Path) -> None:
 
 
 def test_a_subject_that_does_not_exist_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="digits: no subject; give train, page or fashion"):
+    with pytest.raises(SystemExit, match="digits: no subject; give train, keep, page, fashion"):
         run(tmp_path, "cpu", ["train", "digits"])
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import record
+from parts_losses import keep_losses, restore_losses
 from parts_page import page
 from parts_plots import draw, draw_timesteps
 from parts_results import measure
@@ -17,7 +18,7 @@ from parts_subjects import NAMES, SMOKE, measured_subject
 from parts_timesteps import TIMESTEPS, timestep_sets
 from subset_models import all_subset_losses
 
-TRAIN, PAGE = "train", "page"
+TRAIN, KEEP, PAGE = "train", "keep", "page"
 FILE = "parts-results.json"  # a subject's figures, in its folder
 
 
@@ -26,15 +27,24 @@ def run(work: Path, device: str, only: list[str]) -> None:
 
     Args:
         only: names of subjects: these are measured, and the page of all that were measured so far
-            goes into the work folder. "train": their models are trained, nothing else. "page": the
-            page is made again, and nothing measured. "smoke" tries everything on few pictures; its
-            page shows it alone.
+            goes into the work folder. "train": their models are trained, nothing else. "keep": the
+            losses of those trained so far go into docs, and are taken from there on another
+            machine. "page": the page is published, and nothing measured; a subject without
+            figures in the work folder has those that are published. "smoke" tries everything on
+            few pictures; its page shows it alone.
     """
-    names = [name for name in only if name not in (TRAIN, PAGE)]
+    actions = (TRAIN, KEEP, PAGE)
+    names = [name for name in only if name not in actions]
     known = (*NAMES, SMOKE)
     unknown = sorted(set(names) - set(known))
     if unknown:
-        raise SystemExit(f"{unknown[0]}: no subject; give {TRAIN}, {PAGE} or {', '.join(known)}")
+        raise SystemExit(f"{unknown[0]}: no subject; give {', '.join((*actions, *known))}")
+    if KEEP in only:
+        for name in names or NAMES:
+            measured = measured_subject(name, work)
+            count = keep_losses(name, work / measured.folder, measured.subject)
+            print(f"{name}: {count} of {measured.subject.subsets}")
+        return
     if PAGE not in only:
         for name in names or NAMES:
             measure_subject(work, name, TRAIN in only)
@@ -45,7 +55,7 @@ def run(work: Path, device: str, only: list[str]) -> None:
     text = page(results)
     print(text)
     folder = work
-    if not only:
+    if not only or only == [PAGE]:
         folder = record.FOLDER
         record.save("parts", device, "tools/bench parts", results, text)
     else:
@@ -61,11 +71,13 @@ def measure_subject(work: Path, name: str, only_train: bool) -> None:
     measured = measured_subject(name, work)
     folder = work / measured.folder
     folder.mkdir(parents=True, exist_ok=True)
+    restore_losses(name, folder, measured.subject)
     losses = all_subset_losses(folder, measured.subject)
     if only_train:
         return
     draft = folder / f"{FILE}.draft"
-    draft.write_text(json.dumps(measure(folder, measured, losses)))
+    header = record.figure_header("cpu", f"tools/bench parts {name}")
+    draft.write_text(json.dumps({**measure(folder, measured, losses), "made": header}))
     os.replace(draft, folder / FILE)
 
 
@@ -73,7 +85,11 @@ def finished(work: Path, names: list[str]) -> dict[str, Any]:
     """Return the figures of the subjects that were measured, and which are missing."""
     known = {name: measured_subject(name, work) for name in names}
     files = {name: work / measured.folder / FILE for name, measured in known.items()}
-    subjects = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
+    subjects = published_subjects() if names == list(NAMES) else {}
+    subjects |= {
+        name: json.loads(file.read_text()) for name, file in files.items() if file.exists()
+    }
+    subjects = {name: subjects[name] for name in names if name in subjects}
     missing = [measured.title for name, measured in known.items() if name not in subjects]
     if not subjects:
         raise SystemExit(f"{work}: no subject is measured there yet; run tools/bench parts")
@@ -83,3 +99,9 @@ def finished(work: Path, names: list[str]) -> dict[str, Any]:
         "subjects": subjects,
         "missing": missing,
     }
+
+
+def published_subjects() -> dict[str, Any]:
+    """Return the figures of the subjects in docs, {name: figures}."""
+    file = record.FOLDER / "parts.json"
+    return json.loads(file.read_text())["subjects"] if file.exists() else {}

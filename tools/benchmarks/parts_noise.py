@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 from parts_choice import Part
-from parts_products import DRAWS, SEEDS, products_file, read_products
+from parts_products import SEEDS, products_file, read_products
 from parts_scores import USUAL, Scoring, block_scores
-from parts_timesteps import FIRST_LOOK, TODAY, timestep_sets
+from parts_timesteps import DRAWS, FIRST_LOOK, MORE_DRAWS, TODAY, timestep_sets
 from subset_models import Subject, map_in_processes
 
 from gradindex.report.ranking import spearman
 
-SETS = (TODAY, "even 5", "even 2", *FIRST_LOOK, "weighted 5", "weighted 2")  # with more draws too
+SETS = (TODAY, "even 5", "even 2", *FIRST_LOOK, *MORE_DRAWS)
 
 Rows = list[dict[str, Any]]
 
@@ -31,7 +31,8 @@ def _noise_rows(folder: Path, subject: Subject, part: Part, draws: int) -> Rows:
     for scoring in USUAL:
         if scoring.method != "retrac":
             continue
-        sets = {name: timestep_sets()[name] for name in SETS}
+        names = SETS if draws == 1 else MORE_DRAWS
+        sets = {name: timestep_sets()[name] for name in names}
         agreements = seed_agreements(folder, subject, part.kind, scoring, [*sets.values()], draws)
         for (name, timesteps), agreement in zip(sets.items(), agreements, strict=True):
             row = part.row(len(timesteps), draws) | scoring.row() | {"set": name}

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from parts_kinds import Kinds, kinds_of
+from parts_timesteps import draws_at
 from subset_models import Subject, query_pictures, training_and_validation, whole_model
 from torch import Tensor
 
@@ -23,9 +24,8 @@ from gradindex.random_numbers import noise
 
 VERSION = 1  # of what is in the files
 SEEDS = (0, 1)  # of the noise
-DRAWS = (1, 2)  # of the noise at a timestep: a row is their mean, as `build --draws` has it
 BATCH = 16
-MEMORY = 3 * 2**30  # bytes of gradients at once: some of a model's parameters, of all pictures
+MEMORY = 7 * 2**30  # bytes of gradients at once: some of a model's parameters, of all pictures
 
 Products = dict[tuple[int, str], np.ndarray]  # {(draws, kind): [N + Q, N + Q]}
 
@@ -87,16 +87,19 @@ def gradient_products(
         for name in denoiser.trainable
         if name in members
     }
+    numbers_of_draws = draws_at(timestep)
     products = {
-        (draws, kind): np.zeros((count, count), np.float64) for draws in DRAWS for kind in kinds
+        (draws, kind): np.zeros((count, count), np.float64)
+        for draws in numbers_of_draws
+        for kind in kinds
     }
     for group in _groups(sizes, memory // (4 * count)):
         exact = Exact({name: sizes[name] for name in group})
         rows = torch.zeros(count, exact.dim)
         with Capture(denoiser.model, group, exact) as capture:
-            for draw in range(max(DRAWS)):
+            for draw in range(max(numbers_of_draws)):
                 _add_gradients(rows, denoiser, capture, examples, timestep, seed, draw)
-                if draw + 1 not in DRAWS:
+                if draw + 1 not in numbers_of_draws:
                     continue
                 for name in group:
                     mean = rows[:, exact.slices[name]] / (draw + 1)

@@ -9,8 +9,8 @@ import record
 from parts_choice import Halves, Part, aims, chosen_rows, mean_of_halves
 from parts_costs import FORWARD, costs, row_bytes
 from parts_kinds import EVERYTHING, kinds_of
-from parts_noise import SETS, noise_rows, seed_agreements
-from parts_products import DRAWS, SEEDS, products_file
+from parts_noise import noise_rows, seed_agreements
+from parts_products import SEEDS, products_file
 from parts_rules import chosen_rule_rows, rule_rows
 from parts_scores import (
     DAMPINGS,
@@ -23,7 +23,7 @@ from parts_scores import (
     predictions_file,
 )
 from parts_subjects import MeasuredSubject
-from parts_timesteps import TIMESTEPS, TODAY, log_snr, timestep_sets
+from parts_timesteps import DRAWS, MORE_DRAWS, TIMESTEPS, TODAY, log_snr, timestep_sets
 from subset_models import (
     Subject,
     map_in_processes,
@@ -163,7 +163,7 @@ def set_rows(
             for scoring in USUAL:
                 of_part = predictions.of(part.kind, scoring, draws)
                 for name, timesteps in timestep_sets().items():
-                    if draws > 1 and name not in SETS:
+                    if draws > 1 and name not in MORE_DRAWS:
                         continue
                     results = judge_query_sets(subject, over(of_part, timesteps), losses)
                     row = part.row(len(timesteps), draws) | scoring.row() | {"set": name}

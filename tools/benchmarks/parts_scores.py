@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from parts_products import DRAWS, SEEDS, products_file, read_products
+from parts_products import SEEDS, products_file, read_products
 from parts_timesteps import TIMESTEPS
 from subset_models import Subject, subsets
 
@@ -139,10 +139,11 @@ class Predictions:
     """
 
     def __init__(self, folder: Path, subject: Subject) -> None:
+        self._subject = subject
         self.kinds = [
             kind
             for draws, kind in stored(products_file(folder, subject, TIMESTEPS[0], SEEDS[0]))
-            if draws == DRAWS[0]
+            if draws == 1
         ]
         self._files = [
             [np.load(predictions_file(folder, subject, t, seed)) for t in TIMESTEPS]
@@ -150,9 +151,13 @@ class Predictions:
         ]
 
     def of(self, kind: str, scoring: Scoring, draws: int = 1) -> np.ndarray:
-        """Return the sums of scores over halves at each timestep, [seeds, T, Q, M] float64."""
+        """Return the sums of scores over halves at each timestep, [seeds, T, Q, M] float64.
+
+        They are NaN at timesteps that were not measured with so many draws.
+        """
         key = _key(kind, scoring, draws)
-        return np.array([[file[key] for file in files] for files in self._files])
+        nothing = np.full((2 * self._subject.queries, self._subject.subsets), np.nan)
+        return np.array([[file.get(key, nothing) for file in files] for files in self._files])
 
 
 def over(predictions: np.ndarray, timesteps: Sequence[int]) -> np.ndarray:

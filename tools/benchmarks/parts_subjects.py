@@ -52,8 +52,8 @@ def untrained_transformer() -> DiTTransformer2DModel:
     return DiTTransformer2DModel(**TRANSFORMER)
 
 
-# The halves are those of `tools/bench lds`, with its models of one seed.
-_FASHION = replace(FASHION, seeds=1)
+# The halves are the first of `tools/bench lds`, with its models of one seed.
+_FASHION = replace(FASHION, subsets=48, seeds=1)
 _COLOUR_UNET = Subject(small_emoji, untrained_colour_unet, subsets=48, seeds=1)
 _TRANSFORMER = Subject(small_emoji, untrained_transformer, subsets=48, seeds=1, labelled=True)
 _SMOKE = replace(FASHION, pictures=40, queries=8, subsets=8, seeds=1, steps=20)

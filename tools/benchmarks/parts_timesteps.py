@@ -27,6 +27,9 @@ RANGE = (3.0, -2.5)  # log-SNR where a first look found the timesteps that are w
 HIGHEST, LOWEST = (2, 3, 4, 5), (-1, -2.5, -4, -6)  # candidates for a range
 CENTRES, WIDTHS = (-1, 0, 0.5, 1, 2), (1, 1.5, 2, 3)  # candidates for a weighted grid
 
+DRAWS = (1, 2)  # of the noise at a timestep: a row is their mean, as `build --draws` has it
+MORE_DRAWS = ("weighted 2", "weighted 5")  # sets that are measured with more draws than one
+
 Rule = Callable[[int], tuple[int, ...]]  # number of timesteps → timesteps
 
 
@@ -82,6 +85,12 @@ def timestep_sets() -> dict[str, tuple[int, ...]]:
     }
     sets = {f"{name} {count}": rule(count) for name, rule in fixed.items() for count in COUNTS}
     return sets | FIRST_LOOK
+
+
+def draws_at(timestep: int) -> tuple[int, ...]:
+    """Return the numbers of draws that are measured at a timestep."""
+    sets = timestep_sets()
+    return DRAWS if any(timestep in sets[name] for name in MORE_DRAWS) else DRAWS[:1]
 
 
 def candidate_rules() -> dict[str, dict[str, Rule]]:

@@ -251,7 +251,12 @@ def subset_losses(folder: Path, subset: int, seed: int, subject: Subject = FASHI
         model = train_model(half, 1 + seed, subject=subject)
         return true_losses(model, query_pictures(folder, subject), subject)
 
-    return load_or_make(folder / f"losses-{subset:02d}-{seed}.npy", make)
+    return load_or_make(losses_file(folder, subset, seed), make)
+
+
+def losses_file(folder: Path, subset: int, seed: int) -> Path:
+    """Return where the losses of a half's model are."""
+    return folder / f"losses-{subset:02d}-{seed}.npy"
 
 
 def all_subset_losses(folder: Path, subject: Subject = FASHION) -> np.ndarray:
