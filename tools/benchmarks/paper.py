@@ -5,7 +5,7 @@ The pictures are indexed at the timesteps and with the noise that they were last
 asked about generated pictures.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import record
 from paper_page import LENGTHS, PRECISIONS, QUERIES, TRACED, page, plot
+from paper_parts import part_rows
 from paper_training import STEPS, generate, train, write_training_pictures
 from roc import auc
 
@@ -24,6 +25,7 @@ from gradindex.search.index import Index
 from gradindex.search.scoring import METHODS
 
 SEEDS = (0, 1, 2, 3)
+GRID = "weighted:5"  # timesteps at which parts of the model are asked beside recorded ones
 
 Scores = Mapping[str, np.ndarray]  # {method: [Q, N]}
 
@@ -61,6 +63,7 @@ def measure(folder: Path, data: Path, seed: int, device: str) -> dict[str, Any]:
     log = folder / "run/log"
     build = partial(gradindex.build, model=model, data=data, device=device, overwrite=True)
     recorded = build(folder / "recorded", timesteps="recorded", log=log)
+    weights = weights_of(recorded)
     training = recorded.read_pictures(sorted(data.rglob("*.png")))
     zero = np.char.startswith(np.array(recorded.store.sample_ids), "zero/")
     generated = generate(model, seed, device)
@@ -68,7 +71,7 @@ def measure(folder: Path, data: Path, seed: int, device: str) -> dict[str, Any]:
     traced = generated[is_zero][:TRACED]
     queries = np.concatenate([generated[:QUERIES], traced])
     fresh = build(folder / "fresh", timesteps="recorded", log=log, noise="own")
-    grid = build(folder / "grid", checkpoints=weights_of(recorded), timesteps=10)
+    grid = build(folder / "grid", checkpoints=weights, timesteps=10)
     score = partial(_plain_scores, queries=queries)
     scores = {
         "recorded": score(recorded),
@@ -77,6 +80,10 @@ def measure(folder: Path, data: Path, seed: int, device: str) -> dict[str, Any]:
         "grid, matched": score(grid),
     }
     norm = picture_norms(recorded.store)
+    builds = {
+        "recorded": partial(_of_part, build, folder, timesteps="recorded", log=log),
+        GRID: partial(_of_part, build, folder, checkpoints=weights, timesteps=GRID),
+    }
     own_scores = self_influence(recorded)
     pixels = _pixel_similarity(queries, training)
     return {
@@ -89,12 +96,18 @@ def measure(folder: Path, data: Path, seed: int, device: str) -> dict[str, Any]:
         "outliers": {
             method: auc(values[zero], values[~zero]) for method, values in own_scores.items()
         },
+        "parts": part_rows(builds, generated[:QUERIES], traced, norm, zero),
         "change": {
             name: _change(scores["recorded"], tables)
             for name, tables in scores.items()
             if name != "recorded"
         },
     }
+
+
+def _of_part(build: Callable[..., Index], folder: Path, part: str, **options: Any) -> Index:
+    """The index of a part of the model; each takes the place of the one before."""
+    return build(folder / "part", params=part, **options)
 
 
 def _plain_scores(index: Index, queries: np.ndarray, **options: Any) -> Scores:

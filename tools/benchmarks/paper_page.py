@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import record
 from matplotlib.figure import Figure
+from paper_parts import LENGTH
 from paper_training import BATCH, CHECKPOINT_STEPS, SNEAKERS, STEPS, ZEROS
 
 from gradindex.report.ranking import SHARES
@@ -85,6 +86,8 @@ def page(runs: Sequence[Run]) -> str:
         self_timesteps=SELF_TIMESTEPS,
         self_draws=SELF_DRAWS,
         outliers=record.table(outliers),
+        part_length=LENGTH,
+        parts=record.table(_part_rows(runs)),
         change=record.table(_change_rows(figures)),
         recorder_share=recorder_share,
     )
@@ -165,6 +168,24 @@ def _change_rows(figures: Figures) -> list[dict[str, Any]]:
             common = figures.mean("change", name, method, "overlap@10")
             row[title] = f"{agreement}, {common}"
         rows.append(row)
+    return rows
+
+
+def _part_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """How parts of the model answer, for each kind of timesteps."""
+    rows = []
+    for number, first in enumerate(runs[0]["parts"]):
+        figures = Figures([run["parts"][number] for run in runs])
+        rows.append(
+            {
+                "timesteps": first["timesteps"],
+                "parameters": first["part"],
+                "method": TITLES[first["method"]],
+                "zeros traced": figures.mean("tracing"),
+                "outliers, AUC": figures.mean("outliers"),
+                "distinct pictures": figures.mean("distinct", digits=0),
+            }
+        )
     return rows
 
 
