@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import record
+from groups_cost import groups_cost
 from picture_sets import fashion_labels
 from seeded_models import DEFAULT, SCORES, SMOKE, SeededModel, asked_seeds, over_seeds, seeded_model
 from subset_models import losses_without, map_in_processes, query_pictures
@@ -69,11 +70,18 @@ def run(work: Path, device: str, only: list[str]) -> None:
         "groups": sizes(names),
         "seeds": figures,
         "ceiling": ceiling(experiments),
+        "cost": part("cost", partial(cost, work, model, is_smoke)),
     }
     text = page(results)
     print(text)
     if not only:
         record.save("groups", device, "tools/bench groups", results, text)
+
+
+def cost(work: Path, model: SeededModel, is_smoke: bool) -> dict[str, Any]:
+    """Return what groups cost a query of many pictures; of few for a smoke test."""
+    folder = work / f"{model.folder.name}-groups-cost"
+    return groups_cost(folder, model, pictures=2000) if is_smoke else groups_cost(folder, model)
 
 
 def groups_of(work: Path, pictures: int, seed: int) -> np.ndarray:
@@ -306,6 +314,7 @@ def page(results: Mapping[str, Any]) -> str:
         chance=1 / len(results["groups"]),
         seeds=len(seeds),
         split=SPLIT,
+        cost=results["cost"],
         scores=record.table(scores),
         judged=record.table(judgements),
     )

@@ -98,18 +98,12 @@ def _costs(build: Callable[[bool], object], prepare: Callable[[], None]) -> dict
     for _ in range(RUNS):
         for way, check in WAYS.items():
             prepare()
-            began, before = time.perf_counter(), bytes_read()
+            began, before = time.perf_counter(), record.bytes_read()
             build(check)
             seconds[way].append(time.perf_counter() - began)
-            reads[way].append(bytes_read() - before)
+            reads[way].append(record.bytes_read() - before)
     costs = {f"seconds {way}": statistics.median(values) for way, values in seconds.items()}
     return costs | {f"bytes {way}": statistics.median(values) for way, values in reads.items()}
-
-
-def bytes_read() -> int:
-    """Return what this process has read from files so far, from the page cache too."""
-    lines = Path("/proc/self/io").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("rchar")).split()[1])
 
 
 def page(rows: Sequence[Mapping[str, Any]]) -> str:
