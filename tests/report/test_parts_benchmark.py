@@ -24,12 +24,12 @@ from gradindex.search.whitening import DAMPING
 
 sys.path.append(str(Path(__file__).parents[2] / "tools" / "benchmarks"))
 import record
+from kept_losses import keep_losses, restore_losses
 from oracles import gradient, load
 from parts import FILE, finished, run
 from parts_choice import AIMS, Halves, Part, aims, choose_timesteps
 from parts_kinds import EVERYTHING, kinds_of
 from parts_lora import COLOUR, lora_subject
-from parts_losses import keep_losses, restore_losses
 from parts_products import SEEDS, gradient_products
 from parts_rules import chosen_rule_rows
 from parts_scores import Predictions, Scoring, block_scores, judge, over
@@ -354,16 +354,18 @@ def test_losses_go_to_another_machine_with_the_pictures_that_they_are_of(tmp_pat
     for half, values in losses.items():
         np.save(losses_file(first, half, 0), values)
     file = tmp_path / "losses.json"
-    assert keep_losses("a", first, subject, file) == len(losses)
-    assert restore_losses("a", other, subject, file) == 0
-    assert restore_losses("b", second, subject, file) == 0
+    assert keep_losses(file, "a", first, subject) == len(losses)
+    assert restore_losses(file, "a", other, subject) == 0
+    assert restore_losses(file, "b", second, subject) == 0
+    np.save(first / "without-ab.npy", losses[0])
+    assert keep_losses(file, "a", first, subject) == len(losses) + 1
     np.save(losses_file(second, 3, 0), np.zeros(Q))
-    assert restore_losses("a", second, subject, file) == 1
+    assert restore_losses(file, "a", second, subject) == 2
     np.testing.assert_allclose(np.load(losses_file(second, 0, 0)), losses[0], rtol=1e-6)
     assert not np.load(losses_file(second, 3, 0)).any()
     # What is kept stays where a machine has but some of it.
     losses_file(second, 0, 0).unlink()
-    assert keep_losses("a", second, subject, file) == len(losses)
+    assert keep_losses(file, "a", second, subject) == len(losses) + 1
 
 
 def test_a_lora_is_measured_alone_and_read_again(tmp_path: Path) -> None:

@@ -14,8 +14,19 @@ import numpy as np
 import record
 from groups_cost import groups_cost
 from picture_sets import fashion_labels
-from seeded_models import DEFAULT, SCORES, SMOKE, SeededModel, asked_seeds, over_seeds, seeded_model
-from subset_models import losses_without, map_in_processes, query_pictures
+from seeded_models import (
+    DEFAULT,
+    KEEP,
+    SCORES,
+    SMOKE,
+    TRAIN,
+    SeededModel,
+    asked_seeds,
+    keep_all,
+    over_seeds,
+    seeded_model,
+)
+from subset_models import query_pictures
 
 from gradindex.gradients.fold import unit
 from gradindex.report.ranking import ranks
@@ -43,17 +54,21 @@ def run(work: Path, device: str, only: list[str]) -> None:
     """Train, ask, print, and write docs/benchmarks/groups.json and .md.
 
     Args:
-        only: "train" does nothing but train the models; "smoke" tries everything.
+        only: "train" does nothing but train the models; "keep" keeps their losses in docs, from
+            where they are taken on another machine; "smoke" tries everything.
     """
+    if only == [KEEP]:
+        keep_all(work)
+        return
     is_smoke = only == [SMOKE]
-    seeds = asked_seeds([] if only == ["train"] else only)
+    seeds = asked_seeds([] if only == [TRAIN] else only)
     experiments: Experiments = []
     for seed in seeds:
         model = seeded_model(work, seed, is_smoke)
         experiments.append((model, groups_of(work, model.subject.pictures, seed)))
     for model, names in experiments:
         train(model, names)
-    if only == ["train"]:
+    if only == [TRAIN]:
         return
     part = record.resumable(work / f"groups-{device}")
     figures = [
@@ -113,10 +128,7 @@ def train(model: SeededModel, names: np.ndarray) -> np.ndarray:
 
     They are trained in as many processes as torch has threads here, unless that was done.
     """
-    query_pictures(model.folder, model.subject)  # made once, before the processes need it
-    removed = list(removals(names))
-    subjects = [model.subject] * len(removed)
-    return np.stack(map_in_processes(losses_without, model.folder, removed, subjects))
+    return model.losses_without(list(removals(names)))
 
 
 def measure(model: SeededModel, names: np.ndarray) -> dict[str, Any]:

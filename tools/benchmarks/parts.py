@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import record
-from parts_losses import keep_losses, restore_losses
+from kept_losses import PARTS, keep_losses, restore_losses
 from parts_page import page
 from parts_plots import draw, draw_timesteps
 from parts_results import measure
@@ -42,7 +42,7 @@ def run(work: Path, device: str, only: list[str]) -> None:
     if KEEP in only:
         for name in names or NAMES:
             measured = measured_subject(name, work)
-            count = keep_losses(name, work / measured.folder, measured.subject)
+            count = keep_losses(PARTS, name, work / measured.folder, measured.subject)
             print(f"{name}: {count} of {measured.subject.subsets}")
         return
     if PAGE not in only:
@@ -71,7 +71,7 @@ def measure_subject(work: Path, name: str, only_train: bool) -> None:
     measured = measured_subject(name, work)
     folder = work / measured.folder
     folder.mkdir(parents=True, exist_ok=True)
-    restore_losses(name, folder, measured.subject)
+    restore_losses(PARTS, name, folder, measured.subject)
     losses = all_subset_losses(folder, measured.subject)
     if only_train:
         return

@@ -14,11 +14,14 @@ import numpy as np
 import record
 import torch
 from diffusers import DDIMScheduler, UNet2DModel
+from kept_losses import ANSWERS, keep_losses, restore_losses
 from subset_models import (
     DDIM_STEPS,
     FASHION,
     WHOLE,
     Subject,
+    losses_without,
+    map_in_processes,
     picture_folder,
     query_pictures,
     training_and_validation,
@@ -31,6 +34,7 @@ from gradindex.search.results import Results
 
 SEEDS = (0, 1, 2)
 SMOKE = "smoke"  # what a benchmark is given to try everything on few pictures
+TRAIN, KEEP = "train", "keep"  # to train models alone, or keep the losses of those made so far
 SMOKE_SUBJECT = replace(FASHION, pictures=120, queries=8, steps=20)
 SCORES = {  # name: method, whether it is whitened; the default of `query` first
     "ReTrac, whitened": ("retrac", True),
@@ -75,6 +79,16 @@ class SeededModel:
         """The validation pictures, then generated ones, as a query takes them."""
         return list(torch.from_numpy(query_pictures(self.folder, self.subject)))
 
+    def losses_without(self, removals: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the losses of models trained without some rows each, [removals, 2 · queries].
+
+        They are trained in as many processes as torch has threads here, unless they are kept.
+        """
+        query_pictures(self.folder, self.subject)  # made once, before the processes need it
+        restore_losses(ANSWERS, self.folder.name, self.folder, self.subject)
+        subjects = [self.subject] * len(removals)
+        return np.stack(map_in_processes(losses_without, self.folder, removals, subjects))
+
     def losses(self) -> np.ndarray:
         """Return the model's losses on the pictures asked about, [2 · queries]."""
         model = self.subject.trained(self.checkpoint)
@@ -93,6 +107,15 @@ def seeded_model(work: Path, seed: int, smoke: bool, times: int = 1) -> SeededMo
     folder.mkdir(parents=True, exist_ok=True)
     changes = {"pictures": times * subject.pictures, "steps": times * subject.steps}
     return SeededModel(folder, replace(subject, seed=WHOLE + seed, **changes))
+
+
+def keep_all(work: Path) -> None:
+    """Keep the losses of the models of all seeds that were trained without some pictures."""
+    for seed in SEEDS:
+        model = seeded_model(work, seed, smoke=False)
+        if list(model.folder.glob("without-*.npy")):
+            count = keep_losses(ANSWERS, model.folder.name, model.folder, model.subject)
+            print(f"{model.folder.name}: {count} models")
 
 
 def asked_seeds(only: Sequence[str]) -> Sequence[int]:

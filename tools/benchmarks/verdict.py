@@ -15,8 +15,17 @@ import record
 import torch
 from planted_copies import CHANGES, changed
 from roc import auc
-from seeded_models import SMOKE, SeededModel, asked_seeds, over_seeds, seeded_model
-from subset_models import Subject, load_or_make, losses_without, map_in_processes, query_pictures
+from seeded_models import (
+    KEEP,
+    SMOKE,
+    TRAIN,
+    SeededModel,
+    asked_seeds,
+    keep_all,
+    over_seeds,
+    seeded_model,
+)
+from subset_models import Subject, load_or_make, query_pictures
 
 import gradindex
 from gradindex.search.index import Index
@@ -49,10 +58,14 @@ def run(work: Path, device: str, only: list[str]) -> None:
     """Train, ask, print, and write docs/benchmarks/verdict.json and .md.
 
     Args:
-        only: "train" does nothing but train the models; "smoke" tries everything.
+        only: "train" does nothing but train the models; "keep" keeps their losses in docs, from
+            where they are taken on another machine; "smoke" tries everything.
     """
+    if only == [KEEP]:
+        keep_all(work)
+        return
     is_smoke = only == [SMOKE]
-    seeds = asked_seeds([] if only == ["train"] else only)
+    seeds = asked_seeds([] if only == [TRAIN] else only)
     models = {
         times: [seeded_model(work, seed, is_smoke, times) for seed in seeds]
         for times in (TIMES[:1] if is_smoke else TIMES)
@@ -62,7 +75,7 @@ def run(work: Path, device: str, only: list[str]) -> None:
     for of_size in models.values():
         for model in of_size:
             query_pictures(model.folder, model.subject)
-    if only == ["train"]:
+    if only == [TRAIN]:
         return
     part = record.resumable(work / f"verdict-{device}")
     asked = {"removed": REMOVED, "each kind": ASKED, "seeds": len(seeds), "copies": COPIES}
@@ -105,9 +118,7 @@ def best_rows(model: SeededModel) -> np.ndarray:
 
 def losses_without_best(model: SeededModel) -> np.ndarray:
     """Return the losses of models trained without a picture's best, [chosen, 2 · queries]."""
-    best = best_rows(model)
-    subjects = [model.subject] * len(best)
-    return np.stack(map_in_processes(losses_without, model.folder, best, subjects))
+    return model.losses_without(best_rows(model))
 
 
 def rises(losses: np.ndarray, chosen: np.ndarray) -> np.ndarray:
