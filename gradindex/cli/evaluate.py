@@ -158,6 +158,8 @@ def _subsets_and_losses(
 
     if arrays is not None:
         subsets, losses = _read_arrays(arrays, "subsets", "losses")
+        if losses.ndim == 3 and not len(losses):
+            raise CallError(f"{arrays}: losses {losses.shape}: of no training; give one or more")
         return subsets, losses if losses.ndim == 3 else losses[None], True
     assert models is not None, "the command checks that one of the two is given"
     folders, subsets = read_models(models, opened)

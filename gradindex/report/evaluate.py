@@ -265,6 +265,12 @@ def _require_shapes(
             f" {counted(rows, 'picture')} in the index and {count} asked, with three"
             " subsets or more"
         )
+    broken = np.flatnonzero(~np.isfinite(losses).all(1))
+    if len(broken):
+        raise CallError(
+            f"losses of {counted(len(broken), 'model')}, the first of subset {broken[0]}, are not"
+            " finite: a model that came to nothing; leave it out"
+        )
     if embeddings is None:
         return
     training, queries = embeddings
@@ -274,3 +280,5 @@ def _require_shapes(
             f"embeddings: training {training.shape}, queries {queries.shape}; give [{rows}, E] and"
             f" [{count}, E]"
         )
+    if not (np.isfinite(training).all() and np.isfinite(queries).all()):
+        raise CallError("embeddings: some numbers are not finite; give those of another encoder")

@@ -309,6 +309,11 @@ ARRAYS = {"subsets": np.ones((3, 4), bool), "losses": np.ones((3, 1))}
         ({**ARRAYS, "losses": np.ones((3, 2))}, "losses (3, 2): give [M, 4] and [M, 1]"),
         ({**ARRAYS, "losses": np.float64(1)}, "losses (): give [M, 4] and [M, 1]"),
         ({**ARRAYS, "subsets": np.ones((3, 5))}, "subsets (3, 5)"),
+        ({**ARRAYS, "losses": np.ones((0, 3, 1))}, "losses (0, 3, 1): of no training"),
+        (
+            {**ARRAYS, "losses": np.array([[1], [np.nan], [np.inf]])},
+            "losses of 2 models, the first of subset 1, are not finite",
+        ),
         ({"subsets": np.ones((2, 4)), "losses": np.ones((2, 1))}, "with three subsets or more"),
     ],
 )
@@ -335,6 +340,10 @@ def test_embeddings_that_do_not_fit_are_one_line(built: Path, data: Path, tmp_pa
     done = run("evaluate", "lds", built, data / NAMES[0], *files)
     assert done.returncode == 2
     assert "embeddings: training (4, 5), queries (1, 6); give [4, E] and [1, E]" in done.stderr
+    np.savez(tmp_path / "e.npz", training=np.full((4, 5), np.nan), queries=np.ones((1, 5)))
+    done = run("evaluate", "lds", built, data / NAMES[0], *files)
+    assert done.returncode == 2
+    assert "embeddings: some numbers are not finite" in done.stderr
 
 
 def test_too_little_memory_is_one_line(
