@@ -5,7 +5,7 @@ import io
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self, SupportsIndex, overload
 
 from PIL import Image
 
@@ -171,6 +171,16 @@ class Results(list[Result]):
     ) -> None:
         super().__init__(results)
         self._picture_of = picture_of
+
+    @overload
+    def __getitem__(self, number: SupportsIndex, /) -> Result: ...
+    @overload
+    def __getitem__(self, numbers: slice, /) -> Self: ...
+    def __getitem__(self, place: SupportsIndex | slice, /) -> Result | Self:
+        """Return the result of a picture, or `Results` of some."""
+        if isinstance(place, slice):
+            return type(self)(super().__getitem__(place), self._picture_of)
+        return super().__getitem__(place)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the results alone, without the index that they come from."""

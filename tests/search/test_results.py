@@ -100,6 +100,15 @@ def test_results_are_a_list(index: gradindex.Index, queries: list[Path]) -> None
     assert (type(copied), copied) == (Results, results)
 
 
+def test_some_results_are_results(index: gradindex.Index, queries: list[Path]) -> None:
+    results = index.query(queries, k=2)
+    last = results[1:]
+    assert (type(last), last) == (Results, [results[1]])
+    assert list(last.rows()) == list(results.rows())[2:]
+    assert last._repr_html_().count("data:image/png;base64,") == 1 + 2
+    assert results[-1] is results[1]
+
+
 # --- notebooks ------------------------------------------------------------------------------------
 
 
