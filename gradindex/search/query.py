@@ -166,13 +166,11 @@ class Query:
         contrast = against is not None or against_prompt is not None
         if contrast:
             others = _others(recipe, pictures, against, against_prompt)
-            asked = asked.followed_by(
-                read(
-                    others,
-                    prompt=prompt if against_prompt is None else against_prompt,
-                    ids=asked.ids,
-                )
-            )
+            other_prompt = prompt if against_prompt is None else against_prompt
+            compared = read(others, prompt=other_prompt, ids=asked.ids)
+            if region is not None:
+                _require_sizes(asked, compared)
+            asked = asked.followed_by(compared)
         return cls(
             pictures=asked,
             contrast=contrast,
@@ -269,6 +267,18 @@ def _others(
             f"against: {len(others)} for {len(pictures)} pictures; give one, or one each"
         )
     return others
+
+
+def _require_sizes(asked: Pictures, others: Pictures) -> None:
+    """Raise CallError where a region would be another part of what a picture is compared with."""
+    for own, other in zip(asked.geometries, others.geometries, strict=True):
+        if own.original != other.original:
+            (height, width), (other_height, other_width) = own.original, other.original
+            raise CallError(
+                f"against: a picture of {other_width} × {other_height} pixels, and the one asked"
+                f" about has {width} × {height}: a region would be another part of it; give"
+                " pictures of one size"
+            )
 
 
 def _is_matched(recipe: Recipe, pairing: str | None) -> bool:

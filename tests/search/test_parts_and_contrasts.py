@@ -92,6 +92,8 @@ def test_a_region_is_in_pixels_of_the_picture_as_it_came(
     )
     found = index.scores([tmp_path / "large.png"], region=(4, 0, 20, 32))
     assert np.array_equal(found, expected)
+    with pytest.raises(CallError, match=r"against: a picture of 8 × 8 pixels, .* has 40 × 32: a"):
+        index.scores(tmp_path / "large.png", region=(4, 0, 8, 8), against=queries[1])
     of_small = index.scores(queries[:1], region=(0, 0, 4, 8))
     assert np.corrcoef(found[0], of_small[0])[0, 1] > 0.95
 
