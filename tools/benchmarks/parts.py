@@ -11,6 +11,7 @@ from typing import Any
 
 import record
 from kept_losses import PARTS, keep_losses, restore_losses
+from parts_builds import builds
 from parts_page import page
 from parts_plots import draw, draw_timesteps
 from parts_results import measure
@@ -18,8 +19,9 @@ from parts_subjects import NAMES, SMOKE, measured_subject
 from parts_timesteps import TIMESTEPS, timestep_sets
 from subset_models import all_subset_losses
 
-TRAIN, KEEP, PAGE = "train", "keep", "page"
+TRAIN, KEEP, BUILDS, PAGE = "train", "keep", "builds", "page"
 FILE = "parts-results.json"  # a subject's figures, in its folder
+BUILDS_FILE = "parts-builds.json"  # the figures of whole builds, in the work folder
 
 
 def run(work: Path, device: str, only: list[str]) -> None:
@@ -27,13 +29,13 @@ def run(work: Path, device: str, only: list[str]) -> None:
 
     Args:
         only: names of subjects: these are measured, and the page of all that were measured so far
-            goes into the work folder. "train": their models are trained, nothing else. "keep": the
-            losses of those trained so far go into docs, and are taken from there on another
-            machine. "page": the page is published, and nothing measured; a subject without
-            figures in the work folder has those that are published. "smoke" tries everything on
-            few pictures; its page shows it alone.
+            goes into the work folder. Or what else to do: "train" trains their models, "keep" puts
+            the losses of those trained so far into docs, from where another machine takes them,
+            "builds" measures whole builds, and "page" publishes the page, with the published
+            figures where the work folder has none. "smoke" tries everything on few pictures; its
+            page shows it alone.
     """
-    actions = (TRAIN, KEEP, PAGE)
+    actions = (TRAIN, KEEP, BUILDS, PAGE)
     names = [name for name in only if name not in actions]
     known = (*NAMES, SMOKE)
     unknown = sorted(set(names) - set(known))
@@ -45,11 +47,13 @@ def run(work: Path, device: str, only: list[str]) -> None:
             count = keep_losses(PARTS, name, work / measured.folder, measured.subject)
             print(f"{name}: {count} of {measured.subject.subsets}")
         return
-    if PAGE not in only:
+    if PAGE not in only and only != [BUILDS]:
         for name in names or NAMES:
             measure_subject(work, name, TRAIN in only)
     if TRAIN in only:
         return
+    if not only or BUILDS in only:
+        write_whole(work / BUILDS_FILE, builds(work))
     shown = [SMOKE] if names == [SMOKE] else list(NAMES)
     results = finished(work, shown)
     text = page(results)
@@ -75,22 +79,29 @@ def measure_subject(work: Path, name: str, only_train: bool) -> None:
     losses = all_subset_losses(folder, measured.subject)
     if only_train:
         return
-    draft = folder / f"{FILE}.draft"
     header = record.figure_header("cpu", f"tools/bench parts {name}")
-    draft.write_text(json.dumps({**measure(folder, measured, losses), "made": header}))
-    os.replace(draft, folder / FILE)
+    write_whole(folder / FILE, {**measure(folder, measured, losses), "made": header})
+
+
+def write_whole(file: Path, values: Any) -> None:
+    """Write JSON values, so that a file of that name is never half of one."""
+    draft = file.with_name(f"{file.name}.draft")
+    draft.write_text(json.dumps(values))
+    os.replace(draft, file)
 
 
 def finished(work: Path, names: list[str]) -> dict[str, Any]:
     """Return the figures of the subjects that were measured, and which are missing."""
     known = {name: measured_subject(name, work) for name in names}
     files = {name: work / measured.folder / FILE for name, measured in known.items()}
-    subjects = published_subjects() if names == list(NAMES) else {}
+    published = published_figures() if names == list(NAMES) else {}
+    subjects = published.get("subjects", {})
     subjects |= {
         name: json.loads(file.read_text()) for name, file in files.items() if file.exists()
     }
     subjects = {name: subjects[name] for name in names if name in subjects}
     missing = [measured.title for name, measured in known.items() if name not in subjects]
+    built = work / BUILDS_FILE
     if not subjects:
         raise SystemExit(f"{work}: no subject is measured there yet; run tools/bench parts")
     return {
@@ -98,10 +109,11 @@ def finished(work: Path, names: list[str]) -> dict[str, Any]:
         "sets": timestep_sets(),
         "subjects": subjects,
         "missing": missing,
+        "builds": json.loads(built.read_text()) if built.exists() else published.get("builds"),
     }
 
 
-def published_subjects() -> dict[str, Any]:
-    """Return the figures of the subjects in docs, {name: figures}."""
+def published_figures() -> dict[str, Any]:
+    """Return the figures in docs; nothing where there are none yet."""
     file = record.FOLDER / "parts.json"
-    return json.loads(file.read_text())["subjects"] if file.exists() else {}
+    return json.loads(file.read_text()) if file.exists() else {}

@@ -38,6 +38,7 @@ def page(results: Mapping[str, Any]) -> str:
         across=record.table(_across(subjects)),
         rules=record.table(_rules_across(subjects)),
         carried=_carried(subjects),
+        builds=_builds(results["builds"]),
         subjects="\n\n".join(_subject(subject) for subject in subjects.values()),
     )
 
@@ -117,6 +118,21 @@ def _best_rule(subjects: Sequence[Mapping[str, Any]], treatment: str) -> tuple[s
 
 def _rule_of(row: Mapping[str, Any]) -> tuple[str, str, str]:
     return row["treatment"], row["family"], row["rule"]
+
+
+def _builds(rows: Rows | None) -> str:
+    """The table of whole builds."""
+    if rows is None:
+        return "Not measured yet."
+    cells = [
+        {
+            "build": row["build"],
+            "time": f"{row['time']:.2f}",
+            "KB a picture": f"{row['bytes'] / 1000:.1f}",
+        }
+        for row in rows
+    ]
+    return record.table(cells)
 
 
 def _subject(results: Mapping[str, Any]) -> str:
