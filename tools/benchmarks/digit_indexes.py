@@ -21,7 +21,7 @@ PICTURES, FIRST, REMOVED = 92, 60, 5  # all, those of the first build, those tha
 QUERIES = 2
 SEED = 0  # of what kills, damages and disks draw
 COMMANDS = ("build", "build, more pictures", "index", "remove")  # names of a setting's commands
-SIZE, DIM, TIMESTEPS, K, BATCH = 8, 64, 2, 5, 8
+SIZE, DIM, TIMESTEPS, K, BATCH = 8, 32, 2, 5, 8
 
 Answers = dict[str, list[gradindex.Result]]  # {method: one result for each query}
 
