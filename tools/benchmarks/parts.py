@@ -44,6 +44,8 @@ def run(work: Path, device: str, only: list[str]) -> None:
     if KEEP in only:
         for name in names or NAMES:
             measured = measured_subject(name, work)
+            if not (work / measured.folder / "generated.npy").exists():
+                continue  # nothing was trained here
             count = keep_losses(PARTS, name, work / measured.folder, measured.subject)
             print(f"{name}: {count} of {measured.subject.subsets}")
         return
