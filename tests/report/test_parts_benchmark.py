@@ -346,10 +346,11 @@ def test_losses_go_to_another_machine_with_the_pictures_that_they_are_of(tmp_pat
     subject = replace(SUBJECT, read=small_pictures)
     first, second, other = (tmp_path / name for name in ("first", "second", "other"))
     random = np.random.default_rng(1)
-    generated = random.uniform(-1, 1, (Q // 2, 1, 16, 16))
-    for folder, pictures in ((first, generated), (second, generated), (other, -generated)):
+    generated = random.integers(256, size=(Q // 2, 1, 16, 16)) / 127.5 - 1
+    for folder in (first, second, other):
         folder.mkdir()
-        np.save(folder / "generated.npy", pictures)
+    np.save(first / "generated.npy", generated)
+    np.save(other / "generated.npy", -generated)
     losses = {half: random.uniform(size=Q) for half in (0, 3)}
     for half, values in losses.items():
         np.save(losses_file(first, half, 0), values)
@@ -361,6 +362,7 @@ def test_losses_go_to_another_machine_with_the_pictures_that_they_are_of(tmp_pat
     assert keep_losses(file, "a", first, subject) == len(losses) + 1
     np.save(losses_file(second, 3, 0), np.zeros(Q))
     assert restore_losses(file, "a", second, subject) == 2
+    np.testing.assert_array_equal(np.load(second / "generated.npy"), generated)
     np.testing.assert_allclose(np.load(losses_file(second, 0, 0)), losses[0], rtol=1e-6)
     assert not np.load(losses_file(second, 3, 0)).any()
     # What is kept stays where a machine has but some of it.
@@ -390,7 +392,9 @@ def test_a_lora_is_measured_alone_and_read_again(tmp_path: Path) -> None:
 
 
 def test_a_subject_that_does_not_exist_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="digits: no subject; give train, keep, builds, page, fashion"):
+    with pytest.raises(
+        SystemExit, match="digits: no subject; give train, keep, builds, page, fashion"
+    ):
         run(tmp_path, "cpu", ["train", "digits"])
 
 

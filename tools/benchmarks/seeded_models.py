@@ -84,8 +84,8 @@ class SeededModel:
 
         They are trained in as many processes as torch has threads here, unless they are kept.
         """
-        query_pictures(self.folder, self.subject)  # made once, before the processes need it
         restore_losses(ANSWERS, self.folder.name, self.folder, self.subject)
+        query_pictures(self.folder, self.subject)  # made once, before the processes need it
         subjects = [self.subject] * len(removals)
         return np.stack(map_in_processes(losses_without, self.folder, removals, subjects))
 
