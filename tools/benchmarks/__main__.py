@@ -24,6 +24,7 @@ BENCHMARKS = (
     "memory",
     "workers",
     "resume",
+    "pipeline",
     "lds",
     "parts",
     "bytes",
