@@ -19,9 +19,10 @@ from gradindex.builder.options import BuildOptions
 from gradindex.builder.parameter_choice import parameter_choice
 from gradindex.builder.plan import DIM, make_plan
 from gradindex.builder.preparation import drop_prepared
+from gradindex.builder.shard_maker import ShardMaker
 from gradindex.builder.shards import fill, missing_shards, progress, rows_of
 from gradindex.builder.target import check_target
-from gradindex.builder.workers import FillShards, fill_on_cluster
+from gradindex.builder.workers import fill_on_cluster
 from gradindex.data.buckets import describe_buckets
 from gradindex.data.dataset import Columns
 from gradindex.errors import CallError, DataError
@@ -269,8 +270,8 @@ def _fill_with_ray(
         fill_on_cluster(address, prepare_worker, shards, device, on_made)
 
 
-def _prepare_worker(index: str | Path, options: BuildOptions, device: str) -> FillShards:
-    """Return what makes a Ray worker's shards: `fill` for the same build, planned anew.
+def _prepare_worker(index: str | Path, options: BuildOptions, device: str) -> ShardMaker:
+    """Return what makes a Ray worker's shards, for the same build, planned anew.
 
     Raises:
         DataError: the worker sees other pictures than the driver.
@@ -288,7 +289,7 @@ def _prepare_worker(index: str | Path, options: BuildOptions, device: str) -> Fi
     recipe = as_begun(job.recipe, store.recipe, plan.denoisers)
     store.require_recipe(recipe, "a Ray worker makes another recipe of it")
     job = replace(job, recipe=store.recipe)
-    return partial(fill, store, job, plan.denoisers, plan.batch_size)
+    return ShardMaker(store, job, plan.denoisers, plan.batch_size)
 
 
 def _finish(store: Store, data: str | Path, device: str, check: bool = False) -> None:

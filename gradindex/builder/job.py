@@ -1,6 +1,7 @@
 """The job of a build: which rows are made of which pictures, at which timesteps."""
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
@@ -8,6 +9,7 @@ from typing import Self
 import numpy as np
 
 from gradindex.data.dataset import GONE, Dataset
+from gradindex.data.images import DecodedPicture
 from gradindex.data.training_log import TrainingLog
 from gradindex.errors import CallError, DataError
 from gradindex.gradients.events import Events, grid_events, recorded_events
@@ -16,8 +18,10 @@ from gradindex.models.pipeline import Encoder, make_examples
 from gradindex.models.processes import Process
 from gradindex.recipe import FLOW, FOLDED, Recipe
 from gradindex.store.manifest import Shard
+from gradindex.store.prefetch import prefetch
 from gradindex.wording import counted
 
+DECODERS = min(8, os.cpu_count() or 1)  # threads; most of the work is done outside of Python
 CHANNELS = (1, 3)  # that pictures can have: grey, colour
 
 
@@ -151,21 +155,27 @@ class BuildJob:
         Raises:
             DataError: a picture cannot be read, and the build does not skip such pictures.
         """
-        image = self.recipe.pixels
+        rows = list(rows)
         readable = []
         read = []
-        for row in rows:
-            _ = self.dataset.stats[row]  # before its bytes, so that a later change is noticed
-            try:
-                read.append(self.dataset.read(row, image, self.recipe.buckets))
-            except DataError as error:
-                if not self.skip_bad:
-                    raise DataError(f"{error}; skip_bad leaves such pictures out") from error
-            else:
+        pictures = prefetch(self._picture, rows, DECODERS)
+        for row, picture in zip(rows, pictures, strict=True):
+            if picture is not None:
                 readable.append(row)
+                read.append(picture)
         found = Pictures.of_rows(self.dataset, readable, read, self.recipe.classes)
         contents = [picture.content for picture in read]
         return readable, found, contents
+
+    def _picture(self, row: int) -> DecodedPicture | None:
+        """Read a picture; None where it cannot be read and the build skips such pictures."""
+        _ = self.dataset.stats[row]  # before its bytes, so that a later change is noticed
+        try:
+            return self.dataset.read(row, self.recipe.pixels, self.recipe.buckets)
+        except DataError as error:
+            if not self.skip_bad:
+                raise DataError(f"{error}; skip_bad leaves such pictures out") from error
+        return None
 
     def none_readable(self, rows: Sequence[int]) -> DataError:
         """Return the error that not one of some pictures can be read, and what ails the first."""

@@ -58,6 +58,11 @@ class Preparation:
         ]
         self._blank: set[int] = set()  # rows that were warned of
 
+    @property
+    def encodes(self) -> bool:
+        """Whether any model is one of latents."""
+        return any(self._encoders)
+
     def run(self, shards: Iterable[tuple[range, list[int]]]) -> None:
         """Encode the pictures of shards that are not encoded yet; then let the encoders go.
 
@@ -67,7 +72,7 @@ class Preparation:
         Raises:
             DataError, ModelError: see `BuildJob.examples`.
         """
-        if not any(self._encoders):
+        if not self.encodes:
             return  # models of pixels: the shards need not be looked through
         missing = self._missing(shards)
         if not missing:
@@ -97,7 +102,7 @@ class Preparation:
         Raises:
             DataError, ModelError: see there.
         """
-        if not any(self._encoders) or not rows:
+        if not self.encodes or not rows:
             readable, examples, contents = self._job.examples(rows, None)
             self._name_blank(readable, examples.conditions.get(LOSS_MASK, ()))
             return readable, dict.fromkeys(checkpoints, examples), contents

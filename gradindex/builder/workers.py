@@ -1,16 +1,18 @@
 """A build on a Ray cluster: an actor for each GPU or CPU, and the driver that hands shards out.
 
 Ray restarts nothing here: after a killed node its calls fail, whatever restarts they were promised.
-So the driver gives the shard of a lost actor to the next one, and starts a new actor in place of
+So the driver gives the shards of a lost actor to the next one, and starts a new actor in place of
 it. Two actors that make the same shard do no harm.
 """
 
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import cached_property
-from typing import Any
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import TYPE_CHECKING, Any
 
 from gradindex.errors import CallError, GradindexError, first_line
 from gradindex.ray_connection import (
@@ -23,11 +25,16 @@ from gradindex.ray_connection import (
 )
 from gradindex.store.manifest import Shard
 
-FillShards = Callable[[Mapping[Shard, bool]], None]
+if TYPE_CHECKING:
+    from gradindex.builder.shard_maker import ShardMaker
+
+AHEAD = 4  # shards that an actor has at once: one is read, one on the device, two are written
+
+PrepareMaker = Callable[[str], "ShardMaker"]
 
 
 class BuildWorker:
-    """An actor that makes shards.
+    """An actor that makes shards, several at once, each in a thread: see `ShardMaker`.
 
     Before its first shard it prepares, in the driver's working directory where there is one.
 
@@ -37,25 +44,41 @@ class BuildWorker:
         folder: the driver's working directory.
     """
 
-    def __init__(self, prepare: Callable[[str], FillShards], device: str, folder: str) -> None:
+    def __init__(self, prepare: PrepareMaker, device: str, folder: str) -> None:
         self._prepare = prepare
         self._device = device
         self._folder = folder
+        self._maker: ShardMaker | None = None
+        self._thread = ThreadPoolExecutor(1)  # the one that uses the device
+        self._reading, self._device_use = Lock(), Lock()
 
-    @cached_property
-    def _fill(self) -> FillShards:
+    def make(self, shard: Shard, again: bool) -> None:
+        """Make a shard, with `again` whatever is there."""
+        with self._reading:
+            maker = self._maker = self._maker or self._thread.submit(self._prepared).result()
+            if maker.encodes:
+                with self._device_use:
+                    self._thread.submit(maker.encode, {shard: again}).result()
+            shard_pictures = maker.read(shard, again)
+            if shard_pictures is None:
+                return
+            # Only then the next shard is read: at most one waits for the device.
+            self._device_use.acquire()
+        try:
+            rows = self._thread.submit(maker.launch, shard_pictures).result()
+        finally:
+            self._device_use.release()
+        maker.write(rows)
+
+    def _prepared(self) -> "ShardMaker":
         with suppress(OSError):
             os.chdir(self._folder)
         return self._prepare(self._device)
 
-    def make(self, shard: Shard, again: bool) -> None:
-        """Make a shard, with `again` whatever is there."""
-        self._fill({shard: again})
-
 
 def fill_on_cluster(
     address: str,
-    prepare: Callable[[str], FillShards],
+    prepare: PrepareMaker,
     missing: Mapping[Shard, bool],
     device: str,
     on_made: Callable[[Shard], object],
@@ -94,8 +117,26 @@ def fill_on_cluster(
         workers.make(missing, count, on_made)
 
 
+@dataclass(eq=False)
+class Actor:
+    """An actor of a build.
+
+    Attributes:
+        handle: Ray's.
+        shards: those that it makes.
+        is_ready: whether it has started. is_lost: whether a call of it failed.
+        is_alone: whether it makes a shard that another was lost at, and gets none beside it.
+    """
+
+    handle: Any
+    shards: list[Shard] = field(default_factory=list)
+    is_ready: bool = False
+    is_lost: bool = False
+    is_alone: bool = False
+
+
 class BuildWorkers:
-    """The actors of a build, each of which makes one shard at a time.
+    """The actors of a build, each of which makes several shards at a time.
 
     Args:
         ray: the package, connected to a cluster.
@@ -109,7 +150,7 @@ class BuildWorkers:
         self,
         ray: Any,
         address: str,
-        prepare: Callable[[str], FillShards],
+        prepare: PrepareMaker,
         device: str,
         resource: str,
     ) -> None:
@@ -119,54 +160,87 @@ class BuildWorkers:
         self._arguments = prepare, device, os.getcwd()
         one = {"num_cpus": 1} if resource == "CPU" else {"num_gpus": 1}
         self._actor_class = ray.remote(BuildWorker).options(
-            **one, runtime_env={"env_vars": ENVIRONMENT}
+            **one, max_concurrency=AHEAD, runtime_env={"env_vars": ENVIRONMENT}
         )
-        self._idle: list[Any] = []
+        self._actors: list[Actor] = []
         # {reference of a call: actor and its shard}; an actor without a shard is starting.
-        self._busy: dict[Any, tuple[Any, Shard | None]] = {}
+        self._busy: dict[Any, tuple[Actor, Shard | None]] = {}
+        self._waiting = deque[Shard]()
+        self._lost = deque[Shard]()  # those that wait again, since their actor was lost
 
     def make(
         self, missing: Mapping[Shard, bool], count: int, on_made: Callable[[Shard], object]
     ) -> None:
         """Make shards with so many actors; the arguments and errors are `fill_on_cluster`'s."""
-        waiting = deque(missing)
+        self._waiting.extend(missing)
         losses = Counter[Shard | None]()  # of the actor that makes a shard, or that starts
         for _ in range(count):
             self._start()
         try:
-            while waiting or self._is_making():
-                while waiting and self._idle:
-                    shard = waiting.popleft()
-                    self._hand_out(shard, missing[shard])
+            while self._waiting or self._lost or self._is_making():
+                while chosen := self._next_shard():
+                    actor, shard = chosen
+                    self._hand_out(actor, shard, missing[shard])
                 reference = self._next_answered()
                 actor, answered = self._busy.pop(reference)
                 try:
                     answer(self._ray, reference)
                 except self._ray.exceptions.RayError as error:
-                    self._ray.kill(actor)
                     losses[answered] += 1
                     _check_losses(answered, losses[answered], count, error)
                     if answered:
-                        waiting.appendleft(answered)
-                    self._start()
+                        self._lost.append(answered)
+                    self._replace(actor)
                 else:
-                    self._idle.append(actor)
+                    actor.is_ready = True
                     losses.pop(answered, None)
                     if answered:
+                        actor.shards.remove(answered)
                         on_made(answered)
         finally:
-            for actor in [*self._idle, *(actor for actor, _ in self._busy.values())]:
-                self._ray.kill(actor)
+            for actor in self._actors:
+                self._ray.kill(actor.handle)
 
     def _start(self) -> None:
         """Start an actor."""
-        actor = self._actor_class.remote(*self._arguments)
-        self._busy[actor.__ray_ready__.remote()] = actor, None
+        actor = Actor(self._actor_class.remote(*self._arguments))
+        self._actors.append(actor)
+        self._busy[actor.handle.__ray_ready__.remote()] = actor, None
 
-    def _hand_out(self, shard: Shard, again: bool) -> None:
-        """Have an idle actor make a shard."""
-        actor = self._idle.pop()
-        self._busy[actor.make.remote(shard, again)] = actor, shard
+    def _replace(self, actor: Actor) -> None:
+        """Start another actor in place of one that is lost, once for all of its calls."""
+        if not actor.is_lost:
+            actor.is_lost = True
+            self._actors.remove(actor)
+            self._ray.kill(actor.handle)
+            self._start()
+
+    def _next_shard(self) -> tuple[Actor, Shard] | None:
+        """The next shard that is handed out, and to whom: the one that has least to do.
+
+        A shard at which an actor was lost goes to one that has nothing else to do, so that it is
+        known which one it is that kills.
+        """
+        ready = [actor for actor in self._actors if actor.is_ready]
+        for actor in ready:
+            actor.is_alone = actor.is_alone and bool(actor.shards)
+        takers = [actor for actor in ready if not actor.is_alone]
+        if not takers:
+            return None
+        actor = min(takers, key=lambda actor: len(actor.shards))
+        if self._lost and not actor.shards:
+            actor.is_alone = True
+            return actor, self._lost.popleft()
+        # The last shards are spread over all actors.
+        most = min(AHEAD, 1 + len(self._waiting) // len(self._actors))
+        if self._waiting and len(actor.shards) < most:
+            return actor, self._waiting.popleft()
+        return None
+
+    def _hand_out(self, actor: Actor, shard: Shard, again: bool) -> None:
+        """Have an actor make a shard."""
+        actor.shards.append(shard)
+        self._busy[actor.handle.make.remote(shard, again)] = actor, shard
 
     def _is_making(self) -> bool:
         """Whether an actor is making a shard."""

@@ -1,33 +1,23 @@
 """Pictures in, rows of the store out: projected gradients, averaged over draws of the noise."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from gradindex.errors import ModelError
+from gradindex.gradients.batches import Batch, event_batches, make_batch
 from gradindex.gradients.capture import Capture
 from gradindex.gradients.events import Events
 from gradindex.gradients.weighting import timestep_weights
 from gradindex.models.denoiser import Denoiser
-from gradindex.models.devices import plain_torch
-from gradindex.models.examples import INPUT_NOISE, Examples, positions_by
+from gradindex.models.devices import LaunchLimit, plain_torch, to_host
+from gradindex.models.examples import Examples, positions_by
 from gradindex.random_numbers import noise
 from gradindex.recipe import Recipe
 
 
-class Event(NamedTuple):
-    """One gradient to take: picture i at its timestep number j, with draw m of the noise."""
-
-    i: int
-    j: int
-    m: int
-
-
-@plain_torch()
 def sample_gradients(
     denoiser: Denoiser,
     capture: Capture,
@@ -56,45 +46,71 @@ def sample_gradients(
         ModelError: a loss or gradient is not finite (picture and timestep are named), or one event
             does not fit into memory.
     """
+    make = partial(make_batch, examples, events, denoiser.device)
+    batches = map(make, event_batches(examples, events, batch_size))
+    return launch_gradients(denoiser, capture, recipe, events, batches, progress)()
+
+
+@plain_torch()
+def launch_gradients(
+    denoiser: Denoiser,
+    capture: Capture,
+    recipe: Recipe,
+    events: Events,
+    batches: Iterable[Batch],
+    progress: Callable[[int], object],
+) -> Callable[[], np.ndarray]:
+    """Return a function that waits for what `sample_gradients` returns, and raises its errors.
+
+    A GPU may still be at work when it is returned; any thread may call it, once.
+
+    Args:
+        events: of B pictures.
+        batches: all of these events, see `event_batches` and `make_batch`.
+
+    Raises:
+        ModelError: one event does not fit into memory.
+    """
     device = denoiser.device
-    picture_count, timestep_count = len(examples), events.timesteps.shape[1]
-    shape_of = [examples.shapes(i) for i in range(picture_count)]
-    # Examples of one shape follow each other, so that they fit into one batch.
-    queue = [
-        Event(i, j, m)
-        for positions in positions_by(shape_of).values()
-        for i in positions
-        for j in range(timestep_count)
-        for m in range(events.draws)
-    ]
+    process = denoiser.process  # alone: `wait` must not keep the model in memory
     # Backward passes in float16 run on a loss summed over the picture's numbers: the gradient of
     # its mean would underflow.
     scale = float(np.prod(recipe.image)) if recipe.dtype == "float16" else 1.0
-    sums = torch.zeros(picture_count * timestep_count, capture.projection.dim, device=device)
-    done = 0
-    while done < len(queue):
-        batch = _first_of_one_shape(queue[done : done + batch_size], shape_of)
-        try:
-            inputs = _model_inputs(batch, examples, events, device)
-            losses = partial(denoiser.losses, *inputs, recipe.differentiated)
-            rows = capture.gradients(losses, scale)
-        except torch.OutOfMemoryError as error:
-            if len(batch) == 1:
-                raise ModelError(
-                    "one picture at one timestep does not fit into the device's memory"
-                ) from error
-            batch_size = -(-len(batch) // 2)
-            continue
-        _require_finite(rows, batch, events)
+    sums = torch.zeros(events.timesteps.size, capture.projection.dim, device=device)
+    most: int | None = None  # events at once, where a whole batch did not fit
+    limit = LaunchLimit(device)
+    for batch in batches:
+        start = 0
+        while start < len(batch):
+            part = batch if most is None else batch.part(start, start + most)
+            try:
+                losses = partial(part.losses, denoiser, recipe.differentiated)
+                rows = capture.gradients(losses, scale)
+            except torch.OutOfMemoryError as error:
+                if len(part) == 1:
+                    raise ModelError(
+                        "one picture at one timestep does not fit into the device's memory"
+                    ) from error
+                most = -(-len(part) // 2)
+                continue
+            sums.index_add_(0, part.rows, rows)
+            start += len(part)
+            limit.launched()
+            progress(len(part))
+    copied = to_host(sums)
+
+    def wait() -> np.ndarray:
+        rows = copied()
+        if events.draws > 1:
+            rows /= events.draws
         if recipe.weighting is not None:
-            chosen = [events.timesteps[event.i, event.j] for event in batch]
-            weights = timestep_weights(recipe.weighting, denoiser.process, chosen)
-            rows = rows * torch.from_numpy(weights).to(rows).unsqueeze(1)
-        row_numbers = torch.tensor([event.i * timestep_count + event.j for event in batch])
-        sums.index_add_(0, row_numbers.to(device), rows)
-        done += len(batch)
-        progress(len(batch))
-    return (sums / events.draws).view(picture_count, timestep_count, -1).cpu().numpy()
+            weights = timestep_weights(recipe.weighting, process, events.timesteps.ravel())
+            rows *= weights.astype(np.float32)[:, None]
+        rows = rows.reshape(*events.timesteps.shape, -1)
+        _require_finite(rows, events)
+        return rows
+
+    return wait
 
 
 @plain_torch()
@@ -128,39 +144,12 @@ def mean_losses(
     return (total / (len(timesteps) * draws)).cpu().numpy()
 
 
-def _first_of_one_shape(events: Sequence[Event], shape_of: Sequence[Any]) -> Sequence[Event]:
-    """The events up to the first one whose example has another shape than that of the first."""
-    shape = shape_of[events[0].i]
-    for position, event in enumerate(events):
-        if shape_of[event.i] != shape:
-            return events[:position]
-    return events
-
-
-def _model_inputs(
-    batch: Sequence[Event],
-    examples: Examples,
-    events: Events,
-    device: torch.device,
-) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-    """Pictures or latents, timesteps, noise and conditions of n events, [n, …] each."""
-    i, j, _ = np.array(batch).T
-    x, conditions = examples.batch(i, device)
-    t = torch.from_numpy(events.timesteps[i, j]).to(device)
-    shape = tuple(x.shape[1:])
-    epsilon = torch.from_numpy(np.stack([events.noise(*event, shape) for event in batch]))
-    if events.input_noise is not None:
-        added = np.stack([events.input_noise(*event, shape) for event in batch])
-        conditions[INPUT_NOISE] = torch.from_numpy(added).to(device)
-    return x, t, epsilon.to(device), conditions
-
-
-def _require_finite(rows: Tensor, batch: Sequence[Event], events: Events) -> None:
-    """Raise ModelError if the gradient of an event is NaN or infinite; it names the first."""
-    finite = rows.isfinite().all(1)
+def _require_finite(rows: np.ndarray, events: Events) -> None:
+    """Raise ModelError if a row [B, T, D] is NaN or infinite; it names the first."""
+    finite = np.isfinite(rows).all(2)
     if not finite.all():
-        event = batch[int(finite.int().argmin())]
+        i, j = np.unravel_index(finite.argmin(), finite.shape)
         raise ModelError(
-            f"the gradient of {events.names[event.i]!r} at timestep"
-            f" {events.timesteps[event.i, event.j]} is not finite"
+            f"the gradient of {events.names[i]!r} at timestep"
+            f" {events.timesteps[i, j]} is not finite"
         )

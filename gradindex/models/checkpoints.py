@@ -6,6 +6,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Size
 
 from gradindex.data.buckets import Buckets
@@ -95,6 +96,11 @@ class Checkpoints:
             denoiser.encoder = self._encoders[number]
         self._loaded[number] = denoiser
         return denoiser
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are, whether any is loaded or not."""
+        return torch.device(self._device)
 
     def _make_room_for_one(self) -> None:
         """Let checkpoints go until there is room for another; all have the same shapes.

@@ -1,15 +1,20 @@
 """Where a model runs, and in which precision."""
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from gradindex.errors import CallError
 from gradindex.machine_memory import free_memory, machine_memory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CPU = torch.device("cpu")
+LAUNCHED = 2  # batches that wait on a GPU, or run, before another one is launched
 
 
 def resolve_device(device: str) -> str:
@@ -58,6 +63,62 @@ def free_memory_of(device: torch.device) -> int:
         kept_by_torch = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + kept_by_torch
     return free_memory()
+
+
+def to_device(values: Any, device: torch.device | str) -> Tensor:
+    """Return an array or tensor as a tensor on a device.
+
+    A GPU gets it when it has done what was launched before; until then nobody waits.
+
+    >>> to_device(np.arange(2), CPU)
+    tensor([0, 1])
+    """
+    tensor = torch.as_tensor(values)
+    if torch.device(device).type == "cuda" and tensor.device == CPU:
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def to_host(tensor: Tensor) -> Callable[[], np.ndarray]:
+    """Return a function that waits until a tensor is in the host's memory, and returns it there.
+
+    >>> to_host(torch.ones(2))()
+    array([1., 1.], dtype=float32)
+    """
+    if tensor.device.type != "cuda":
+        return tensor.numpy
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    copy.copy_(tensor, non_blocking=True)
+    done = _recorded_event(tensor.device)
+
+    def wait() -> np.ndarray:
+        done.synchronize()
+        return copy.numpy()
+
+    return wait
+
+
+class LaunchLimit:
+    """Keeps a GPU's queue short: what waits in it holds memory of the host's."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._launched: deque[Any] = deque()
+
+    def launched(self) -> None:
+        """Wait, after a batch was launched, until at most `LAUNCHED` are not done."""
+        if self._device.type != "cuda":
+            return
+        self._launched.append(_recorded_event(self._device))
+        if len(self._launched) > LAUNCHED:
+            self._launched.popleft().synchronize()
+
+
+def _recorded_event(device: torch.device) -> Any:
+    """An event that is over when a GPU has done what was launched before."""
+    event = torch.cuda.Event(blocking=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
 
 
 @contextmanager

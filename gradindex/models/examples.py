@@ -12,6 +12,7 @@ from torch.nn.functional import interpolate
 
 from gradindex.data.dataset import Dataset
 from gradindex.data.images import DecodedPicture, Geometry
+from gradindex.models.devices import to_device
 
 CLASS_LABELS = "class_labels"  # the condition of a class-conditional model, a whole number
 
@@ -224,5 +225,5 @@ def _stacked(
 ) -> Tensor:
     chosen: list[Any] = [arrays[position] for position in positions]
     if isinstance(chosen[0], Tensor):
-        return torch.stack(chosen).to(device)
-    return torch.from_numpy(np.stack(chosen)).to(device)
+        return to_device(torch.stack(chosen), device)
+    return to_device(np.stack(chosen), device)

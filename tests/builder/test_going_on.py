@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 import gradindex
-from gradindex.builder import shards as shards_module
+from gradindex.builder import shard_gradients
 from gradindex.builder.verify import damages
 from gradindex.data import picture_facts
 from gradindex.data.dataset import Dataset
 from gradindex.errors import RecipeMismatch, StoreError
-from gradindex.models.examples import Examples
+from gradindex.gradients.events import Events
 from gradindex.recipe import Recipe
 from gradindex.store import store as store_module
 from gradindex.store.store import Store
@@ -26,11 +26,11 @@ JSON_BYTES = 2000  # by which the JSON of two stores may differ: digits of sizes
 
 
 def random_gradients(
-    denoiser: Any, capture: Any, recipe: Recipe, examples: Examples, *_: Any, **options: Any
-) -> np.ndarray:
-    """Random rows in place of pictures' gradients, [B, T, D] float32."""
-    shape = len(examples), recipe.per_picture, recipe.dim
-    return np.random.default_rng(len(examples)).standard_normal(shape, np.float32)
+    denoiser: Any, capture: Any, recipe: Recipe, events: Events, *_: Any
+) -> Callable[[], np.ndarray]:
+    """What waits for random rows in place of pictures' gradients, [B, T, D] float32."""
+    shape = len(events.names), recipe.per_picture, recipe.dim
+    return lambda: np.random.default_rng(shape[0]).standard_normal(shape, np.float32)
 
 
 def bytes_read() -> int:
@@ -56,7 +56,7 @@ def build(
 
     Fewer pictures than numbers in a row would have none.
     """
-    monkeypatch.setattr(shards_module, "sample_gradients", random_gradients)
+    monkeypatch.setattr(shard_gradients, "launch_gradients", random_gradients)
 
     def call(index: str = "idx", **options: Any) -> gradindex.Index:
         defaults = {"model": model, "data": pictures, "timesteps": 2, "dim": 8, "batch_size": 4}

@@ -10,7 +10,7 @@ import pytest
 from conftest import make_pictures
 
 import gradindex
-from gradindex.builder import shards as shards_module
+from gradindex.builder import shard_gradients, shard_maker
 from gradindex.builder.upkeep import compact, remove
 from gradindex.builder.verify import damages
 from gradindex.errors import CallError, RecipeMismatch, StoreError
@@ -87,15 +87,15 @@ def test_new_pictures_are_added_at_the_end(
     """
     before = build().store.unnormalized[:]
     add_the_new(data)
-    taken, sample_gradients = [], shards_module.sample_gradients
+    taken, launch_gradients = [], shard_gradients.launch_gradients
     monkeypatch.setattr(
-        shards_module,
-        "sample_gradients",
-        lambda *a, **k: taken.append(len(a[3])) or sample_gradients(*a, **k),
+        shard_gradients,
+        "launch_gradients",
+        lambda *a: taken.append(len(a[3].names)) or launch_gradients(*a),
     )
-    looked_up, reusable_entry = [], shards_module._reusable_entry
+    looked_up, reusable_entry = [], shard_maker._reusable_entry
     monkeypatch.setattr(
-        shards_module,
+        shard_maker,
         "_reusable_entry",
         lambda store, shard: looked_up.append(shard) or reusable_entry(store, shard),
     )

@@ -3,10 +3,12 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
 import pytest
+import zarr
 from helpers import IDS, RECIPE, fill, rows_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +17,7 @@ from gradindex.errors import CallError, RecipeMismatch, StoreError
 from gradindex.recipe import Recipe, grid
 from gradindex.store import arrays as arrays_module
 from gradindex.store import store as store_module
-from gradindex.store.array_names import ROW_ARRAYS
+from gradindex.store.array_names import ROW_ARRAYS, WIDE, array_dtype
 from gradindex.store.disk import Disk
 from gradindex.store.location import locate
 from gradindex.store.manifest import COPIES, COPY, HEADER, is_store, seal_header, unseal
@@ -53,6 +55,23 @@ def test_rows_read_back(tmp_path: Path, small_shards: None) -> None:
         np.linalg.norm(store.normalized[1].astype(float), axis=2), 1, rtol=1e-3
     )
     np.testing.assert_array_equal(store.timestep[0, 3], [50, 500, 950])
+
+
+@pytest.mark.parametrize("name", ["unnormalized", "normalized", "norm", "codes", "scale"])
+@pytest.mark.parametrize(
+    ("pictures", "shard_rows", "chunk_rows"), [(8, 8, 1), (5, 8, 4), (1, 4, 4)]
+)
+def test_a_shards_file_is_the_one_that_zarr_makes(
+    name: str, pictures: int, shard_rows: int, chunk_rows: int
+) -> None:
+    shape = (pictures, 3, 16) if name in WIDE else (pictures, 3)
+    rows = np.random.default_rng(0).uniform(-100, 100, shape).astype(array_dtype(name))
+    memory: dict[str, Any] = {}
+    layout = (1, shard_rows, *shape[1:]), shard_rows, chunk_rows
+    array = arrays_module._create(zarr.create_group(memory), name, *layout)
+    array[0, :pictures] = rows
+    file = memory[f"{name}/{arrays_module.shard_key(name, 0, 0)}"].to_bytes()
+    assert arrays_module.shard_file(name, rows, shard_rows, chunk_rows) == file
 
 
 @settings(max_examples=60, deadline=None)

@@ -18,7 +18,7 @@ from trained_models import SMALL
 
 import gradindex
 from gradindex.builder import build as build_module
-from gradindex.builder import continuation, plan, shards
+from gradindex.builder import continuation, plan, shard_gradients
 from gradindex.gradients.batch_size import fitting_batch
 from gradindex.models.loading import load_denoiser
 from gradindex.store.store import SHARD_ROWS, Store
@@ -60,7 +60,7 @@ def build(
         (continuation, "find_high_rank"),
         (build_module, "fill"),
         (build_module, "mend_ann_indexes"),
-        (shards, "sample_gradients"),
+        (shard_gradients, "launch_gradients"),
         (Store, "write"),  # in a thread of its own, beside the gradients
         (Store, "finish"),
     ]

@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ import record
 from digit_indexes import save_model, write_digits
 
 import gradindex
-from gradindex.builder import shards as shards_module
+from gradindex.builder import shard_gradients
 from gradindex.gradients.capture import Capture
+from gradindex.gradients.events import Events
 from gradindex.models.denoiser import Denoiser
-from gradindex.models.examples import Examples
 from gradindex.recipe import Recipe
 from gradindex.store.manifest import Shard
 
@@ -85,7 +85,7 @@ def measure(folder: Path, size: int) -> dict[str, float]:
 
 def _build_of_random_rows(folder: Path, model: Path, data: Path) -> Shard:
     """Build an index of random numbers in place of gradients; return its last shard."""
-    with mock.patch.object(shards_module, "sample_gradients", random_gradients):
+    with mock.patch.object(shard_gradients, "launch_gradients", random_gradients):
         index = gradindex.build(folder, model=model, data=data, **OPTIONS)
     return index.store.shards()[-1]
 
@@ -94,14 +94,14 @@ def random_gradients(
     denoiser: Denoiser,
     capture: Capture,
     recipe: Recipe,
-    examples: Examples,
+    events: Events,
     *_: Any,
-    **options: Any,
-) -> np.ndarray:
-    """Return random rows in place of pictures' gradients, [B, T, D] float32."""
-    random = np.random.default_rng(len(examples))
-    shape = len(examples), recipe.per_picture, recipe.dim
-    return random.standard_normal(shape, np.float32)
+) -> Callable[[], np.ndarray]:
+    """Return what waits for random rows in place of pictures' gradients, [B, T, D] float32."""
+    pictures = len(events.names)
+    random = np.random.default_rng(pictures)
+    shape = pictures, recipe.per_picture, recipe.dim
+    return lambda: random.standard_normal(shape, np.float32)
 
 
 def peak_memory(arguments: Sequence[str], runs: int = 1) -> float:

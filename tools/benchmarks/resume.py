@@ -20,7 +20,7 @@ from digit_indexes import save_model, write_digits
 from memory import random_gradients
 
 import gradindex
-from gradindex.builder import shards as shards_module
+from gradindex.builder import shard_gradients
 
 PICTURES, DIGITS, TIMESTEPS = 4000, 1797, 5  # all of them, and how many are different
 DIMS = (128, 1024)
@@ -60,7 +60,7 @@ def measure(folder: Path, dim: int) -> list[dict[str, Any]]:
     def build(check: bool) -> gradindex.Index:
         options: dict[str, Any] = {"timesteps": TIMESTEPS, "dim": dim, "batch_size": 64}
         # Gradients are no matter here: random rows come in their place.
-        with mock.patch.object(shards_module, "sample_gradients", random_gradients):
+        with mock.patch.object(shard_gradients, "launch_gradients", random_gradients):
             return gradindex.build(
                 index, model=model, data=data, device="cpu", check=check, **options
             )

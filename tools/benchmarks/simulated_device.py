@@ -43,7 +43,8 @@ class SimulatedDevice:
     def gradients(self, capture: Capture, losses: Callable[[], Tensor], scale: float = 1) -> Tensor:
         """Stand in for `Capture.gradients`: [n, D] float32 after n gradients' time."""
         began = time.monotonic()
-        count, dim = len(losses.args[0]), capture.projection.dim  # type: ignore[attr-defined]
+        batch = losses.func.__self__  # type: ignore[attr-defined] — of `launch_gradients`
+        count, dim = len(batch), capture.projection.dim
         if self._rows.shape[0] < count:
             self._rows = torch.randn(count, dim)
         busy = count / self._speed
@@ -61,10 +62,12 @@ def simulated_fill(speed: float, log: Path, *arguments: Any, **options: Any) -> 
         fill(*arguments, **options)
 
 
-def simulated_worker(speed: float, log: Path, *arguments: Any) -> Callable[..., None]:
+def simulated_worker(speed: float, log: Path, *arguments: Any) -> Any:
     """Do what `_prepare_worker` of a build does, for a worker with a simulated device."""
-    filling = prepare_worker(*arguments)
-    return partial(simulated_fill, speed, log, *filling.args)  # type: ignore[attr-defined]
+    maker = prepare_worker(*arguments)
+    device = SimulatedDevice(speed, log)
+    Capture.gradients = lambda *values: device.gradients(*values)  # type: ignore[method-assign]
+    return maker
 
 
 @contextmanager
