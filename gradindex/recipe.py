@@ -55,7 +55,7 @@ class Recipe:
         classes: class labels are 0 … classes − 1; None for an unconditional model.
         params: regular expression that picks parameters by name; None for all trainable ones.
         parameter_count: numbers in the chosen parameters.
-        dtype: of the weights while gradients are taken.
+        dtype: of the weights while gradients are taken, "tf32" for float32 with products in TF32.
         timesteps: of the grid, whole numbers, or of float32 for flow matching; empty for recorded
             ones.
         draws: of the noise at each timestep, over which gradients are averaged.

@@ -131,8 +131,9 @@ def build(
             "last-unit", "last" or "level-K" (docs/models.md says what each is), or those in whose
             name a regular expression is found. A part's name always means the part.
         seed: of noise and projection.
-        dtype: "float32", "bfloat16" or "float16", of the weights while gradients are taken; rows
-            are float32.
+        dtype: "float32", "tf32", "bfloat16" or "float16", of the weights while gradients are
+            taken; rows are float32. "tf32" is float32 that a GPU rounds to TF32 where it
+            multiplies, which it does not for "float32".
         batch_size: how many (picture, timestep, draw) at once, as many as fit for "auto"; changes
             no result beyond float rounding, and is halved when the device has not the memory.
         caption: one for all pictures, of a model that is given captions; otherwise each has its

@@ -162,10 +162,11 @@ if TYPE_CHECKING:  # it imports NumPy and zarr, which take long
 @click.option("--seed", default=0, show_default=True, help="Of noise and projection.")
 @click.option(
     "--dtype",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
+    type=click.Choice(["float32", "tf32", "bfloat16", "float16"]),
     default="float32",
     show_default=True,
-    help="Of the weights while gradients are taken.",
+    help="Of the weights while gradients are taken. On a GPU, float32 multiplies without TF32, and"
+    " tf32 keeps float32 weights and multiplies with it.",
 )
 @DEVICE
 @click.option(

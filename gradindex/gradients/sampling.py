@@ -12,7 +12,7 @@ from gradindex.gradients.capture import Capture
 from gradindex.gradients.events import Events
 from gradindex.gradients.weighting import timestep_weights
 from gradindex.models.denoiser import Denoiser
-from gradindex.models.devices import LaunchLimit, plain_torch, to_host
+from gradindex.models.devices import LaunchLimit, plain_torch, products_in, to_host
 from gradindex.models.examples import Examples, positions_by
 from gradindex.random_numbers import noise
 from gradindex.recipe import Recipe
@@ -85,7 +85,8 @@ def launch_gradients(
             part = batch if most is None else batch.part(start, start + most)
             try:
                 losses = partial(part.losses, denoiser, recipe.differentiated)
-                rows = capture.gradients(losses, scale)
+                with products_in(recipe.dtype):
+                    rows = capture.gradients(losses, scale)
             except torch.OutOfMemoryError as error:
                 if len(part) == 1:
                     raise ModelError(
@@ -140,7 +141,8 @@ def mean_losses(
             for draw in range(draws):
                 shared_noise = torch.from_numpy(noise(seed, None, timestep, draw, x.shape[1:]))
                 epsilon = shared_noise.to(x).expand_as(x)
-                total[positions] += denoiser.losses(x, t, epsilon, conditions, loss)
+                with products_in(denoiser.description.dtype):
+                    total[positions] += denoiser.losses(x, t, epsilon, conditions, loss)
     return (total / (len(timesteps) * draws)).cpu().numpy()
 
 

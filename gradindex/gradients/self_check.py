@@ -15,7 +15,7 @@ from gradindex.gradients.parameter_sketches import ParameterSketches
 from gradindex.gradients.parameters import choose_parameters
 from gradindex.gradients.random_batch import random_batch
 from gradindex.models.denoiser import Denoiser
-from gradindex.models.devices import plain_torch
+from gradindex.models.devices import plain_torch, products_in
 from gradindex.recipe import Recipe
 
 
@@ -51,6 +51,7 @@ WIDENED_SHARE = 1 / 4
 
 
 @plain_torch()
+@products_in("float32")
 def check_capture(denoiser: Denoiser, recipe: Recipe) -> None:
     """Compare the hooks on a batch of two events with plain autograd.
 

@@ -12,7 +12,13 @@ from torch import Tensor
 from gradindex.errors import CallError
 from gradindex.machine_memory import free_memory, machine_memory
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TF32 = "tf32"  # float32, of which a GPU rounds what it multiplies to 10 bits of mantissa
+DTYPES = {
+    "float32": torch.float32,
+    TF32: torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 CPU = torch.device("cpu")
 LAUNCHED = 2  # batches that wait on a GPU, or run, before another one is launched
 
@@ -119,6 +125,48 @@ def _recorded_event(device: torch.device) -> Any:
     event = torch.cuda.Event(blocking=True)
     event.record(torch.cuda.current_stream(device))
     return event
+
+
+@contextmanager
+def products_in(dtype: str) -> Iterator[None]:
+    """Have a GPU round what it multiplies in float32 to TF32 for "tf32", and else for nothing.
+
+    That is one switch for matrix products and one for convolutions, where torch allows it unasked;
+    afterwards both are as they were. Serves as a decorator too.
+
+    >>> with products_in("tf32"):
+    ...     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    (True, True)
+    """
+    cudnn, allowed = torch.backends.cudnn, dtype == TF32
+    try:
+        before = torch.get_float32_matmul_precision(), cudnn.allow_tf32
+    except RuntimeError:  # the caller set them by their newer names: torch refuses to mix both
+        with _by_newer_names("tf32" if allowed else "ieee"):
+            yield
+        return
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    cudnn.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        cudnn.allow_tf32 = before[1]
+
+
+@contextmanager
+def _by_newer_names(precision: str) -> Iterator[None]:
+    """Do what `products_in` does by the names that torch has since 2.9."""
+    backends: Any = torch.backends
+    switches = [backends.cuda.matmul, backends.cudnn.conv]
+    before = [switch.fp32_precision for switch in switches]
+    for switch in switches:
+        switch.fp32_precision = precision
+    try:
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.fp32_precision = value
 
 
 @contextmanager

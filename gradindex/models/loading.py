@@ -65,7 +65,7 @@ def load_denoiser(
             serves for the scheduler, and for the pipeline around a model of latents.
         scheduler: a scheduler folder or its JSON file; found beside the model when not given.
         device: "cpu" or "cuda".
-        dtype: float32, bfloat16 or float16, of the weights while gradients are taken.
+        dtype: a key of `DTYPES`, of the weights while gradients are taken.
         resolution: height and width of pictures; None: those that the model was made for.
         latents: "mean" or "sample", see `Encoder`.
         seed: of sampled latents.

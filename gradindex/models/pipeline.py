@@ -19,7 +19,7 @@ from gradindex.errors import MissingPackage, ModelError, first_line
 from gradindex.models.adapter_files import Adapter
 from gradindex.models.adapters import inject_adapter
 from gradindex.models.caption_encoder import CaptionEncoder
-from gradindex.models.devices import DTYPES, plain_torch
+from gradindex.models.devices import DTYPES, plain_torch, products_in
 from gradindex.models.examples import Examples, Pictures, positions_by
 from gradindex.models.families.family import Family
 from gradindex.models.folder import (
@@ -240,6 +240,7 @@ class Encoder:
 
     @torch.no_grad()
     @plain_torch()
+    @products_in("float32")
     def encode(self, pictures: Pictures) -> Examples:
         """Return the examples of B pictures.
 
@@ -266,6 +267,7 @@ class Encoder:
 
     @torch.no_grad()
     @plain_torch()
+    @products_in("float32")
     def encode_captions(self, captions: Sequence[str]) -> list[dict[str, Tensor]]:
         """Return what the model is given of each caption, {condition: tensor}.
 

@@ -26,7 +26,7 @@ LARGEST_COUNT = 2**62  # of anything: NumPy counts so far
 LARGEST_FLOAT32 = 3.4e38
 MOST_SHARD_ROWS = MOST_DRAWS = 2**20
 # Names that `models.devices.DTYPES` and `gradients.projection.make_projection` know, without torch.
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "tf32", "bfloat16", "float16")
 PROJECTIONS = ("two-sided", "rademacher", "sketch", "none")
 
 

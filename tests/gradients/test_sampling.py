@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,6 +89,35 @@ def test_the_fitting_batch_depends_on_memory_and_model(
     assert fitting_batch(denoiser, recipe) == 2 * small
     monkeypatch.setattr(Denoiser, "memory", 1)
     assert fitting_batch(denoiser, recipe) == 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "tf32"])
+@pytest.mark.parametrize("asked", [False, True])
+def test_tf32_is_what_the_recipe_says(
+    model: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, dtype: str, asked: bool
+) -> None:
+    """In products and convolutions, whatever the caller has switched on, which stays on."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32, cudnn.allow_tf32 = asked, not asked
+    denoiser, recipe = load_denoiser(model, dtype=dtype), replace(recipe, dtype=dtype)
+    assert (denoiser.dtype, denoiser.description.dtype) == (torch.float32, dtype)
+    seen = set()
+    losses = Denoiser.losses
+
+    def watched(*arguments: Any) -> torch.Tensor:
+        seen.add((matmul.allow_tf32, cudnn.allow_tf32))
+        return losses(*arguments)
+
+    monkeypatch.setattr(Denoiser, "losses", watched)
+    examples, events = Examples(random_pictures(2)), grid_events(recipe, ["a", "b"])
+    try:
+        with capture_for(denoiser, recipe) as capture:
+            sample_gradients(denoiser, capture, recipe, examples, events, batch_size=8)
+        assert seen == {(dtype == "tf32",) * 2}
+        assert (matmul.allow_tf32, cudnn.allow_tf32) == (asked, not asked)
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
