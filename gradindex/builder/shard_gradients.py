@@ -11,7 +11,6 @@ from itertools import chain
 from typing import Self
 
 import numpy as np
-import torch
 
 from gradindex.builder.job import BuildJob
 from gradindex.gradients.batches import Batch, event_batches, make_batch
@@ -74,13 +73,13 @@ class ShardRows:
 
 
 def batches_ahead(
-    examples: Examples, events: Events, device: torch.device, batch_size: int
+    examples: Examples, events: Events, denoisers: Checkpoints, batch_size: int
 ) -> Iterator[Batch]:
     """Give what the model needs of all events, batch by batch, made ahead in threads.
 
     The first batch is there when the call returns.
     """
-    make = partial(make_batch, examples, events, device)
+    make = partial(make_batch, examples, events, denoisers.device)
     batches = prefetch(make, event_batches(examples, events, batch_size), BATCHES_AHEAD)
     first = next(batches, None)
     return iter(()) if first is None else chain([first], batches)
@@ -140,7 +139,7 @@ class ShardGradients:
             batches = shard_pictures.first_batches
         else:
             examples = shard_pictures.examples[checkpoint]
-            batches = batches_ahead(examples, events, self._denoisers.device, self._batch_size)
+            batches = batches_ahead(examples, events, self._denoisers, self._batch_size)
         return launch_gradients(
             self._denoisers[checkpoint], capture, job.recipe, events, batches, self._progress
         )

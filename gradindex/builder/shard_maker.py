@@ -47,7 +47,7 @@ class ShardMaker:
     ) -> None:
         self._store = store
         self._job = job
-        self._device = denoisers.device
+        self._denoisers = denoisers
         self._batch_size = batch_size
         self._preparation = Preparation(store.location, job, denoisers)
         self._gradients = ShardGradients(job, denoisers, batch_size, progress)
@@ -98,7 +98,7 @@ class ShardMaker:
         contents += [digest_of.get(row, NO_CONTENT) for row in rows]
         first = checkpoints[0]
         batches = batches_ahead(
-            examples[first], job.events(first, readable), self._device, self._batch_size
+            examples[first], job.events(first, readable), self._denoisers, self._batch_size
         )
         return ShardPictures(shard, readable, examples, skipped, contents, reused, batches)
 
