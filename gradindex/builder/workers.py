@@ -124,14 +124,13 @@ class Actor:
     Attributes:
         handle: Ray's.
         shards: those that it makes.
-        is_ready: whether it has started. is_lost: whether a call of it failed.
+        is_ready: whether it has started.
         is_alone: whether it makes a shard that another was lost at, and gets none beside it.
     """
 
     handle: Any
     shards: list[Shard] = field(default_factory=list)
     is_ready: bool = False
-    is_lost: bool = False
     is_alone: bool = False
 
 
@@ -186,10 +185,10 @@ class BuildWorkers:
                 try:
                     answer(self._ray, reference)
                 except self._ray.exceptions.RayError as error:
-                    losses[answered] += 1
-                    _check_losses(answered, losses[answered], count, error)
-                    if answered:
-                        self._lost.append(answered)
+                    lost: list[Shard | None] = [*actor.shards] or [None]
+                    for made in lost:
+                        losses[made] += 1
+                        _check_losses(made, losses[made], count, error)
                     self._replace(actor)
                 else:
                     actor.is_ready = True
@@ -208,12 +207,12 @@ class BuildWorkers:
         self._busy[actor.handle.__ray_ready__.remote()] = actor, None
 
     def _replace(self, actor: Actor) -> None:
-        """Start another actor in place of one that is lost, once for all of its calls."""
-        if not actor.is_lost:
-            actor.is_lost = True
-            self._actors.remove(actor)
-            self._ray.kill(actor.handle)
-            self._start()
+        """Start another actor in place of one that is lost, whose shards all wait again."""
+        self._busy = {call: made for call, made in self._busy.items() if made[0] is not actor}
+        self._lost.extend(actor.shards)
+        self._actors.remove(actor)
+        self._ray.kill(actor.handle)
+        self._start()
 
     def _next_shard(self) -> tuple[Actor, Shard] | None:
         """The next shard that is handed out, and to whom: the one that has least to do.
