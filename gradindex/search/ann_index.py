@@ -28,6 +28,7 @@ from gradindex.search.ann_record import (
     index_record_file,
     names_own_files,
 )
+from gradindex.search.ann_search import NOT_FINITE, best_rows
 from gradindex.search.factors import WHITENED, is_few, is_wide
 from gradindex.search.gpu import copied_to_gpu, faiss_resources, free_memory_on, is_on_gpu
 from gradindex.search.scoring import METHODS, Best
@@ -43,7 +44,6 @@ INDEX_NAMES = (*METHODS, *(method + WHITENED for method in METHODS))
 K = 10  # hits that the measured number of candidates is for
 CPUS = os.cpu_count() or 1
 
-NOT_FINITE = "its vectors are not finite"
 _reading = Lock()  # FAISS has one limit of sizes for all that it reads
 
 
@@ -74,9 +74,11 @@ def open_whitening(store: Store, name: str, device: str = "cpu") -> "Whitening |
     return whitening_of_index(store, name, device)
 
 
-def _open_again(path: str, name: str, record: AnnRecord) -> "AnnIndex":
-    """The same index in another process."""
-    return AnnIndex(Store(path), name, record)
+def _open_again(path: str, name: str, record: AnnRecord, excluded: list[int]) -> "AnnIndex":
+    """The same index in another process, with the same pictures, whatever was removed since."""
+    store = Store(path)
+    store.excluded = excluded
+    return AnnIndex(store, name, record)
 
 
 class AnnIndex:
@@ -171,16 +173,11 @@ class AnnIndex:
 
     def ranked(self, queries: np.ndarray, count: int) -> list[np.ndarray]:
         """The `count` rows that FAISS ranks best for each query, best first; none excluded."""
-        excluded = np.array(self._store.excluded, np.int64)
-        with_excluded = count + len(excluded)
-        best = Best(len(queries), with_excluded)
-        for rows, scores in self._search_files(queries, with_excluded):
+        best = Best(len(queries), count)
+        for rows, scores in self._search_files(queries, count):
             best.add(rows, scores)
-        lists = []
-        for rows, scores in zip(best.rows, best.scores, strict=True):
-            counted = (scores > -np.inf) & ~np.isin(rows, excluded)
-            lists.append(rows[counted][:count])
-        return lists
+        pairs = zip(best.rows, best.scores, strict=True)
+        return [rows[scores > -np.inf] for rows, scores in pairs]
 
     def _search_files(
         self, queries: np.ndarray, count: int
@@ -200,37 +197,39 @@ class AnnIndex:
 
     def _start_workers(self, files: int) -> SearchWorkers:
         assert self._ray is not None
-        opened = partial(_open_again, str(self._store.location), self._name, self.record)
+        store = self._store
+        path = str(store.location)
+        opened = partial(_open_again, path, self._name, self.record, store.excluded)
         return SearchWorkers(self._ray, opened, files)
 
     def search_file(
         self, number: int, queries: np.ndarray, count: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """What one file has for queries [Q, W]: rows and scores by FAISS, [Q, up to count]."""
-        first, stop = self.record.files[number].rows
+        """The best rows of one file for queries [Q, W], none excluded.
+
+        Returns:
+            Rows and their scores by FAISS, [Q, count or more, as far as there are]; −∞ where a
+            query has no more rows.
+        """
+        part = self.record.files[number]
+        first, stop = part.rows
+        removed = self._excluded[slice(*np.searchsorted(self._excluded, part.rows))] - first
+        count = min(count, stop - first - len(removed))
+        if not count:
+            return np.empty((len(queries), 0), int), np.empty((len(queries), 0))
         index = self.load(number)
-        count = min(count, stop - first)
-        if self.record.factory == FLAT and len(queries) == 1 and not is_on_gpu(index):
-            # One product with the matrix of vectors takes half of FAISS's time.
-            pointer = index.get_xb()
-            vectors = require_faiss().rev_swig_ptr(pointer, index.ntotal * index.d)
-            with np.errstate(over="ignore", invalid="ignore"):  # a file may hold any numbers
-                products = np.vecdot(vectors.reshape(-1, index.d), queries)
-            if not np.isfinite(products).all():
-                raise self._damage(self.record.files[number], NOT_FINITE)
-            rows = np.argpartition(products, -count)[-count:]
-            return rows[None] + first, products[None, rows]
+        faiss = require_faiss()
         threads = max(1, CPUS // len(self.record.files))
-        require_faiss().omp_set_num_threads(threads)  # of this thread's searches
+        faiss.omp_set_num_threads(threads)  # of this thread's searches
         try:
             with self._lock if is_on_gpu(index) else nullcontext():
-                scores, rows = index.search(queries, count)
-        except RuntimeError as error:
-            raise self._damage(self.record.files[number], first_line(error)) from error
+                rows, scores = best_rows(faiss, index, queries, count, removed)
+        except (RuntimeError, ValueError) as error:
+            raise self._damage(part, first_line(error)) from error
         if rows.max(initial=-1) >= stop - first:
-            raise self._damage(self.record.files[number], "it has vectors of other pictures")
+            raise self._damage(part, "it has vectors of other pictures")
         if not np.isfinite(scores[rows >= 0]).all():
-            raise self._damage(self.record.files[number], NOT_FINITE)
+            raise self._damage(part, NOT_FINITE)
         return rows + first, np.where(rows < 0, -np.inf, scores)
 
     def load(self, number: int) -> Any:
@@ -279,6 +278,11 @@ class AnnIndex:
     def _damage(self, part: AnnFile, problem: str) -> StoreError:
         """The error of a file that is not as it was made, or that FAISS cannot use."""
         return StoreError(f"{self._store.location}: {part.file} is damaged ({problem})")
+
+    @cached_property
+    def _excluded(self) -> np.ndarray:
+        """Rows that no query returns, ascending."""
+        return np.array(self._store.excluded, np.int64)
 
     @property
     def _bytes(self) -> int:
