@@ -1,7 +1,7 @@
 """The arrays of a store: their metadata and the files of a shard, made by zarr.
 
-`read_pieces` reads rows back without zarr: chunks lie in a shard's file one after the other, each
-followed by its crc32c; zarr's index of them is at the end.
+`read_pieces` reads rows back without zarr, which a query then need not import: chunks lie in a
+shard's file one after the other, each followed by its crc32c; zarr's index of them is at the end.
 """
 
 import math
@@ -13,9 +13,6 @@ from typing import Any, NamedTuple
 
 import google_crc32c
 import numpy as np
-import zarr
-from numcodecs.vlen import VLenUTF8
-from zarr.codecs import Crc32cCodec
 
 from gradindex.errors import first_line
 from gradindex.store.array_names import CHUNK_IDS, IDS, WIDE, array_dtype
@@ -44,6 +41,9 @@ def skeleton(
     Args:
         names: of the arrays.
     """
+    import zarr
+    from zarr.codecs import Crc32cCodec
+
     memory: dict[str, Any] = {}
     group = zarr.create_group(memory)
     for name in names:
@@ -125,6 +125,8 @@ def open_array(
     Raises:
         ValueError: its metadata are not those of a store of that shape.
     """
+    import zarr
+
     # Of a path as text zarr would take `::` for a mark of addresses.
     store = location.path if isinstance(location, Disk) else str(location)
     try:
@@ -175,6 +177,8 @@ class SampleIds(Sequence[str]):
     __hash__ = None  # type: ignore[assignment]
 
     def _read_chunk(self, number: int) -> list[str]:
+        from numcodecs.vlen import VLenUTF8
+
         name = f"{IDS}/c/{number}"
         content = self._fetch(name)[:-CHECKSUM]
         # The decoder makes a list of as many texts as the first number says.
@@ -286,6 +290,8 @@ def _checked_block(run: _Run, content: bytes, size: int) -> np.ndarray:
 
 def _create(group: Any, name: str, shape: tuple[int, ...], shard_rows: int, chunk_rows: int) -> Any:
     """Create a zarr array: a shard is a file, no compression; NaN or −128 where nothing is."""
+    from zarr.codecs import Crc32cCodec
+
     dtype = array_dtype(name)
     return group.create_array(
         name,
