@@ -40,6 +40,7 @@ LIBRARIES = {
         *(
             "models",
             "gradients",
+            "search.factor_making",
             "search.row_whitening",
             "search.whitening",
             "search.gpu",

@@ -16,7 +16,7 @@ from gradindex.search.ann_files import directions_of
 from gradindex.search.ann_index import AnnIndex, open_whitening, saved_ann_index
 from gradindex.search.ann_making import NARROWER, AnnBuilder
 from gradindex.search.ann_record import FLAT, STORE
-from gradindex.search.factors import is_few
+from gradindex.search.factors import WHITENED, is_few
 from gradindex.search.made_files import has_search_files
 from gradindex.search.row_reader import RowReader
 from gradindex.search.scoring import METHODS, THREADS
@@ -81,9 +81,16 @@ def build_ann_indexes(
             f"factory {factory}: FAISS reads vectors of {WIDEST_VECTOR:,} numbers at the most,"
             f" these have {store.recipe.search_width:,}; give auto or store"
         )
+    given = whitenings or {}
+    whitened = [name for name in names if name.endswith(WHITENED) and name not in given]
+    if whitened:
+        # torch takes seconds to import
+        from gradindex.search.whitening import make_whitenings
+
+        make_whitenings(store, [name.removesuffix(WHITENED) for name in whitened], device)
     builders = {}
     for name in names:
-        whitening = (whitenings or {}).get(name) or open_whitening(store, name, device)
+        whitening = given.get(name) or open_whitening(store, name, device)
         factories = _factories(store, name, factory)
         builders[name] = AnnBuilder(store, name, factory, factories, whitening)
     unfinished = list(builders.values())

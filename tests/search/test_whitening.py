@@ -13,7 +13,7 @@ import gradindex
 from gradindex.builder.build import _finish
 from gradindex.builder.upkeep import grow, remove
 from gradindex.errors import CallError
-from gradindex.search import factors, row_whitening
+from gradindex.search import factor_making, factors, row_whitening
 from gradindex.search import whitening as whiten_module
 from gradindex.search.ann_builder import build_ann_index
 from gradindex.search.ann_index import default_index_names
@@ -231,7 +231,8 @@ def test_a_little_memory_takes_several_passes(
 ) -> None:
     store = make_store(tmp_path / "idx", 100)
     expected = Whitening(store, "tracin").whitened(block)
-    monkeypatch.setattr(whiten_module, "free_memory_on", lambda device: 1)
+    for module in (whiten_module, factor_making):
+        monkeypatch.setattr(module, "free_memory_on", lambda device: 1)
     (tmp_path / "idx/whiten/tracin.json").unlink()
     np.testing.assert_array_equal(Whitening(store, "tracin").whitened(block), expected)
     assert memory_module.free_memory() > 1
@@ -246,9 +247,9 @@ def test_new_pictures_extend_the_factors(
     Whitening(store, method)
     grown = grow(store, [str(number) for number in range(70, 130)])
     fill(grown)
-    read, pieces = [], whiten_module.row_pieces
+    read, pieces = [], factor_making.row_pieces
     monkeypatch.setattr(
-        whiten_module, "row_pieces", lambda *args: (read.append(args[2]), pieces(*args))[1]
+        factor_making, "row_pieces", lambda *args: (read.append(args[2]), pieces(*args))[1]
     )
     grown = Store.finished(tmp_path / "idx")
     whitened = Whitening(grown, method).whitened(block)
