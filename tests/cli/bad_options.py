@@ -197,7 +197,8 @@ OPTIONS = [
     Bad(
         "an unknown precision",
         BUILD + "--dtype float64",
-        "Invalid value for '--dtype': 'float64' is not one of 'float32', 'bfloat16', 'float16'",
+        "Invalid value for '--dtype': 'float64' is not one of 'float32', 'tf32', 'bfloat16',"
+        " 'float16'",
     ),
     Bad(
         "an unknown device",
