@@ -30,6 +30,7 @@ from subset_models import (
     query_pictures,
     subsets,
     training_and_validation,
+    whole_model,
 )
 
 from gradindex.gradients.fold import unit
@@ -47,7 +48,9 @@ def measure(folder: Path, measured: MeasuredSubject, losses: np.ndarray) -> dict
         losses: of the models of halves, [subsets, seeds, 2 · queries].
     """
     subject = measured.subject
-    query_pictures(folder, subject)  # made once, before the processes need it
+    # What the processes below share.
+    whole_model(folder, subject)
+    query_pictures(folder, subject)
     jobs = [(subject, t, seed) for t in TIMESTEPS for seed in SEEDS]
     for make in (products_file, predictions_file):
         map_in_processes(make, folder, *zip(*jobs, strict=True))
