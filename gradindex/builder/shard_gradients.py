@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Self
 
 import numpy as np
 
@@ -89,7 +88,7 @@ class ShardGradients:
     """Takes the gradients of shards.
 
     The capture on a checkpoint's model stays open from shard to shard, until a shard of another
-    checkpoint comes or the `with` block ends.
+    checkpoint comes or `close` is called.
 
     Args:
         denoisers: the models of the checkpoints.
@@ -111,12 +110,6 @@ class ShardGradients:
         self._captures = ExitStack()
         self._captured: tuple[int, Capture] | None = None
         self._projection: Projection | None = None  # one for all checkpoints
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
     def launch(self, shard_pictures: ShardPictures) -> Callable[[], ShardRows]:
         """Return a function that waits for the rows of a shard; any thread may call it, once.

@@ -91,10 +91,9 @@ def _make(
                     total = gram.double()
                     if old:
                         total += _gram_of(store, old, old.blocks[c * timesteps + t], device)
-                    block, factor = _factor(method, c, t, total / counted, damping)
-                    if save:
-                        store.location.publish(block.file, content_of(factor))
-                    else:
+                    mean = total / counted
+                    block, factor = _factor(store, method, (c, t), mean, damping, save)
+                    if not save:
                         kept[method][block.file] = factor
                     blocks[method].append(block)
     made: dict[str, Made] = {}
@@ -116,18 +115,20 @@ def _gram_of(store: Store, old: FactorRecord, block: FactorBlock, device: str) -
     return old.counted * (factor @ factor.T - block.added * identity)
 
 
-def _factor(method: str, c: int, t: int, mean: Any, damping: float) -> tuple[FactorBlock, Any]:
-    """The factor L [D, D] float32 of one block from its GᵀG/N, [D, D] float64, and its record."""
+def _factor(
+    store: Store, method: str, place: tuple[int, int], mean: Any, damping: float, save: bool
+) -> tuple[FactorBlock, Any]:
+    """The factor L [D, D] float32 of one block from its GᵀG/N, [D, D] float64, and its record.
+
+    Args:
+        save: whether it is written into the store.
+    """
     added = damping * float(mean.trace()) or 1.0
     factor = cholesky(mean, added).float()
-    file, digest = factor_file(method, c, t), sha256(content_of(factor))
-    return FactorBlock(block=(c, t), added=added, file=file, sha256=digest), factor
-
-
-def content_of(factor: Any) -> bytes:
-    """The content of a factor's file."""
-    content: bytes = factor.cpu().numpy().tobytes()
-    return content
+    file, content = factor_file(method, *place), factor.cpu().numpy().tobytes()
+    if save:
+        store.location.publish(file, content)
+    return FactorBlock(block=place, added=added, file=file, sha256=sha256(content)), factor
 
 
 def read_factor(store: Store, block: FactorBlock, damping: float) -> Any:

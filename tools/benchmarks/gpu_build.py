@@ -9,6 +9,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import record
 import torch
 from build import bare_capture, timed
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
@@ -88,7 +89,7 @@ def build(
         "share of the bare capture": bare / whole,
         "share of the bare capture, gradients alone": bare / spent["fill"],
         "gradients a second": gradients / spent["fill"],
-        "bytes": sum(file.stat().st_size for file in place.rglob("*") if file.is_file()),
+        "bytes": record.folder_bytes(place),
         "peak memory": memory,
         "utilization": utilization.mean,
     }

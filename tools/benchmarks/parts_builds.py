@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import record
 from picture_sets import write_pictures
 from trained_models import model_and_pictures
 
@@ -38,7 +39,7 @@ def builds(work: Path) -> Rows:
             began = time.perf_counter()
             gradindex.build(folder, model=model, data=data, device="cpu", overwrite=True, **options)
             seconds[name].append(time.perf_counter() - began)
-            sizes[name] = _bytes_of(folder)
+            sizes[name] = record.folder_bytes(folder)
     usual = seconds[EVEN]
     return [
         {
@@ -48,8 +49,3 @@ def builds(work: Path) -> Rows:
         }
         for name, spent in seconds.items()
     ]
-
-
-def _bytes_of(folder: Path) -> int:
-    """The bytes of an index, search files and factors included."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

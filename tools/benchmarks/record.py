@@ -164,6 +164,11 @@ def bytes_read() -> int:
     return int(next(line for line in lines if line.startswith("rchar")).split()[1])
 
 
+def folder_bytes(folder: Path) -> int:
+    """Return the bytes of all files in a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
 def fill_page(page: str, **values: Any) -> str:
     """Return the text of pages/PAGE.md, its placeholders filled in with values."""
     text = (PAGES / f"{page}.md").read_text()

@@ -66,7 +66,7 @@ def measure(folder: Path, dim: int) -> list[dict[str, Any]]:
             )
 
     store = build(False).store
-    size = sum(file.stat().st_size for file in index.rglob("*") if file.is_file())
+    size = record.folder_bytes(index)
     whole = folder / "whole"
     shutil.copytree(index, whole)
     last_entry = store.shards()[-1].entry
