@@ -131,19 +131,51 @@ def _recorded_event(device: torch.device) -> Any:
 def products_in(dtype: str) -> Iterator[None]:
     """Have a GPU round what it multiplies in float32 to TF32 for "tf32", and else for nothing.
 
-    That is one switch for matrix products and one for convolutions, where torch allows it unasked;
-    afterwards both are as they were. Serves as a decorator too.
+    That is one switch for matrix products and one for convolutions, where torch allows it unasked.
+    A CPU rounds nothing, whatever was asked. Afterwards all is as it was. Serves as a decorator
+    too.
 
     >>> with products_in("tf32"):
-    ...     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    (True, True)
+    ...     torch.backends.cudnn.allow_tf32
+    True
     """
-    cudnn, allowed = torch.backends.cudnn, dtype == TF32
+    allowed = dtype == TF32
+    with _restored_precisions() as (of_gpu, of_cpu), _by_older_names(allowed):
+        for switch in of_gpu:
+            switch.fp32_precision = "tf32" if allowed else "ieee"
+        for switch in of_cpu:
+            switch.fp32_precision = "ieee"
+        yield
+
+
+@contextmanager
+def _restored_precisions() -> Iterator[tuple[list[Any], list[Any]]]:
+    """Give the switches of GPUs and of CPUs that torch has since 2.9, and restore them at the end.
+
+    What sets precisions by their older names sets some of these too, and does not set them back.
+    """
+    backends: Any = torch.backends
+    if not hasattr(backends.cuda.matmul, "fp32_precision"):
+        yield [], []
+        return
+    of_gpu = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
+    of_cpu = [backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn]
+    before = [(switch, switch.fp32_precision) for switch in of_gpu + of_cpu]
+    try:
+        yield of_gpu, of_cpu
+    finally:
+        for switch, precision in before:
+            switch.fp32_precision = precision
+
+
+@contextmanager
+def _by_older_names(allowed: bool) -> Iterator[None]:
+    """Allow TF32, or forbid it, by the names that torch has had since 1.12."""
+    cudnn = torch.backends.cudnn
     try:
         before = torch.get_float32_matmul_precision(), cudnn.allow_tf32
-    except RuntimeError:  # the caller set them by their newer names: torch refuses to mix both
-        with _by_newer_names("tf32" if allowed else "ieee"):
-            yield
+    except RuntimeError:  # the caller used newer names as well: torch does not tell the older ones
+        yield
         return
     torch.set_float32_matmul_precision("high" if allowed else "highest")
     cudnn.allow_tf32 = allowed
@@ -152,21 +184,6 @@ def products_in(dtype: str) -> Iterator[None]:
     finally:
         torch.set_float32_matmul_precision(before[0])
         cudnn.allow_tf32 = before[1]
-
-
-@contextmanager
-def _by_newer_names(precision: str) -> Iterator[None]:
-    """Do what `products_in` does by the names that torch has since 2.9."""
-    backends: Any = torch.backends
-    switches = [backends.cuda.matmul, backends.cudnn.conv]
-    before = [switch.fp32_precision for switch in switches]
-    for switch in switches:
-        switch.fp32_precision = precision
-    try:
-        yield
-    finally:
-        for switch, value in zip(switches, before, strict=True):
-            switch.fp32_precision = value
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Choosing the batch and the strong weights, and gradients in half precision."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -91,33 +92,87 @@ def test_the_fitting_batch_depends_on_memory_and_model(
     assert fitting_batch(denoiser, recipe) == 1
 
 
+def precisions() -> list[str]:
+    """What torch rounds products to: of GPUs, then of CPUs; what no older name can tell is mixed.
+
+    The first three are torch's own names since 2.9, for products and convolutions of a GPU.
+    """
+    cuda, cudnn, mkldnn = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
+    switches = [cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn]
+    try:
+        older = str((torch.get_float32_matmul_precision(), cudnn.allow_tf32))
+    except RuntimeError:
+        older = "mixed"
+    return [*(switch.fp32_precision for switch in switches), older]
+
+
+def ask_nothing() -> None:
+    """Leave torch as it is."""
+
+
+def ask_by_one_name() -> None:
+    """Allow TF32 in products, forbid it in convolutions."""
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = True, False
+
+
+def ask_for_bfloat16() -> None:
+    """Have CPUs too round."""
+    torch.set_float32_matmul_precision("medium")
+
+
+def ask_by_newer_names() -> None:
+    """Leave a state that older names cannot tell."""
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+
+
+def ask_by_two_names() -> None:
+    """As other libraries do one after the other; then older names cannot tell it either."""
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+@pytest.fixture
+def plain_precisions() -> Iterator[None]:
+    """Put back what a test asks of torch."""
+    yield
+    for backend in (torch.backends.cuda, torch.backends.mkldnn):
+        backend.matmul.fp32_precision = "none"
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = True
+    assert precisions()[-1] == "('highest', True)"
+
+
 @pytest.mark.parametrize("dtype", ["float32", "tf32"])
-@pytest.mark.parametrize("asked", [False, True])
+@pytest.mark.parametrize(
+    "ask", [ask_nothing, ask_by_one_name, ask_for_bfloat16, ask_by_newer_names, ask_by_two_names]
+)
 def test_tf32_is_what_the_recipe_says(
-    model: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, dtype: str, asked: bool
+    model: Path,
+    recipe: Recipe,
+    monkeypatch: pytest.MonkeyPatch,
+    plain_precisions: None,
+    dtype: str,
+    ask: Callable[[], None],
 ) -> None:
-    """In products and convolutions, whatever the caller has switched on, which stays on."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32, cudnn.allow_tf32 = asked, not asked
+    """In products and convolutions of a GPU, whatever the caller asked of torch, which stays."""
     denoiser, recipe = load_denoiser(model, dtype=dtype), replace(recipe, dtype=dtype)
     assert (denoiser.dtype, denoiser.description.dtype) == (torch.float32, dtype)
+    ask()
+    before = precisions()
     seen = set()
     losses = Denoiser.losses
 
     def watched(*arguments: Any) -> torch.Tensor:
-        seen.add((matmul.allow_tf32, cudnn.allow_tf32))
+        seen.add(tuple(precisions()[:6]))
         return losses(*arguments)
 
     monkeypatch.setattr(Denoiser, "losses", watched)
     examples, events = Examples(random_pictures(2)), grid_events(recipe, ["a", "b"])
-    try:
-        with capture_for(denoiser, recipe) as capture:
-            sample_gradients(denoiser, capture, recipe, examples, events, batch_size=8)
-        assert seen == {(dtype == "tf32",) * 2}
-        assert (matmul.allow_tf32, cudnn.allow_tf32) == (asked, not asked)
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
+    with capture_for(denoiser, recipe) as capture:
+        sample_gradients(denoiser, capture, recipe, examples, events, batch_size=8)
+    of_gpu = "tf32" if dtype == "tf32" else "ieee"
+    assert seen == {(of_gpu,) * 3 + ("ieee",) * 3}
+    assert precisions() == before
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
