@@ -61,8 +61,10 @@ def build(
         (continuation, "find_high_rank"),
         (build_module, "fill"),
         (build_module, "mend_ann_indexes"),
-        (shard_gradients, "launch_gradients"),
-        (Store, "write"),  # in a thread of its own, beside the gradients
+        (shard_gradients, "launch_gradients"),  # does not wait for the GPU
+        # These two in threads of their own, beside the gradients; the first waits for them.
+        (shard_gradients, "_shard_rows"),
+        (Store, "write"),
         (Store, "finish"),
     ]
     if device == "cuda":
