@@ -26,7 +26,7 @@ from gradindex.search.query import Query, QueryOptions
 from gradindex.search.results import Hit, Result
 from gradindex.search.scoring import METHODS
 from gradindex.search.standing import Standing
-from gradindex.search.verdicts import with_verdicts
+from gradindex.search.verdicts import JUDGED, with_verdicts
 
 PIXELS = "pixels"  # in place of a method: the cosine of pixels
 EMBEDDING = "embedding"  # likewise: the cosine in an embedding
@@ -141,13 +141,13 @@ def answer(
     seconds = {"gradients": time.perf_counter() - began}
     began = time.perf_counter()
     listings = [
-        _method_listing(index, query, names, block, k, one, opponents, seconds)
-        for one, block in zip(methods, blocks, strict=True)
+        _method_listing(index, query, names, block, most, one, opponents, seconds)
+        for one, block, most in zip(methods, blocks, (max(k, JUDGED), k), strict=True)
     ]
     if groups is not None:
         listings[0] = _with_groups(index, query, listings[0], blocks[0], groups)
     training = TrainingPixels(index.training_pictures, compared_shape(index.store.recipe))
-    listings[0] = _with_verdicts(index, arrays, listings[0], training)
+    listings[0] = _with_verdicts(index, arrays, listings[0], training, k)
     seconds["search"] = time.perf_counter() - began
     kept = index.store.shape[1] - len(index.store.excluded)
     notes = []
@@ -240,10 +240,14 @@ def _with_groups(
 
 
 def _with_verdicts(
-    index: Index, arrays: Iterable[np.ndarray], listing: Listing, training: TrainingPixels
+    index: Index,
+    arrays: Iterable[np.ndarray],
+    listing: Listing,
+    training: TrainingPixels,
+    k: int,
 ) -> Listing:
     """A listing whose results tell what they come to."""
-    results = with_verdicts(index.store, training, arrays, listing.results, listing.standings)
+    results = with_verdicts(index.store, training, arrays, listing.results, listing.standings, k)
     return replace(listing, results=results)
 
 

@@ -29,7 +29,7 @@ from gradindex.search.ranker import Ranker
 from gradindex.search.results import Group, Result, Results
 from gradindex.search.scoring import METHODS
 from gradindex.search.training_pictures import TrainingPictures
-from gradindex.search.verdicts import reads_pixels, with_verdicts
+from gradindex.search.verdicts import JUDGED, reads_pixels, with_verdicts
 from gradindex.store.location import Location
 from gradindex.store.store import Store
 
@@ -149,9 +149,8 @@ class Index:
             by_timestep: also tell what each timestep adds to a hit's score.
             group_by: also tell what groups of pictures did, see `query_groups`; the store is
                 scanned for it.
-            verdict: also tell what it comes to, see `Verdict`: copied, attributable, or nothing
-                stands out. For it the hits and 50 other training pictures are read, or all where
-                one looks copied.
+            verdict: also tell what it comes to, see `Verdict`. For it the ten best hits and 50
+                other training pictures are read, or all where one looks copied.
             merge_duplicates: take `duplicates` by pixels as one hit, whose score is the sum of
                 theirs; all training pictures are read once for it, and the store is scanned.
             pixels: tell the cosine of each hit's pixels with the picture's; None: with `verdict`,
@@ -189,10 +188,11 @@ class Index:
             (block,), seconds = self.gradients.blocks(query, [method], first + 1)
             names = [*map(picture_name, pictures, count(first))]
             clusters = self._duplicates("pixels") if merge_duplicates else None
-            request = Request(names, query, k, method, opponents, by_timestep, groups, clusters)
+            most = max(k, JUDGED) if verdict else k
+            request = Request(names, query, most, method, opponents, by_timestep, groups, clusters)
             results, standings = answer_blocks(self.store, self.ranker, block, request, seconds)
             if verdict:
-                results = with_verdicts(self.store, training, arrays, results, standings)
+                results = with_verdicts(self.store, training, arrays, results, standings, k)
             if with_pixels:
                 asked = asked_pixels(pictures, arrays, training.shape)
                 results = with_cosines(results, "pixel", asked, training.read)

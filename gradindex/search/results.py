@@ -95,8 +95,8 @@ class Verdict:
             too few to say.
         text: the same on one line, with its reason.
         ids: the training picture that it is a copy of, or the hits that stand out.
-        q: the lowest false discovery rate at which a hit stands out from the tail of all scores;
-            None where that is not known.
+        q: the lowest false discovery rate at which a hit stands out of the bulk of all scores;
+            share: of all positive influence that the hits that stand out have. None: not known.
         ratio: of a copy's distance in pixels to the mean of those of the 50 nearest; as_near: share
             of the training pictures that are as near to another one. None for the other kinds.
     """
@@ -105,6 +105,7 @@ class Verdict:
     text: str
     ids: list[str]
     q: float | None
+    share: float | None = None
     ratio: float | None = None
     as_near: float | None = None
 

@@ -54,7 +54,7 @@ def test_query_table_and_page(built: Path, queries: list[Path], tmp_path: Path) 
     table = run("query", built, queries[0], "-k", 3, "--method", "tracin").stdout
     assert "tracin, whitened ± standard error over timesteps, z" in table
     assert len(table.strip().splitlines()) == 5
-    verdict = "no verdict: 9 training pictures; it takes 200 to tell what stands out"
+    verdict = "no verdict: 9 training pictures; it takes 50 to tell what stands out"
     assert table.splitlines()[0] == f"{queries[0]}: {verdict}"
     done = run(
         "query", built, *queries, "-k", 3, "--format", "html", "--output", tmp_path / "page.html"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import gradindex
 from gradindex.builder.upkeep import remove
 from gradindex.search import standing as module
-from gradindex.search.standing import Standing, sampled_rows
+from gradindex.search.standing import FEWEST_JUDGED, Standing, adjusted, sampled_rows
 
 SCORES = st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=40)
 
@@ -103,3 +103,72 @@ def test_removed_pictures_are_not_sampled(model: Path, queries: list[Path], tmp_
     (result,) = opened.query(queries[0], 1)
     own = opened.scores(queries[0])[0]
     assert result.hits[0].z == pytest.approx(z_of(own, result.hits[0].score), rel=1e-4)
+
+
+# --- what stands out ------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=10), st.integers(10, 1000))
+def test_q_values_are_those_of_benjamini_and_hochberg(values: list[float], count: int) -> None:
+    """The least level at which the step-up procedure rejects: the last i with p_i ≤ i q / N."""
+    p = np.sort(values)
+    q = adjusted(p, count)
+    for i in range(len(p)):
+        slowly = min(1.0, *(p[j] * count / (j + 1) for j in range(i, len(p))))
+        assert q[i] == pytest.approx(slowly)
+
+
+def test_of_few_scores_or_equal_ones_it_is_not_known() -> None:
+    random = np.random.default_rng(0)
+    assert Standing.of(random.normal(size=FEWEST_JUDGED - 1)).q_values([9.0]) is None
+    assert Standing.of(random.normal(size=FEWEST_JUDGED)).q_values([9.0]) is not None
+    assert Standing.of(np.repeat([0.0, 1.0], [100, 300])).q_values([1.0]) is None
+    assert Standing.of(np.full(60, np.nan)).q_values([]) is None
+
+
+@pytest.mark.parametrize(("count", "most"), [(50, 0.06), (200, 0.03), (2000, 0.02)])
+def test_chance_seldom_stands_out_of_a_normal_bulk(count: int, most: float) -> None:
+    """A rate of 1 %, and what a bulk adds that is told by few scores."""
+    random = np.random.default_rng(1)
+    wrong = []
+    for _ in range(1000):
+        scores = random.normal(3.0, 2.0, count)
+        q = Standing.of(scores).q_values(np.sort(scores)[::-1][:10].tolist())
+        assert q is not None
+        wrong.append((q <= 0.01).any())
+    assert np.mean(wrong) <= most
+
+
+@settings(deadline=None)
+@given(st.integers(50, 3000), st.integers(0, 5), st.floats(1e-6, 1e6), st.floats(-9, 9))
+def test_scale_and_place_of_scores_do_not_matter(
+    count: int, seed: int, scale: float, place: float
+) -> None:
+    scores = np.random.default_rng(seed).standard_t(4, count)
+    best = np.sort(scores)[::-1][:10]
+    plain = Standing.of(scores).q_values(best.tolist())
+    moved = Standing.of(scale * (scores + place)).q_values((scale * (best + place)).tolist())
+    assert plain is not None
+    assert moved is not None
+    np.testing.assert_allclose(moved, plain, rtol=1e-5, atol=1e-12)
+    assert (np.diff(plain) >= 0).all()
+
+
+@settings(deadline=None)
+@given(SCORES)
+def test_a_share_is_of_the_positive_scores_of_all(scores: list[float]) -> None:
+    array = np.array(scores, np.float32)
+    standing = Standing.of(np.append(array, np.float32(np.nan)))
+    positive = sum(score for score in array.tolist() if score > 0)
+    for some in (array[:3], array):
+        own = sum(score for score in some.tolist() if score > 0)
+        slowly = own / positive if positive else 0.0
+        assert standing.share(some.tolist()) == pytest.approx(slowly, rel=1e-5)
+
+
+def test_a_sample_tells_the_influence_of_all() -> None:
+    random = np.random.default_rng(0)
+    scores = random.normal(size=100_000)
+    sample = Standing.of(random.choice(scores, 2000, replace=False), pictures=100_000)
+    assert sample.positive == pytest.approx(np.maximum(scores, 0).sum(), rel=0.1)

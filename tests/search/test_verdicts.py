@@ -184,27 +184,62 @@ def hits(*scores: float) -> list[Hit]:
     return [Hit(rank, f"{rank}.png", rank, score, None) for rank, score in enumerate(scores, 1)]
 
 
-def test_what_stands_out_is_named() -> None:
+def test_what_has_a_quarter_of_the_influence_is_named() -> None:
+    scores = np.append(NORMAL, [150.0, 140.0])
+    said = verdict(hits(150.0, 140.0, 3.0), Standing.of(scores), None)
+    assert (said.kind, said.ids) == ("attributable", ["1.png", "2.png"])
+    assert said.text == (
+        "attributable: 2 of 1,802 training pictures stand out, with 29% of all positive influence"
+    )
+    assert said.q is not None
+    assert said.q <= 1e-9
+    assert said.share == pytest.approx(290 / np.maximum(scores, 0).sum())
+    one = verdict(hits(300.0, 3.0), Standing.of(np.append(NORMAL, [300.0])), None)
+    assert one.text.startswith("attributable: 1 of 1,801 training pictures stands out, with 30% of")
+
+
+def test_what_stands_out_with_little_influence_is_not() -> None:
     scores = np.append(NORMAL, [30.0, 29.0])
     said = verdict(hits(30.0, 29.0, 3.0), Standing.of(scores), None)
-    assert (said.kind, said.ids) == ("attributable", ["1.png", "2.png"])
-    start = "attributable: 2 of 1,802 training pictures stand out from the tail of all (q = "
-    assert said.text.startswith(start)
-    assert said.q is not None
-    assert said.q <= 0.05
-    one = verdict(hits(30.0, 3.0), Standing.of(np.append(NORMAL, [30.0])), None)
-    assert one.text.startswith("attributable: 1 of 1,801 training pictures stands out from")
+    assert (said.kind, said.ids) == ("nothing stands out", [])
+    assert said.text == (
+        "nothing stands out enough: 2 of 1,802 training pictures stand out, with only 8% of all"
+        " influence"
+    )
+    assert said.share == pytest.approx(59 / np.maximum(scores, 0).sum())
 
 
-def test_what_continues_the_tail_does_not() -> None:
+def test_ten_of_few_pictures_do_not_stand_out_by_their_number() -> None:
+    """Of 60 they have half of the influence, whatever it is."""
+    few = NORMAL[:60]
+    said = verdict(hits(*np.sort(few)[::-1][:10].tolist()), Standing.of(few), None)
+    assert (said.kind, said.ids, said.share) == ("nothing stands out", [], 0.0)
+
+
+def test_only_the_ten_best_are_judged(index: gradindex.Index) -> None:
+    """So that a verdict is the same however many hits are asked for."""
+    random = np.random.default_rng(0)
+    scores = np.append(random.normal(size=500), np.full(20, 50.0))
+    said = verdict(hits(*np.full(20, 50.0)), Standing.of(scores), None)
+    assert len(said.ids) == 10
+    noise = random.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    of_one, of_all = (index.query(noise, k, opponents=True, verdict=True)[0] for k in (1, COUNT))
+    assert of_one.verdict == of_all.verdict
+    assert of_one.opponents is not None
+    assert (len(of_one.hits), len(of_one.opponents), len(of_all.hits)) == (1, 1, COUNT)
+    report = answer(index, Image.fromarray(noise), 1).listings[0].results[0]
+    assert report.verdict is not None
+    assert (len(report.hits), report.verdict.ids) == (1, of_all.verdict and of_all.verdict.ids)
+
+
+def test_what_is_like_the_bulk_does_not_stand_out() -> None:
     best = np.sort(NORMAL)[::-1][:3].tolist()
     said = verdict(hits(*best), Standing.of(NORMAL), None, "the pictures are gone")
     assert (said.kind, said.ids) == ("nothing stands out", [])
-    assert said.text.startswith(
-        "no single picture stands out: scores as high are to be expected among 1,800 training"
-        " pictures (q = "
+    assert said.text == (
+        "nothing stands out: scores as high are to be expected among 1,800 training pictures;"
+        " copies were not looked for: the pictures are gone"
     )
-    assert said.text.endswith("; copies were not looked for: the pictures are gone")
 
 
 def test_a_near_picture_among_near_ones_is_no_copy() -> None:
@@ -232,20 +267,20 @@ def test_of_few_pictures_nothing_is_said(
     assert result.verdict.kind is None
     assert (
         result.verdict.text
-        == "no verdict: 9 training pictures; it takes 200 to tell what stands out"
+        == "no verdict: 9 training pictures; it takes 50 to tell what stands out"
     )
     (without,) = index.query(queries[0])
     assert without.verdict is None
 
 
-def test_small_sets_have_copies_too(model: Path, tmp_path: Path) -> None:
-    """From 51 pictures on, whatever a tail needs."""
+def test_small_sets_have_verdicts(model: Path, tmp_path: Path) -> None:
+    """From 50 pictures on; copies are looked for from 51 on."""
     folder = make_pictures(tmp_path / "data", 60)
     index = gradindex.build(tmp_path / "idx", model=model, data=folder, timesteps=[500], dim=8)
     (result,) = index.query(folder / "p007.png", verdict=True)
     assert result.verdict is not None
     assert (result.verdict.kind, result.verdict.ids) == ("copied", ["p007.png"])
-    assert result.verdict.q is None
+    assert result.verdict.q is not None
 
 
 def test_pictures_that_are_gone_are_not_compared(place: Path, data: Path) -> None:
@@ -271,7 +306,7 @@ def test_every_output_shows_it(
     assert said is not None
     assert to_table(results, "retrac").splitlines()[0] == f"{tmp_path / 'gen.png'}: {said.text}"
     values = to_values(results, "idx", "retrac", 3)["queries"][0]["verdict"]
-    assert values.keys() == {"kind", "text", "ids", "q", "ratio", "as_near"}
+    assert values.keys() == {"kind", "text", "ids", "q", "share", "ratio", "as_near"}
     assert (values["kind"], values["ids"]) == ("copied", ["007.png"])
     main(["query", str(place), str(tmp_path / "gen.png"), "--format", "json"])
     assert json.loads(capsys.readouterr().out)["queries"][0]["verdict"] == values

@@ -30,6 +30,7 @@ BENCHMARKS = (
     "bytes",
     "groups",
     "verdict",
+    "attributable",
     "whiten",
     "coverage",
     "lora",
