@@ -2,7 +2,7 @@
 
     import gradindex
 
-    index = gradindex.build("idx", model="ckpt/", data="pictures/", timesteps=10)
+    index = gradindex.build("idx", model="ckpt/", data="pictures/")
     index = gradindex.open("idx")
     results = index.query(["gen.png"], k=10, method="retrac")
     results[0].ids, results[0].scores

@@ -13,7 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gradindex.builder.continuation import as_begun, continue_or_create, in_store_order
+from gradindex.builder.continuation import (
+    as_begun,
+    begun_timesteps,
+    continue_or_create,
+    in_store_order,
+)
 from gradindex.builder.job import BuildJob
 from gradindex.builder.options import BuildOptions
 from gradindex.builder.parameter_choice import parameter_choice
@@ -56,7 +61,7 @@ def build(
     checkpoints: Mapping[str, float | None] | Sequence[str | Path] | None = None,
     scheduler: str | Path | None = None,
     columns: Columns | None = None,
-    timesteps: int | Sequence[float] | str = 10,
+    timesteps: int | Sequence[float] | str | None = None,
     log: str | Path | None = None,
     events: int = 1,
     missing: str = "error",
@@ -102,10 +107,11 @@ def build(
             default, and so are all checkpoints that it knows.
         scheduler: the scheduler's folder or JSON file, when it does not lie beside the model.
         columns: picture, id and label columns of a `datasets` table.
-        timesteps: how many, evenly spaced, up to 100; or which; or "even:N", N evenly spaced, also
-            more; or "weighted:N", closer together where a gradient tells more (docs/method.md); or
-            "recorded": those that each picture was last trained on before a checkpoint (weaker
-            than a grid).
+        timesteps: "weighted:N", N of them, closer together where a gradient tells more (see
+            docs/method.md); or how many, evenly spaced, up to 100, or "even:N", also more; or
+            which; or "recorded": those that each picture was last trained on before a checkpoint
+            (weaker than a grid). None: those of the index that is there, else "weighted:5", or of
+            an own denoiser ten evenly spaced.
         log: what a training run drew: a `TrainingRecorder`'s folder, or a CSV or Parquet table (see
             `open_log`).
         events: how many of a picture's last recorded events.
@@ -179,7 +185,7 @@ def build(
 
     Examples:
         >>> index = gradindex.build(
-        ...     "idx", model="ckpt/", data="pictures/", timesteps=10
+        ...     "idx", model="ckpt/", data="pictures/"
         ... )  # doctest: +SKIP
     """
     if not 0 <= part[0] < part[1]:
@@ -195,6 +201,8 @@ def build(
     require_faiss()
     if ray is not None:
         require_ray()
+    if timesteps is None and not overwrite:
+        timesteps = begun_timesteps(location)
     options = BuildOptions(
         model=model,
         data=data,

@@ -20,7 +20,7 @@ from gradindex.models.denoiser import Denoiser
 from gradindex.recipe import Recipe, require_order
 from gradindex.store.disk import Disk
 from gradindex.store.location import Location
-from gradindex.store.manifest import is_store
+from gradindex.store.manifest import is_store, read_header
 from gradindex.store.memory import give_back_freed_memory
 from gradindex.store.shard_list import part_of
 from gradindex.store.store import Store
@@ -52,6 +52,20 @@ def continue_or_create(
                 raise
         location.set_aside()
     return _create_store(location, plan)
+
+
+def begun_timesteps(location: Location) -> list[float] | None:
+    """Return the timesteps of the index that is there: going on keeps them, whatever is usual now.
+
+    Returns:
+        None where there is no index, or they are recorded ones.
+
+    Raises:
+        StoreError: the index is damaged, and so is its copy of what it says of itself.
+    """
+    if not is_store(location):
+        return None
+    return list(Recipe.from_json(read_header(location).recipe).timesteps) or None
 
 
 def _continue_store(

@@ -22,6 +22,9 @@ MOST_TIMESTEPS = 100  # of a plain number: a larger one may be a timestep
 # How so many timesteps are chosen, by what stands before the number; it is meant, however large.
 GRIDS: dict[str, Callable[[int], Timesteps]] = {"even": int, "weighted": Weighted}
 RECORDED = "recorded"
+# Unless told otherwise: half of ten even ones' cost, and as true (docs/benchmarks/parts.md). Of an
+# own denoiser's noise nothing is known that could weight them.
+USUAL, USUAL_OF_OWN = Weighted(5), 10
 
 
 def to_resolution(resolution: int | tuple[int, int] | None) -> tuple[int, int] | None:
@@ -91,7 +94,7 @@ class BuildOptions:
         columns: picture, id and label columns of a `datasets` table.
         timesteps: how many, evenly spaced; or which; or "even:N", N evenly spaced, of which there
             may be more than `MOST_TIMESTEPS`; or "weighted:N", see `Weighted`; or "recorded", those
-            of the log.
+            of the log; None for the usual ones.
         log: what a training run drew, see `open_log`; None for a grid of timesteps.
         events: how many of a picture's last recorded events.
         missing: what a picture gets that has fewer events, one of `MISSING`.
@@ -132,7 +135,7 @@ class BuildOptions:
     checkpoints: Mapping[str, float | None] | Sequence[str | Path] | None
     scheduler: str | Path | None
     columns: Columns | None
-    timesteps: int | Sequence[float] | str
+    timesteps: int | Sequence[float] | str | None
     log: str | Path | None
     events: int
     missing: str
@@ -213,6 +216,8 @@ class BuildOptions:
                 meant.
         """
         timesteps = self.timesteps
+        if timesteps is None:
+            return USUAL if self.denoiser is None else USUAL_OF_OWN
         if isinstance(timesteps, str):
             if timesteps == RECORDED:
                 return ()

@@ -69,13 +69,11 @@ if TYPE_CHECKING:  # it imports NumPy and zarr, which take long
 @click.option("--label-column", help="Column that holds their class labels.")
 @click.option(
     "--timesteps",
-    default="10",
-    show_default=True,
     callback=to_timesteps,
-    metavar="N|T,T,…|even:N|weighted:N|recorded",
-    help="How many timesteps, evenly spaced (more than 100: even:N) or closer together where a"
-    " gradient tells more (weighted:N), or which (a single one: `500,`), or those of the training"
-    " log (weaker than a grid).",
+    metavar="weighted:N|N|T,T,…|even:N|recorded",
+    help="How many timesteps, closer together where a gradient tells more (weighted:N) or evenly"
+    " spaced (N, more than 100: even:N), or which (a single one: `500,`), or those of the training"
+    " log (weaker than a grid).  [default: those of an index that is there, else weighted:5]",
 )
 @click.option(
     "--log",

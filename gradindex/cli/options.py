@@ -86,10 +86,10 @@ TABLE_OR_JSON = click.option(
 
 
 def to_timesteps(
-    context: click.Context, parameter: click.Parameter, value: str
-) -> int | list[float] | str:
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> int | list[float] | str | None:
     """Return --timesteps of a build: how many, which, "even:N", "weighted:N" or "recorded"."""
-    if value == "recorded" or value.startswith(GRIDS):
+    if value is None or value == "recorded" or value.startswith(GRIDS):
         return value
     try:
         if "," in value:

@@ -103,6 +103,23 @@ def test_a_resumed_build_reads_back_only_what_it_writes(
     assert read_back == [(4, 8)]
 
 
+def test_timesteps_that_are_not_given_are_the_usual_or_those_there_were(
+    build: Callable[..., gradindex.Index], pictures: Path, tmp_path: Path
+) -> None:
+    """An index of an older gradindex, whose usual ones were others, goes on and grows."""
+    usual = build("usual", timesteps=None).store.recipe.timesteps
+    assert usual == build("weighted", timesteps="weighted:5").store.recipe.timesteps
+    data = shutil.copytree(pictures, tmp_path / "data")
+    old = build(data=data, timesteps=10).store.recipe.timesteps
+    assert build(data=data, timesteps=None).store.recipe.timesteps == old
+    shutil.copy(sorted(data.iterdir())[0], data / "new.png")
+    grown = build(data=data, timesteps=None)
+    assert (grown.store.recipe.timesteps, "new.png" in grown.ids) == (old, True)
+    with pytest.raises(RecipeMismatch):
+        build(data=data, timesteps="weighted:5")
+    assert build(data=data, timesteps=None, overwrite=True).store.recipe.timesteps == usual
+
+
 def flip(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import gradindex
 from gradindex.errors import CallError, ModelError
 from gradindex.random_numbers import noise
+from gradindex.recipe import grid
 
 TIMESTEPS = (10, 60)
 OPTIONS: dict[str, Any] = {"timesteps": TIMESTEPS, "projection": "none", "device": "cpu"}
@@ -85,6 +86,12 @@ def test_scores_are_those_of_autograd(tmp_path: Path, pictures: Path, queries: l
     asked = index.read_pictures(queries[0])[0]
     query = np.array([gradient(truth, asked, t) for t in TIMESTEPS])
     assert_true_scores(scores, rows, query)
+
+
+def test_its_usual_timesteps_are_evenly_spaced(tmp_path: Path, pictures: Path) -> None:
+    """For weighted ones its noise would have to be known."""
+    index = gradindex.build(tmp_path / "idx", denoiser=Denoiser(), data=pictures, dim=8)
+    assert index.store.recipe.timesteps == grid(10, Denoiser.num_train_timesteps)
 
 
 def test_examples_and_captions_are_its_own(
