@@ -30,9 +30,10 @@ from subset_models import Subject, load_or_make, query_pictures
 import gradindex
 from gradindex.search.index import Index
 from gradindex.search.results import Result
+from gradindex.search.verdicts import JUDGED
 
-REMOVED = 5  # pictures of the highest scores that are taken out
-ASKED = 16  # pictures of each kind whose highest are taken out
+REMOVED = JUDGED  # pictures of the highest scores that are taken out
+ASKED = 8  # pictures of each kind whose highest are taken out
 TIMES = (1, 4, 16)  # as many training pictures: 500, 2,000, 8,000
 COPIES = 64  # training pictures of which changed copies are asked about
 KINDS = ("copied", "attributable", "nothing stands out")
@@ -43,14 +44,13 @@ class Signs(NamedTuple):
     """What an answer shows of how far to trust it, one value a picture, each [Q].
 
     Attributes:
-        q: false discovery rate at which the best hit stands out of the tail; low is strong.
-        z: of the best hit. fifth: of the fifth hit. agreement: the share of the five best that
-            another seed of noise and projection names, too.
+        share: of the influence, of the hits that stand out; what the verdict goes by.
+        z: of the best hit. agreement: the share of those taken out that another seed of noise and
+            projection names, too.
     """
 
-    q: np.ndarray
+    share: np.ndarray
     z: np.ndarray
-    fifth: np.ndarray
     agreement: np.ndarray
 
 
@@ -161,12 +161,10 @@ def signs_of(results: Sequence[Result], again: Sequence[Result]) -> Signs:
         len({hit.row for hit in result.hits[:REMOVED]} & {hit.row for hit in other.hits[:REMOVED]})
         for result, other in zip(results, again, strict=True)
     ]
-    rates = [result.verdict.q for result in results if result.verdict]
+    shares = [result.verdict.share for result in results if result.verdict]
     return Signs(
-        # Of too few pictures it is not known: nothing stands out.
-        q=np.array([1.0 if q is None else q for q in rates]),
+        share=np.array([share or 0.0 for share in shares]),  # None: they are too few pictures
         z=np.array([result.hits[0].z for result in results]),
-        fifth=np.array([result.hits[4].z for result in results]),
         agreement=np.array(agreement) / REMOVED,
     )
 
@@ -269,8 +267,7 @@ def _sign_rows(seeds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     is_true = np.concatenate([seed["rises"] for seed in seeds]) > BEYOND
     rows = []
     for name in Signs._fields:
-        values = np.concatenate([seed["signs"][name] for seed in seeds])
-        strength = -values if name == "q" else values
+        strength = np.concatenate([seed["signs"][name] for seed in seeds])
         area = auc(strength[is_true], strength[~is_true]) if is_true.any() else None
         best = np.argsort(-strength, kind="stable")[: len(strength) // 4]
         rows.append(
