@@ -1,6 +1,6 @@
 """The smallest store that keeps the answers: `tools/bench bytes`.
 
-Stores of other rows, timesteps, widths and parts of the model, against today's default: what models
+Stores of other rows, timesteps, widths and parts of the model, against ten even timesteps in full: what models
 that were trained again say of their scores, and whether the same pictures are named.
 """
 
@@ -38,7 +38,6 @@ SMOKE, SMOKE_SUBJECT = (
     "smoke",
     replace(FASHION, pictures=40, queries=8, subsets=8, seeds=1, steps=20),
 )
-TODAY = "full rows, 10 timesteps"
 K = 10
 MANY, ASKED = 8000, 100  # pictures of a larger set, and queries that are not among them
 
@@ -130,14 +129,14 @@ def truth(folder: Path, subject: Subject, device: str) -> list[dict[str, Any]]:
         scores[rows] = index.scores(asked)
     halves = subsets(subject)
     judged = {rows: judge(subject, scores[rows], halves, losses) for rows in FRONTIER}
-    today = judged[Rows()]
+    first = judged[Rows()]
     return [
         {
             "title": rows.title,
             "bytes": picture_bytes(gradindex.open(folder / "bytes" / rows.folder)),
             **{name: judgement.figures() for name, judgement in judged[rows].items()},
             "share": {
-                name: judgement.share_of(today[name]) for name, judgement in judged[rows].items()
+                name: judgement.share_of(first[name]) for name, judgement in judged[rows].items()
             },
             **likeness(scores[rows.like], scores[rows]),
         }
@@ -227,7 +226,7 @@ def _truth_row(row: Mapping[str, Any]) -> dict[str, Any]:
         "store": row["title"],
         "KB a picture": f"{row['bytes'] / 1000:.1f}",
         **{name: _interval(row[name], ".1f") for name in ("validation", "generated")},
-        "of today's": " / ".join(_interval(share, ".2f") for share in row["share"].values()),
+        "of the first": " / ".join(_interval(share, ".2f") for share in row["share"].values()),
         f"best {K} in common": row["overlap"],
         "Spearman": row["spearman"],
     }
