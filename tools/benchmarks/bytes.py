@@ -1,7 +1,7 @@
 """The smallest store that keeps the answers: `tools/bench bytes`.
 
-Stores of other rows, timesteps, widths and parts of the model, against ten even timesteps in full: what models
-that were trained again say of their scores, and whether the same pictures are named.
+Stores of other rows, timesteps, widths and parts of the model, against ten even timesteps in full:
+what models that were trained again say of their scores, and whether the same pictures are named.
 """
 
 from collections.abc import Mapping, Sequence

@@ -44,13 +44,13 @@ def page(results: Mapping[str, Any]) -> str:
 
 
 def _aims_across(subjects: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A line for each aim: what share of today's default, and of the pixels' score, it keeps."""
+    """A line for each aim: what share of the former default, and of the pixels' score, it keeps."""
     lines: dict[str, dict[str, Any]] = {}
     for name, subject in subjects.items():
         for row in subject["aims"]:
             line = lines.setdefault(row["aim"], {"within": row["aim"]} | dict.fromkeys(subjects))
             share, base = (
-                (row["share"], "today's")
+                (row["share"], "the former")
                 if row["aim"].startswith("whitened")
                 else (row["pixels"], "pixels'")
             )
@@ -196,7 +196,7 @@ def _aim_row(row: Mapping[str, Any]) -> dict[str, Any]:
     cells: dict[str, Any] = {"within": row["aim"], "chosen by each half": "; ".join(picks)}
     for name in QUERIES:
         cells[name] = _interval(row[name])
-    cells["of today's"] = _both(row["share"])
+    cells["of the former"] = _both(row["share"])
     cells["of pixels'"] = _both(row["pixels"])
     return cells
 
@@ -218,7 +218,7 @@ def _set_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
             cells |= _costs(whitened)
             for query in QUERIES:
                 cells[f"{query}, whitened"] = f"{whitened[query][0]:.1f}"
-                cells[f"{query}, beside today's"] = _interval(whitened["difference"][query])
+                cells[f"{query}, beside the former"] = _interval(whitened["difference"][query])
             cells["plain, both"] = _means(plain)
             lines.append(cells)
     return lines
@@ -233,7 +233,7 @@ def _chosen_row(row: Mapping[str, Any]) -> dict[str, Any]:
     }
     for query in QUERIES:
         cells[query] = _interval(row[query])
-    cells["of today's"] = _both(row["share"])
+    cells["of the former"] = _both(row["share"])
     return cells
 
 

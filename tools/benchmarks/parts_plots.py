@@ -40,7 +40,7 @@ def draw(results: Mapping[str, Any], file: Path) -> None:
                 axes.annotate(f"{row['kind']} × {row['timesteps']}", place, **NOTE)
             today, pixels = (subject["halves"][name][query][0] for name in ("today", "pixels"))
             steps = TODAYS_TIMESTEPS * subject["kinds"][0]["steps"]
-            axes.scatter([steps], [today], marker="*", s=80, c=RED, label="today")
+            axes.scatter([steps], [today], marker="*", s=80, c=RED, label="former default")
             axes.axhline(pixels, color=GREY, ls=":", label="pixel cosine")
             axes.set_xscale("log", subs=(1, 2, 5))
             axes.xaxis.set_major_formatter("{x:g}")
