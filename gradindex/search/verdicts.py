@@ -121,11 +121,12 @@ def verdict(hits: Sequence[Hit], standing: Standing, copy: Copy | None, fault: s
     if not named:
         text = f"nothing stands out: scores as high are to be expected among {of_all}{notes}"
         return Verdict("nothing stands out", text, [], q, share)
-    stand = f"{len(named)} of {of_all} {'stands' if len(named) == 1 else 'stand'} out"
+    stand, have = ("stands", "has") if len(named) == 1 else ("stand", "have")
+    which = f"of {of_all} the {len(named)} that {stand} out {have}"
     if share < SHARE:
-        text = f"nothing stands out enough: {stand}, with only {share:.0%} of all influence{notes}"
+        text = f"many had a part: {which} only {share:.0%} of all positive influence{notes}"
         return Verdict("nothing stands out", text, [], q, share)
-    text = f"attributable: {stand}, with {share:.0%} of all positive influence{notes}"
+    text = f"attributable: {which} {share:.0%} of all positive influence{notes}"
     return Verdict("attributable", text, [hit.id for hit in named], q, share)
 
 

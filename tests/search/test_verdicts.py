@@ -189,13 +189,16 @@ def test_what_has_a_quarter_of_the_influence_is_named() -> None:
     said = verdict(hits(150.0, 140.0, 3.0), Standing.of(scores), None)
     assert (said.kind, said.ids) == ("attributable", ["1.png", "2.png"])
     assert said.text == (
-        "attributable: 2 of 1,802 training pictures stand out, with 29% of all positive influence"
+        "attributable: of 1,802 training pictures the 2 that stand out have 29% of all positive"
+        " influence"
     )
     assert said.q is not None
     assert said.q <= 1e-9
     assert said.share == pytest.approx(290 / np.maximum(scores, 0).sum())
     one = verdict(hits(300.0, 3.0), Standing.of(np.append(NORMAL, [300.0])), None)
-    assert one.text.startswith("attributable: 1 of 1,801 training pictures stands out, with 30% of")
+    assert one.text.startswith(
+        "attributable: of 1,801 training pictures the 1 that stands out has 30% of"
+    )
 
 
 def test_what_stands_out_with_little_influence_is_not() -> None:
@@ -203,8 +206,8 @@ def test_what_stands_out_with_little_influence_is_not() -> None:
     said = verdict(hits(30.0, 29.0, 3.0), Standing.of(scores), None)
     assert (said.kind, said.ids) == ("nothing stands out", [])
     assert said.text == (
-        "nothing stands out enough: 2 of 1,802 training pictures stand out, with only 8% of all"
-        " influence"
+        "many had a part: of 1,802 training pictures the 2 that stand out have only 8% of all"
+        " positive influence"
     )
     assert said.share == pytest.approx(59 / np.maximum(scores, 0).sum())
 
