@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import record
 from baselines import baseline_scores
-from counterfactuals import REMOVED_FOR, TAKEN_OUT, counterfactuals
+from counterfactuals import QUERIES_EACH, TAKEN_OUT, counterfactuals_of_rows
 from diffusers import UNet2DModel
 from lds_page import page
 from lds_plots import draw, draw_costs
@@ -81,14 +81,14 @@ def run(work: Path, device: str, only: list[str]) -> None:
             "each kind": QUERIES,
             "goal": GOAL,
             "taken out": TAKEN_OUT,
-            "taken out for each kind": len(REMOVED_FOR) // 2,
+            "taken out for each kind": QUERIES_EACH,
         },
         "seeds_agree": _seed_agreement(losses),
         "compared": comparison(retrained, products, baseline_scores(folder)),
         "rows": all_rows(retrained, products, reseeded),
         "damping": damping_rows(retrained, products),
         "ideas": ideas(retrained, products[DEFAULT_ROWS], reseeded[DEFAULT_ROWS]),
-        "counterfactuals": counterfactuals(folder),
+        "counterfactuals": counterfactuals_of_rows(folder),
     }
     text = page(results)
     print(text)

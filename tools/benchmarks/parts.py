@@ -14,14 +14,16 @@ from kept_losses import PARTS, keep_losses, restore_losses
 from parts_builds import builds
 from parts_page import page
 from parts_plots import draw, draw_timesteps
+from parts_removals import removals
 from parts_results import measure
 from parts_subjects import NAMES, SMOKE, measured_subject
 from parts_timesteps import TIMESTEPS, timestep_sets
 from subset_models import all_subset_losses
 
-TRAIN, KEEP, BUILDS, PAGE = "train", "keep", "builds", "page"
+TRAIN, KEEP, BUILDS, REMOVALS, PAGE = "train", "keep", "builds", "removals", "page"
 FILE = "parts-results.json"  # a subject's figures, in its folder
-BUILDS_FILE = "parts-builds.json"  # the figures of whole builds, in the work folder
+# The figures of whole builds, and of pictures that are taken out, in the work folder.
+BUILDS_FILE, REMOVALS_FILE = "parts-builds.json", "parts-removals.json"
 
 
 def run(work: Path, device: str, only: list[str]) -> None:
@@ -31,11 +33,11 @@ def run(work: Path, device: str, only: list[str]) -> None:
         only: names of subjects: these are measured, and the page of all that were measured so far
             goes into the work folder. Or what else to do: "train" trains their models, "keep" puts
             the losses of those trained so far into docs, from where another machine takes them,
-            "builds" measures whole builds, and "page" publishes the page, with the published
-            figures where the work folder has none. "smoke" tries everything on few pictures; its
-            page shows it alone.
+            "builds" measures whole builds, "removals" what taking pictures out does, and "page"
+            publishes the page, with the published figures where the work folder has none. "smoke"
+            tries everything on few pictures; its page shows it alone.
     """
-    actions = (TRAIN, KEEP, BUILDS, PAGE)
+    actions = (TRAIN, KEEP, BUILDS, REMOVALS, PAGE)
     names = [name for name in only if name not in actions]
     known = (*NAMES, SMOKE)
     unknown = sorted(set(names) - set(known))
@@ -49,13 +51,15 @@ def run(work: Path, device: str, only: list[str]) -> None:
             count = keep_losses(PARTS, name, work / measured.folder, measured.subject)
             print(f"{name}: {count} of {measured.subject.subsets}")
         return
-    if PAGE not in only and only != [BUILDS]:
+    if PAGE not in only and only not in ([BUILDS], [REMOVALS]):
         for name in names or NAMES:
             measure_subject(work, name, TRAIN in only)
     if TRAIN in only:
         return
     if not only or BUILDS in only:
         write_whole(work / BUILDS_FILE, builds(work))
+    if not only or REMOVALS in only:
+        write_whole(work / REMOVALS_FILE, removals(work))
     shown = [SMOKE] if names == [SMOKE] else list(NAMES)
     results = finished(work, shown)
     text = page(results)
@@ -103,7 +107,6 @@ def finished(work: Path, names: list[str]) -> dict[str, Any]:
     }
     subjects = {name: subjects[name] for name in names if name in subjects}
     missing = [measured.title for name, measured in known.items() if name not in subjects]
-    built = work / BUILDS_FILE
     if not subjects:
         raise SystemExit(f"{work}: no subject is measured there yet; run tools/bench parts")
     return {
@@ -111,8 +114,14 @@ def finished(work: Path, names: list[str]) -> dict[str, Any]:
         "sets": timestep_sets(),
         "subjects": subjects,
         "missing": missing,
-        "builds": json.loads(built.read_text()) if built.exists() else published.get("builds"),
+        "builds": _own_or(work / BUILDS_FILE, published.get("builds")),
+        "removals": _own_or(work / REMOVALS_FILE, published.get("removals")),
     }
+
+
+def _own_or(file: Path, published: Any) -> Any:
+    """The figures in a file, or the published ones where there is none."""
+    return json.loads(file.read_text()) if file.exists() else published
 
 
 def published_figures() -> dict[str, Any]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import record
+from counterfactuals import QUERIES_EACH, TAKEN_OUT
 from parts_rules import FEW
 
 from gradindex.builder.plan import DIM, RANK
@@ -39,6 +40,9 @@ def page(results: Mapping[str, Any]) -> str:
         rules=record.table(_rules_across(subjects)),
         carried=_carried(subjects),
         builds=_builds(results["builds"]),
+        removals=_removals(results["removals"]),
+        taken_out=TAKEN_OUT,
+        queries_each=QUERIES_EACH,
         subjects="\n\n".join(_subject(subject) for subject in subjects.values()),
     )
 
@@ -133,6 +137,18 @@ def _builds(rows: Rows | None) -> str:
         for row in rows
     ]
     return record.table(cells)
+
+
+def _removals(rises: Mapping[str, Mapping[str, Any]] | None) -> str:
+    """The table of what taking pictures out does."""
+    if rises is None:
+        return "Not measured yet."
+    return record.table(
+        [
+            {"taken out by": name, **{query: _interval(row[query]) for query in QUERIES}}
+            for name, row in rises.items()
+        ]
+    )
 
 
 def _subject(results: Mapping[str, Any]) -> str:

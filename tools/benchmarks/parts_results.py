@@ -132,11 +132,15 @@ def judged_today(
 
 def pixel_predictions(folder: Path, subject: Subject) -> np.ndarray:
     """Return what the cosine of pixels predicts of each half, [1, 2 · queries, M]."""
+    return (pixel_scores(folder, subject) @ subsets(subject).T)[None]
+
+
+def pixel_scores(folder: Path, subject: Subject) -> np.ndarray:
+    """Return the cosine of pixels, [2 · queries, N] float64."""
     training, _ = training_and_validation(folder, subject)
     queries = query_pictures(folder, subject)
     flat = [unit(pictures.reshape(len(pictures), -1)) for pictures in (queries, training)]
-    cosines = flat[0].astype(np.float64) @ flat[1].T
-    return (cosines @ subsets(subject).T)[None]
+    return flat[0].astype(np.float64) @ flat[1].T
 
 
 def _seed_agreement(subject: Subject, losses: np.ndarray) -> dict[str, float | None]:
