@@ -33,7 +33,7 @@ from gradindex.search.index import Index
 from gradindex.store.array_names import array_bytes
 
 # The halves of `tools/bench parts`: one model of each.
-SUBJECT = replace(FASHION, seeds=1)
+SUBJECT = replace(FASHION, subsets=48, seeds=1)
 SMOKE, SMOKE_SUBJECT = (
     "smoke",
     replace(FASHION, pictures=40, queries=8, subsets=8, seeds=1, steps=20),
