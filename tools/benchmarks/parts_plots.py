@@ -1,6 +1,6 @@
 """The plots of `tools/bench parts`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,15 @@ NOTE: dict[str, Any] = {
     "xytext": (3, 2),
     "textcoords": "offset points",
 }
+NAMED_APART = 1.4  # times the cost of the point named before
 COLOURS = {"whitened": DARK_BLUE, "plain": LIGHT_BLUE}
 
 
 def draw(results: Mapping[str, Any], file: Path) -> None:
     """Draw each choice's score against its training steps: a row of plots for each subject.
 
-    All are judged by the halves that did not choose; names are those of the frontier.
+    All are judged by the halves that did not choose; names are those of the frontier, where there is
+    room.
     """
     figure, grid = _grid(results)
     for axes_of_subject, subject in zip(grid, results["subjects"].values(), strict=True):
@@ -35,9 +37,9 @@ def draw(results: Mapping[str, Any], file: Path) -> None:
             for treatment, colour in COLOURS.items():
                 _points(axes, subject["chosen"], treatment, query, colour, alpha=0.25, s=8)
                 _points(axes, best, treatment, query, colour, s=24, label=treatment)
-            for row in best:
-                place = row["steps"], row[query][0]
-                axes.annotate(f"{row['kind']} × {row['timesteps']}", place, **NOTE)
+                for row in _apart(best, treatment):
+                    place = row["steps"], row[query][0]
+                    axes.annotate(f"{row['kind']} × {row['timesteps']}", place, **NOTE)
             today, pixels = (subject["halves"][name][query][0] for name in ("today", "pixels"))
             steps = TODAYS_TIMESTEPS * subject["kinds"][0]["steps"]
             axes.scatter([steps], [today], marker="*", s=80, c=RED, label="former default")
@@ -76,6 +78,16 @@ def _grid(results: Mapping[str, Any]) -> tuple[Any, Any]:
     """A figure with a row for each subject and a column for each query set."""
     rows = len(results["subjects"])
     return plt.subplots(rows, 2, figsize=(11, 4.5 * rows), squeeze=False, layout="constrained")
+
+
+def _apart(best: Sequence[Mapping[str, Any]], treatment: str) -> list[Mapping[str, Any]]:
+    """Those of a treatment whose names do not cover each other's: of costs that differ enough."""
+    named: list[Mapping[str, Any]] = []
+    of_treatment = [row for row in best if row["treatment"] == treatment]
+    for row in sorted(of_treatment, key=lambda row: row["steps"]):
+        if not named or row["steps"] > NAMED_APART * named[-1]["steps"]:
+            named.append(row)
+    return named
 
 
 def _points(axes: Any, rows: Any, treatment: str, query: str, colour: str, **options: Any) -> None:
