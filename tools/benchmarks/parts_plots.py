@@ -27,8 +27,7 @@ COLOURS = {"whitened": DARK_BLUE, "plain": LIGHT_BLUE}
 def draw(results: Mapping[str, Any], file: Path) -> None:
     """Draw each choice's score against its training steps: a row of plots for each subject.
 
-    All are judged by the halves that did not choose; names are those of the frontier, where there is
-    room.
+    All are judged by the halves that did not choose; names are of the frontier, where they fit.
     """
     figure, grid = _grid(results)
     for axes_of_subject, subject in zip(grid, results["subjects"].values(), strict=True):
