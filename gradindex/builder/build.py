@@ -15,9 +15,9 @@ from typing import Any
 
 from gradindex.builder.continuation import (
     as_begun,
-    begun_timesteps,
     continue_or_create,
     in_store_order,
+    or_begun_timesteps,
 )
 from gradindex.builder.job import BuildJob
 from gradindex.builder.options import BuildOptions
@@ -201,15 +201,13 @@ def build(
     require_faiss()
     if ray is not None:
         require_ray()
-    if timesteps is None and not overwrite:
-        timesteps = begun_timesteps(location)
     options = BuildOptions(
         model=model,
         data=data,
         checkpoints=checkpoints,
         scheduler=scheduler,
         columns=columns,
-        timesteps=timesteps,
+        timesteps=or_begun_timesteps(timesteps, location, overwrite),
         log=log,
         events=events,
         missing=missing,

@@ -1,5 +1,6 @@
 """The store that a build fills: a new one, or one that an earlier build has begun."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 
@@ -26,6 +27,7 @@ from gradindex.store.shard_list import part_of
 from gradindex.store.store import Store
 from gradindex.wording import share
 
+Given = int | Sequence[float] | str  # timesteps of a caller
 HIGH_RANK_PICTURES = 8  # whose gradients tell which weights have a high rank
 
 
@@ -54,17 +56,24 @@ def continue_or_create(
     return _create_store(location, plan)
 
 
-def begun_timesteps(location: Location) -> list[float] | None:
-    """Return the timesteps of the index that is there: going on keeps them, whatever is usual now.
+def or_begun_timesteps(
+    timesteps: Given | None, location: Location, overwrite: bool
+) -> Given | list[float] | None:
+    """Return the timesteps of the index that is there, where none are given.
+
+    Going on keeps them, whatever is usual now.
+
+    Args:
+        timesteps: of `build`. overwrite: whether another index may come in its place.
 
     Returns:
-        None where there is no index, or they are recorded ones.
+        None where none are given, and there is no index, or it has recorded ones.
 
     Raises:
         StoreError: the index is damaged, and so is its copy of what it says of itself.
     """
-    if not is_store(location):
-        return None
+    if timesteps is not None or overwrite or not is_store(location):
+        return timesteps
     return list(Recipe.from_json(read_header(location).recipe).timesteps) or None
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 import gradindex
 from gradindex.builder import shard_gradients
 from gradindex.builder.verify import damages
+from gradindex.cli.main import main
 from gradindex.data import picture_facts
 from gradindex.data.dataset import Dataset
 from gradindex.errors import RecipeMismatch, StoreError
@@ -104,7 +105,11 @@ def test_a_resumed_build_reads_back_only_what_it_writes(
 
 
 def test_timesteps_that_are_not_given_are_the_usual_or_those_there_were(
-    build: Callable[..., gradindex.Index], pictures: Path, tmp_path: Path
+    build: Callable[..., gradindex.Index],
+    model: Path,
+    pictures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """An index of an older gradindex, whose usual ones were others, goes on and grows."""
     usual = build("usual", timesteps=None).store.recipe.timesteps
@@ -112,6 +117,9 @@ def test_timesteps_that_are_not_given_are_the_usual_or_those_there_were(
     data = shutil.copytree(pictures, tmp_path / "data")
     old = build(data=data, timesteps=10).store.recipe.timesteps
     assert build(data=data, timesteps=None).store.recipe.timesteps == old
+    dry = ["build", str(tmp_path / "idx"), "--model", str(model), "--data", str(data), "--dry-run"]
+    main(dry)
+    assert "10 gradients, each" in capsys.readouterr().out
     shutil.copy(sorted(data.iterdir())[0], data / "new.png")
     grown = build(data=data, timesteps=None)
     assert (grown.store.recipe.timesteps, "new.png" in grown.ids) == (old, True)
