@@ -15,9 +15,9 @@ from typing import Any
 
 from gradindex.builder.continuation import (
     as_begun,
+    begun_timesteps,
     continue_or_create,
     in_store_order,
-    or_begun_timesteps,
 )
 from gradindex.builder.job import BuildJob
 from gradindex.builder.options import BuildOptions
@@ -207,7 +207,7 @@ def build(
         checkpoints=checkpoints,
         scheduler=scheduler,
         columns=columns,
-        timesteps=or_begun_timesteps(timesteps, location, overwrite),
+        timesteps=begun_timesteps(location, log) if timesteps is None else timesteps,
         log=log,
         events=events,
         missing=missing,

@@ -1,13 +1,14 @@
 """The store that a build fills: a new one, or one that an earlier build has begun."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 
 from gradindex.builder.changes import changed_pictures, stats_now
 from gradindex.builder.job import BuildJob
+from gradindex.builder.options import RECORDED
 from gradindex.builder.plan import Plan
 from gradindex.builder.upkeep import grow, id_key
 from gradindex.data.dataset import Dataset
@@ -27,7 +28,6 @@ from gradindex.store.shard_list import part_of
 from gradindex.store.store import Store
 from gradindex.wording import share
 
-Given = int | Sequence[float] | str  # timesteps of a caller
 HIGH_RANK_PICTURES = 8  # whose gradients tell which weights have a high rank
 
 
@@ -56,25 +56,21 @@ def continue_or_create(
     return _create_store(location, plan)
 
 
-def or_begun_timesteps(
-    timesteps: Given | None, location: Location, overwrite: bool
-) -> Given | list[float] | None:
-    """Return the timesteps of the index that is there, where none are given.
-
-    Going on keeps them, whatever is usual now.
+def begun_timesteps(location: Location, log: str | Path | None) -> list[float] | str | None:
+    """Return the timesteps of the index that is there: going on keeps them, whatever is usual now.
 
     Args:
-        timesteps: of `build`. overwrite: whether another index may come in its place.
+        log: of the build, which recorded ones need.
 
     Returns:
-        None where none are given, and there is no index, or it has recorded ones.
-
-    Raises:
-        StoreError: the index is damaged, and so is its copy of what it says of itself.
+        None where there is no index whose header can be read, or one of recorded ones without a
+        log: the build says what is wrong of it.
     """
-    if timesteps is not None or overwrite or not is_store(location):
-        return timesteps
-    return list(Recipe.from_json(read_header(location).recipe).timesteps) or None
+    try:
+        recipe = Recipe.from_json(read_header(location).recipe)
+    except GradindexError:
+        return None
+    return list(recipe.timesteps) or (None if log is None else RECORDED)
 
 
 def _continue_store(

@@ -132,8 +132,8 @@ def products_in(dtype: str) -> Iterator[None]:
     """Have a GPU round what it multiplies in float32 to TF32 for "tf32", and else for nothing.
 
     That is one switch for matrix products and one for convolutions, where torch allows it unasked.
-    A CPU rounds nothing, whatever was asked. Afterwards all is as it was. Serves as a decorator
-    too.
+    A CPU rounds nothing, whatever was asked. Afterwards all is as it was, but that a switch which
+    followed a more general one has its value for itself. Serves as a decorator too.
 
     >>> with products_in("tf32"):
     ...     torch.backends.cudnn.allow_tf32

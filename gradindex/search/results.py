@@ -91,12 +91,13 @@ class Verdict:
     """What the answer for one picture comes to.
 
     Attributes:
-        kind: "copied", "attributable" or "nothing stands out"; None where the training pictures are
-            too few to say.
+        kind: "copied", "attributable" or "nothing stands out" (enough); None where it cannot be
+            said: the training pictures are too few, too many scores alike, or sums of several.
         text: the same on one line, with its reason.
-        ids: the training picture that it is a copy of, or the hits that stand out.
-        q: the lowest false discovery rate at which a hit stands out of the bulk of all scores;
-            share: of all positive influence that the hits that stand out have. None: not known.
+        ids: the training picture that it is a copy of, or the hits that it is attributable to.
+        q: the lowest false discovery rate at which a hit stands out, were the bulk of all scores
+            normal; share: of all positive influence that the hits that stand out have. None: not
+            known.
         ratio: of a copy's distance in pixels to the mean of those of the 50 nearest; as_near: share
             of the training pictures that are as near to another one. None for the other kinds.
     """

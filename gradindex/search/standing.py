@@ -7,7 +7,8 @@ training pictures, always the same, or all of them where they are few.
 
 What stands out of the bulk is told by that median and deviation too, as those of a normal
 distribution (the empirical null of Efron 2004, "Large-scale simultaneous hypothesis testing"), and
-by the false discovery rate of Benjamini & Hochberg 1995 among all training pictures.
+by the false discovery rate of Benjamini & Hochberg 1995 among all training pictures. Real bulks
+have heavier tails, so that it is no rate of errors: of real scores some nearly always stand out.
 """
 
 import math
@@ -25,6 +26,7 @@ TO_SIGMA = 1.4826  # a median absolute deviation times this is a normal distribu
 SAMPLE_BYTES = 1 << 27  # of rows that are read to know the bulk of scores
 FEWEST_SAMPLED = 512  # however wide they are: of so many, sigma is known to 5 %
 FEWEST_JUDGED = 50  # of fewer scores it is not said what stands out
+BEST = 10  # of the highest scores that are kept
 READ_ROWS = 256  # sampled rows whose scores at all timesteps are in memory at once
 
 
@@ -37,7 +39,8 @@ class Standing:
         sigma: their robust standard deviation; 0 where half of them are the same.
         sampled: n, how many scores this was told by.
         pictures: N, how many training pictures have a score: n, or more where it is a sample's.
-        positive: the sum of the positive scores of all N.
+        positive: the sum of those of the n scores that are above 0.
+        best: the `BEST` highest of them, best first.
     """
 
     median: float
@@ -45,6 +48,7 @@ class Standing:
     sampled: int = 0
     pictures: int = 0
     positive: float = 0.0
+    best: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, scores: np.ndarray, pictures: int | None = None) -> Self:
@@ -59,8 +63,9 @@ class Standing:
         median = float(np.median(known))
         sigma = TO_SIGMA * float(np.median(np.abs(known - median)))
         of_all = len(known) if pictures is None else round(pictures * len(known) / len(scores))
-        positive = of_all * float(np.maximum(known, 0).mean(dtype=np.float64))
-        return cls(median, sigma, len(known), of_all, positive)
+        positive = float(np.maximum(known, 0).sum(dtype=np.float64))
+        best = np.sort(np.partition(known, -BEST)[-BEST:] if len(known) > BEST else known)[::-1]
+        return cls(median, sigma, len(known), of_all, positive, tuple(best.tolist()))
 
     def z(self, score: float) -> float | None:
         """How many robust standard deviations a score lies above the median; None: not known.
@@ -84,13 +89,25 @@ class Standing:
         z = (np.array(scores, np.float64) - self.median) / self.sigma
         return adjusted(np.array([math.erfc(one / math.sqrt(2)) / 2 for one in z]), self.pictures)
 
-    def share(self, scores: Sequence[float]) -> float:
-        """The part of all positive influence that some scores have.
+    def share(self, best: Sequence[float], count: int) -> float:
+        """The part of all positive influence that the first `count` of the highest scores have.
 
-        >>> Standing(median=0.0, sigma=1.0, positive=8.0).share([1.5, 0.5])
-        0.25
+        Of a sample the others' influence is told by those of its scores that are below the highest.
+
+        Args:
+            best: the highest scores of all N pictures, at most `BEST`, best first.
+
+        >>> Standing.of(np.array([6.0, 2.0, 1.0, 1.0, -3.0])).share([6.0, 2.0], 1)
+        0.6
         """
-        return float(np.maximum(scores, 0).sum()) / self.positive if self.positive > 0 else 0.0
+        positive = np.maximum(np.array(best, np.float64), 0)
+        whole = self.positive
+        if self.sampled < self.pictures:
+            above = [score for score in self.best if score >= best[-1]]
+            lower = self.positive - sum(max(score, 0.0) for score in above)
+            others = (self.pictures - len(best)) / max(1, self.sampled - len(above))
+            whole = positive.sum() + others * max(0.0, lower)
+        return float(positive[:count].sum() / whole) if whole > 0 else 0.0
 
     def with_z(self, hits: Sequence[Hit]) -> list[Hit]:
         """Hits that say where they stand."""

@@ -2,13 +2,13 @@
 
 copied: a hit is nearer in pixels than a third of the mean of the 50 nearest, and at most 5 % of
 training pictures are as near to another, see `copies`.
-attributable: of the ten best hits, those that stand out of the bulk of all scores, at a false
-discovery rate of 1 % (see `standing`), have a quarter of all positive influence.
+attributable: of the best hits, those that stand out of the bulk of all scores (see `standing`) have
+a quarter of all positive influence. The best are 2 % of the pictures, ten at the most.
 
-Both have to be: in a small set ten pictures have a quarter by chance, and in a large one many stand
-out whose removal changes little, for what a picture does to a model is one N-th of its score
-(Koh & Liang 2017). A quarter was chosen on models of Fashion-MNIST and judged on others:
-`tools/bench attributable`.
+Both have to be: of a normal bulk nothing stands out, however few pictures there are, and in a large
+set much stands out whose removal changes little, for what a picture does to a model is one N-th of
+its score (Koh & Liang 2017). A quarter was chosen by models of Fashion-MNIST, 500 pictures each;
+`tools/bench attributable` judges it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,13 +21,13 @@ from gradindex.errors import GradindexError, first_line
 from gradindex.search.copies import MOST_READ, NEIGHBOURS, Copy, copies
 from gradindex.search.pixels import TrainingPixels
 from gradindex.search.results import Hit, Result, Verdict
-from gradindex.search.standing import FEWEST_JUDGED, Standing
+from gradindex.search.standing import BEST, FEWEST_JUDGED, Standing
 from gradindex.search.training_pictures import TrainingPictures
 from gradindex.store.store import Store
 from gradindex.wording import counted
 
-JUDGED = 10  # hits of the highest scores that a verdict is about
-FALSE_DISCOVERIES = 0.01  # among what stands out
+JUDGED, JUDGED_SHARE = BEST, 0.02  # hits that a verdict is about, and share of the pictures
+FALSE_DISCOVERIES = 0.01  # among what stands out, of a normal bulk
 SHARE = 0.25  # of all positive influence that is attributable
 AS_NEAR = 0.05  # of the training pictures, at most, have another as near as a copy
 
@@ -47,7 +47,7 @@ def with_verdicts(
         arrays: the Q pictures that were asked about, as the model takes them.
         results: with `JUDGED` hits or more, where there are as many pictures.
     """
-    hits = [result.hits for result in results]
+    hits = [result.hits[:JUDGED] for result in results]
     found: Sequence[Copy | None] = [None] * len(results)
     fault = why_not_read(store, pixels.pictures)
     if not fault:
@@ -57,9 +57,9 @@ def with_verdicts(
             result,
             hits=result.hits[:k],
             opponents=None if result.opponents is None else result.opponents[:k],
-            verdict=verdict(result.hits, standing, copy, fault),
+            verdict=verdict(best, standing, copy, fault),
         )
-        for result, standing, copy in zip(results, standings, found, strict=True)
+        for result, best, standing, copy in zip(results, hits, standings, found, strict=True)
     ]
 
 
@@ -92,10 +92,10 @@ def verdict(hits: Sequence[Hit], standing: Standing, copy: Copy | None, fault: s
     """What the hits of one picture come to.
 
     Args:
-        hits: the `JUDGED` best, or more. copy: what it may be a copy of.
+        hits: the `JUDGED` best. copy: what it may be a copy of.
         fault: why copies were not looked for; empty: they were.
     """
-    named, q, share = standing_out(hits[:JUDGED], standing)
+    named, q, share = standing_out(hits, standing)
     notes = f"; copies were not looked for: {fault}" if fault else ""
     if copy is not None:
         distance = (
@@ -121,12 +121,13 @@ def verdict(hits: Sequence[Hit], standing: Standing, copy: Copy | None, fault: s
     if not named:
         text = f"nothing stands out: scores as high are to be expected among {of_all}{notes}"
         return Verdict("nothing stands out", text, [], q, share)
-    stand, have = ("stands", "has") if len(named) == 1 else ("stand", "have")
-    which = f"of {of_all} the {len(named)} that {stand} out {have}"
+    one = len(named) == 1
+    which = f"the {len(named)} that {'stands' if one else 'stand'} out {'has' if one else 'have'}"
     if share < SHARE:
-        text = f"many had a part: {which} only {share:.0%} of all positive influence{notes}"
-        return Verdict("nothing stands out", text, [], q, share)
-    text = f"attributable: {which} {share:.0%} of all positive influence{notes}"
+        percent = int(100 * share)  # not rounded up to a quarter
+        text = f"not attributable: of {of_all} {which} only {percent}% of all positive influence"
+        return Verdict("nothing stands out", text + notes, [], q, share)
+    text = f"attributable: of {of_all} {which} {share:.0%} of all positive influence{notes}"
     return Verdict("attributable", text, [hit.id for hit in named], q, share)
 
 
@@ -139,8 +140,9 @@ def standing_out(
     """
     if not hits or any(hit.duplicates for hit in hits):
         return [], None, None
-    q = standing.q_values([hit.score for hit in hits])
+    scores = [hit.score for hit in hits[: max(1, int(JUDGED_SHARE * standing.pictures))]]
+    q = standing.q_values(scores)
     if q is None:
         return [], None, None
-    named = [hit for hit, value in zip(hits, q, strict=True) if value <= FALSE_DISCOVERIES]
-    return named, float(q[0]), standing.share([hit.score for hit in named])
+    count = int((q <= FALSE_DISCOVERIES).sum())
+    return hits[:count], float(q[0]), standing.share([hit.score for hit in hits], count)

@@ -125,6 +125,9 @@ def test_timesteps_that_are_not_given_are_the_usual_or_those_there_were(
     assert (grown.store.recipe.timesteps, "new.png" in grown.ids) == (old, True)
     with pytest.raises(RecipeMismatch):
         build(data=data, timesteps="weighted:5")
+    assert build(data=data, timesteps=None, overwrite=True).store.recipe.timesteps == old
+    for name in ("zarr.json", "manifest/header.json"):
+        flip(tmp_path / "idx" / name)
     assert build(data=data, timesteps=None, overwrite=True).store.recipe.timesteps == usual
 
 

@@ -76,7 +76,7 @@ def test_hits_that_the_verdict_names_are_marked() -> None:
         assert lines[1].endswith(f", z, *: {meaning})")
         assert (lines[2][:6], lines[3][:6]) == ("    1*", "    2 ")
         assert "*" not in "".join(lines[4:])
-    nothing = Verdict("nothing stands out", "no single picture …", [], 1.0)
+    nothing = Verdict("nothing stands out", "nothing stands out: …", [], 1.0)
     assert "*" not in to_table([Result("q.png", hits, verdict=nothing)], "retrac")
 
 

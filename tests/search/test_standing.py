@@ -161,14 +161,27 @@ def test_a_share_is_of_the_positive_scores_of_all(scores: list[float]) -> None:
     array = np.array(scores, np.float32)
     standing = Standing.of(np.append(array, np.float32(np.nan)))
     positive = sum(score for score in array.tolist() if score > 0)
-    for some in (array[:3], array):
-        own = sum(score for score in some.tolist() if score > 0)
+    best = sorted(array.tolist(), reverse=True)[:10]
+    for count in range(len(best) + 1):
+        own = sum(score for score in best[:count] if score > 0)
         slowly = own / positive if positive else 0.0
-        assert standing.share(some.tolist()) == pytest.approx(slowly, rel=1e-5)
+        assert standing.share(best, count) == pytest.approx(slowly, rel=1e-5)
 
 
-def test_a_sample_tells_the_influence_of_all() -> None:
+@pytest.mark.parametrize("planted", [1, 5, 30])
+def test_a_sample_tells_the_influence_of_all(planted: int) -> None:
+    """Whether what stands out is in the sample or not."""
     random = np.random.default_rng(0)
-    scores = random.normal(size=100_000)
-    sample = Standing.of(random.choice(scores, 2000, replace=False), pictures=100_000)
-    assert sample.positive == pytest.approx(np.maximum(scores, 0).sum(), rel=0.1)
+    scores = random.normal(size=10_000)
+    scores[:planted] = 4000 / planted * (1 + 0.01 * np.arange(planted))
+    best = np.sort(scores)[::-1][:10]
+    true = best.sum() / np.maximum(scores, 0).sum()
+    assert Standing.of(scores).share(best.tolist(), 10) == pytest.approx(true)
+    shares = []
+    for _ in range(200):
+        sample = random.choice(scores, 1638, replace=False)
+        shares.append(Standing.of(sample, pictures=10_000).share(best.tolist(), 10))
+    assert np.mean(shares) == pytest.approx(true, rel=0.05)
+    assert max(shares) <= 1
+    if planted <= 10:
+        np.testing.assert_allclose(shares, true, rtol=0.06)

@@ -4,6 +4,7 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -206,7 +207,7 @@ def test_what_stands_out_with_little_influence_is_not() -> None:
     said = verdict(hits(30.0, 29.0, 3.0), Standing.of(scores), None)
     assert (said.kind, said.ids) == ("nothing stands out", [])
     assert said.text == (
-        "many had a part: of 1,802 training pictures the 2 that stand out have only 8% of all"
+        "not attributable: of 1,802 training pictures the 2 that stand out have only 7% of all"
         " positive influence"
     )
     assert said.share == pytest.approx(59 / np.maximum(scores, 0).sum())
@@ -219,12 +220,26 @@ def test_ten_of_few_pictures_do_not_stand_out_by_their_number() -> None:
     assert (said.kind, said.ids, said.share) == ("nothing stands out", [], 0.0)
 
 
+@pytest.mark.parametrize("count", [50, 100, 200, 500, 2000])
+def test_of_bulks_with_heavier_tails_little_is_attributable(count: int) -> None:
+    """Nothing is planted; the best are few where pictures are few."""
+    random = np.random.default_rng(1)
+    for draw, most in ((random.laplace, 0.08), (partial(random.standard_t, 3), 0.13)):
+        said = []
+        for _ in range(200):
+            scores = draw(size=count)
+            best = np.sort(scores)[::-1][:10].tolist()
+            said.append(verdict(hits(*best), Standing.of(scores), None).kind)
+        assert np.mean([kind == "attributable" for kind in said]) <= most
+
+
 def test_only_the_ten_best_are_judged(index: gradindex.Index) -> None:
     """So that a verdict is the same however many hits are asked for."""
     random = np.random.default_rng(0)
-    scores = np.append(random.normal(size=500), np.full(20, 50.0))
-    said = verdict(hits(*np.full(20, 50.0)), Standing.of(scores), None)
-    assert len(said.ids) == 10
+    for count, named in ((480, 10), (80, 2)):
+        scores = np.append(random.normal(size=count), np.full(20, 50.0))
+        said = verdict(hits(*np.full(10, 50.0)), Standing.of(scores), None)
+        assert len(said.ids) == named or said.share == named * 50 / scores.clip(0).sum()
     noise = random.integers(0, 256, (32, 32, 3), dtype=np.uint8)
     of_one, of_all = (index.query(noise, k, opponents=True, verdict=True)[0] for k in (1, COUNT))
     assert of_one.verdict == of_all.verdict
