@@ -22,7 +22,15 @@ from planted_faults import (
     write_classes,
 )
 from roc import auc
-from seeded_models import DEFAULT, SCORES, SMOKE, SMOKE_SUBJECT, measure_seeds, over_seeds
+from seeded_models import (
+    DEFAULT,
+    SCORES,
+    SMOKE,
+    SMOKE_SUBJECT,
+    USUAL_TIMESTEPS,
+    measure_seeds,
+    over_seeds,
+)
 from subset_models import DRAWS, FASHION, NOISE_SEED, TIMESTEPS
 
 import gradindex
@@ -66,7 +74,9 @@ def measure(work: Path, seed: int, smoke: bool) -> dict[str, Any]:
     training = with_faults(pictures[:count], labels[:count], seed)
     model = trained_with_labels(folder / "model", training, subject.steps, seed)
     data = write_classes(folder / "pictures", training.pictures, training.labels)
-    index = gradindex.build(folder / "index", model=model, data=data, device="cpu")
+    index = gradindex.build(
+        folder / "index", model=model, data=data, timesteps=USUAL_TIMESTEPS, device="cpu"
+    )
     rows = []
     for held_out in HELD_OUT:
         chosen = slice(count, count + held_out)

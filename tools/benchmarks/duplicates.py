@@ -167,9 +167,7 @@ def measure_fashion(work: Path, seed: int, smoke: bool) -> dict[str, Any]:
     }
     copies = FEW_COPIES if smoke else COPIES
     planted: Planted = plant(model.folder / "planted", images, copies, seed)
-    index = gradindex.build(
-        model.folder / "planted-index", model=model.checkpoint, data=planted.folder, device="cpu"
-    )
+    index = model.build("planted-index", data=planted.folder)
     natural = {by: originals.duplicates(by) for by in MEASURES}
     rows = []
     for by in MEASURES:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from picture_sets import fashion_labels, small_fashion_mnist, write_pictures
-from seeded_models import SCORES, SMOKE, SMOKE_SUBJECT, TOP, regenerated
+from seeded_models import SCORES, SMOKE, SMOKE_SUBJECT, TOP, USUAL_TIMESTEPS, regenerated
 from subset_models import FASHION, WHOLE, train_model, training_and_validation
 
 import gradindex
@@ -39,7 +39,9 @@ def measure(work: Path, seed: int, smoke: bool) -> list[dict[str, Any]]:
     data = folder / "pictures"
     if not data.exists():
         write_pictures(folder / "pictures-draft", pictures).rename(data)
-    index = gradindex.build(folder / "index", model=model, data=data, device="cpu")
+    index = gradindex.build(
+        folder / "index", model=model, data=data, timesteps=USUAL_TIMESTEPS, device="cpu"
+    )
     seen = subject.pictures + subject.queries
     others = small_fashion_mnist(work)[seen:]
     near = nearest(training[copied], others)

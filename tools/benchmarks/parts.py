@@ -51,7 +51,7 @@ def run(work: Path, device: str, only: list[str]) -> None:
             count = keep_losses(PARTS, name, work / measured.folder, measured.subject)
             print(f"{name}: {count} of {measured.subject.subsets}")
         return
-    if PAGE not in only and only not in ([BUILDS], [REMOVALS]):
+    if not only or set(only) - {BUILDS, REMOVALS, PAGE}:
         for name in names or NAMES:
             measure_subject(work, name, TRAIN in only)
     if TRAIN in only:

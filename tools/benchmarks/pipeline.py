@@ -24,7 +24,7 @@ import gradindex
 from gradindex.builder import build as build_module
 from gradindex.store.store import Store
 
-PICTURES, SIZE, BATCH = 20480, 64, 512
+PICTURES, SIZE, BATCH, TIMESTEPS = 20480, 64, 512, 10
 SPEED = 4500  # gradients a second, of an H100 at 35 M parameters
 RUNS = {
     "alone": {},
@@ -112,6 +112,7 @@ def measure(
                 model=model,
                 data=data,
                 device="cpu",
+                timesteps=TIMESTEPS,
                 batch_size=BATCH,
                 ray=address,
                 **options,

@@ -44,6 +44,7 @@ SCORES = {  # name: method, whether it is whitened; the default of `query` first
 }
 DEFAULT = next(iter(SCORES))
 TOP = 10
+USUAL_TIMESTEPS = "weighted:5"  # the default of a build, whatever it is later
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,19 @@ class SeededModel:
 
     def index(self) -> gradindex.Index:
         """Return the index of its training pictures, built with the default settings."""
-        data = picture_folder(self.folder, self.subject)
-        model = self.checkpoint
-        return gradindex.build(self.folder / "index", model=model, data=data, device="cpu")
+        return self.build("index")
+
+    def build(self, name: str, **options: Any) -> gradindex.Index:
+        """Return an index of a name in its folder; made now, unless it is there."""
+        data = options.pop("data", None) or picture_folder(self.folder, self.subject)
+        return gradindex.build(
+            self.folder / name,
+            model=self.checkpoint,
+            data=data,
+            timesteps=USUAL_TIMESTEPS,
+            device="cpu",
+            **options,
+        )
 
     @property
     def asked(self) -> list[torch.Tensor]:

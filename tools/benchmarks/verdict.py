@@ -27,7 +27,6 @@ from seeded_models import (
 )
 from subset_models import Subject, load_or_make, query_pictures
 
-import gradindex
 from gradindex.search.index import Index
 from gradindex.search.results import Result
 from gradindex.search.verdicts import JUDGED
@@ -140,13 +139,7 @@ def truth(model: SeededModel) -> dict[str, Any]:
     """Return the rise of each chosen picture's loss, and what its answer showed."""
     chosen = chosen_queries(model.subject)
     results = _answers(model.index(), model, chosen)
-    other = gradindex.build(
-        model.folder / "index-1",
-        model=model.checkpoint,
-        data=model.folder / "pictures",
-        seed=1,
-        device="cpu",
-    )
+    other = model.build("index-1", seed=1)
     signs = signs_of(results, _answers(other, model, chosen))
     return {
         "rises": rises(losses_without_best(model), chosen).tolist(),
