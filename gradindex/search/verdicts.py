@@ -125,7 +125,10 @@ def verdict(hits: Sequence[Hit], standing: Standing, copy: Copy | None, fault: s
     which = f"the {len(named)} that {'stands' if one else 'stand'} out {'has' if one else 'have'}"
     if share < SHARE:
         percent = int(100 * share)  # not rounded up to a quarter
-        text = f"not attributable: of {of_all} {which} only {percent}% of all positive influence"
+        text = (
+            f"not attributable to few pictures: of {of_all} {which} only {percent}% of all"
+            " positive influence"
+        )
         return Verdict("nothing stands out", text + notes, [], q, share)
     text = f"attributable: of {of_all} {which} {share:.0%} of all positive influence{notes}"
     return Verdict("attributable", text, [hit.id for hit in named], q, share)

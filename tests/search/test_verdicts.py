@@ -207,8 +207,8 @@ def test_what_stands_out_with_little_influence_is_not() -> None:
     said = verdict(hits(30.0, 29.0, 3.0), Standing.of(scores), None)
     assert (said.kind, said.ids) == ("nothing stands out", [])
     assert said.text == (
-        "not attributable: of 1,802 training pictures the 2 that stand out have only 7% of all"
-        " positive influence"
+        "not attributable to few pictures: of 1,802 training pictures the 2 that stand out have"
+        " only 7% of all positive influence"
     )
     assert said.share == pytest.approx(59 / np.maximum(scores, 0).sum())
 
