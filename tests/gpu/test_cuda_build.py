@@ -154,7 +154,7 @@ def test_a_stopped_build_goes_on(
     write, written = Store.write, []
 
     def stops(self: Store, shard: Any, *args: Any) -> None:
-        if len(written) == 2:
+        if len(written) >= 2:
             raise KeyboardInterrupt
         write(self, shard, *args)
         written.append(shard.name)

@@ -393,7 +393,7 @@ def test_a_lora_is_measured_alone_and_read_again(tmp_path: Path) -> None:
 
 def test_a_subject_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        SystemExit, match="digits: no subject; give train, keep, builds, page, fashion"
+        SystemExit, match="digits: no subject; give train, keep, builds, removals, page, fashion"
     ):
         run(tmp_path, "cpu", ["train", "digits"])
 
