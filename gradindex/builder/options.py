@@ -22,8 +22,8 @@ MOST_TIMESTEPS = 100  # of a plain number: a larger one may be a timestep
 # How so many timesteps are chosen, by what stands before the number; it is meant, however large.
 GRIDS: dict[str, Callable[[int], Timesteps]] = {"even": int, "weighted": Weighted}
 RECORDED = "recorded"
-# Unless told otherwise: half of ten even ones' cost, and as true (docs/benchmarks/parts.md). Of an
-# own denoiser's noise nothing is known that could weight them.
+# Unless told otherwise: half of ten even ones' cost, and nearly as true
+# (docs/benchmarks/parts.md). Of an own denoiser's noise nothing is known that could weight them.
 USUAL, USUAL_OF_OWN = Weighted(5), 10
 
 

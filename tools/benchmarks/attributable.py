@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 import record
 from kept_losses import PARTS, restore_losses
-from parts_kinds import EVERYTHING
-from parts_products import SEEDS, products_file, read_products
-from parts_scores import Scoring, block_scores
+from parts_products import SEEDS
+from parts_scores import Scoring, mean_scores
 from parts_subjects import NAMES, MeasuredSubject, measured_subject
 from parts_timesteps import timestep_sets
 from subset_models import all_subset_losses, subsets
@@ -75,14 +74,8 @@ def measure(name: str, folder: Path, measured: MeasuredSubject) -> dict[str, Any
     for set_name in SETS:
         found[set_name] = {}
         for scoring_name, scoring in SCORINGS.items():
-            of_seeds = []
-            for seed in SEEDS:
-                products = (
-                    read_products(products_file(folder, subject, t, seed), 1, EVERYTHING)
-                    for t in timestep_sets()[set_name]
-                )
-                parts = [block_scores(one, subject.pictures, scoring) for one in products]
-                of_seeds.append(np.mean(parts, axis=0))
+            timesteps = timestep_sets()[set_name]
+            of_seeds = [mean_scores(folder, subject, timesteps, seed, scoring) for seed in SEEDS]
             found[set_name][scoring_name] = {
                 query_set: judged(
                     [scores[queries] for scores in of_seeds], halves, losses[:, queries]
@@ -167,9 +160,7 @@ def _share_rows(subjects: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for least in SHARES:
         row: dict[str, Any] = {"share of the influence": f"{least:.0%}"}
         for subject in subjects:
-            share, t = (_both(subject[USUAL_SET][USUAL], name) for name in ("share", "t"))
-            said = share >= least
-            row[subject["title"]] = f"{_true(t[said])} of {said.mean():.0%}"
+            row[subject["title"]] = _true_of_said(subject[USUAL_SET][USUAL], least)
         rows.append(row)
     return rows
 
@@ -181,16 +172,18 @@ def _scoring_rows(subjects: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
         for scoring in SCORINGS:
             row: dict[str, Any] = {"timesteps": set_name, "scores": scoring}
             for subject in subjects:
-                share, t = (_both(subject[set_name][scoring], name) for name in ("share", "t"))
-                said = share >= SHARE
-                row[subject["title"]] = f"{_true(t[said])} of {said.mean():.0%}"
+                row[subject["title"]] = _true_of_said(subject[set_name][scoring], SHARE)
             rows.append(row)
     return rows
 
 
-def _both(query_sets: Mapping[str, Mapping[str, list[float]]], name: str) -> np.ndarray:
-    """Values of all sets of queries."""
-    return np.concatenate([values[name] for values in query_sets.values()])
+def _true_of_said(query_sets: Mapping[str, Mapping[str, list[float]]], least: float) -> str:
+    """How much is true of what has a share of the influence, and how much that is, as text."""
+    share, t = (
+        np.concatenate([values[name] for values in query_sets.values()]) for name in ("share", "t")
+    )
+    said = share >= least
+    return f"{_true(t[said])} of {said.mean():.0%}"
 
 
 def _true(t: np.ndarray) -> str:

@@ -2,16 +2,13 @@
 
 from pathlib import Path
 
-import numpy as np
 from counterfactuals import Rises, counterfactuals
 from kept_losses import PARTS, restore_losses
-from parts_kinds import EVERYTHING
-from parts_products import SEEDS, products_file, read_products
+from parts_products import SEEDS
 from parts_results import pixel_scores
-from parts_scores import Scoring, block_scores
+from parts_scores import Scoring, mean_scores
 from parts_subjects import measured_subject
 from parts_timesteps import timestep_sets
-from subset_models import Subject
 
 from gradindex.search.whitening import DAMPING
 
@@ -28,15 +25,9 @@ def removals(work: Path) -> Rises:
     folder, subject = work / measured.folder, measured.subject
     folder.mkdir(parents=True, exist_ok=True)
     restore_losses(PARTS, NAME, folder, subject)
-    scores = {name: whitened_retrac(folder, subject, SETS[name]) for name in SETS}
+    scoring, sets = Scoring("retrac", DAMPING), timestep_sets()
+    scores = {
+        name: mean_scores(folder, subject, sets[set_name], SEEDS[0], scoring)
+        for name, set_name in SETS.items()
+    }
     return counterfactuals(folder, {**scores, "pixels": pixel_scores(folder, subject)}, subject)
-
-
-def whitened_retrac(folder: Path, subject: Subject, set_name: str) -> np.ndarray:
-    """Return the scores of one seed at a set of timesteps, [2 · queries, N]."""
-    scoring = Scoring("retrac", DAMPING)
-    products = (
-        read_products(products_file(folder, subject, t, SEEDS[0]), 1, EVERYTHING)
-        for t in timestep_sets()[set_name]
-    )
-    return np.mean([block_scores(one, subject.pictures, scoring) for one in products], axis=0)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from parts_kinds import EVERYTHING
 from parts_products import SEEDS, products_file, read_products
 from parts_timesteps import TIMESTEPS
 from subset_models import Subject, subsets
@@ -97,6 +98,16 @@ def block_scores(products: np.ndarray, pictures: int, scoring: Scoring) -> np.nd
         load = scoring.damping * moments.trace() or 1.0
         scores = np.linalg.solve(moments + load * np.eye(pictures), scores)
     return scores.T
+
+
+def mean_scores(
+    folder: Path, subject: Subject, timesteps: Sequence[int], seed: int, scoring: Scoring
+) -> np.ndarray:
+    """Return the scores of all parameters, their mean over timesteps, [2 · queries, N] float64."""
+    products = (
+        read_products(products_file(folder, subject, t, seed), 1, EVERYTHING) for t in timesteps
+    )
+    return np.mean([block_scores(one, subject.pictures, scoring) for one in products], axis=0)
 
 
 def predictions_file(folder: Path, subject: Subject, timestep: int, seed: int) -> Path:
