@@ -77,7 +77,7 @@ def data_damages(path: str | Path | Location, data: str | Path | None = None) ->
     store = Store.finished(path)
     dataset = _training_data(store, data)
     excluded = set(store.excluded)
-    for row in np.flatnonzero(dataset.sizes < 0).tolist():
+    for row in np.flatnonzero(~dataset.there).tolist():
         if row not in excluded:
             yield f"{dataset.sample_ids[row]!r} is gone"
     content_of = cache(dataset.content)

@@ -8,6 +8,9 @@ import numpy as np
 
 from gradindex.wording import counted
 
+LOOKED_AT = 20_000  # captions that are read for what is said of all
+KEPT = 2 * LOOKED_AT  # captions in memory
+
 
 class Caption(NamedTuple):
     """What a file or a cell says of a picture.
@@ -36,7 +39,7 @@ class Captions(Sequence[str | None]):
         of_more: for people, what `has_more` means of these: ("file has more lines", "files have
             more lines").
         notes: for people, what else is to be known.
-        known: {row: caption} of those that were read.
+        known: {row: caption} of some that were read.
     """
 
     length: int
@@ -64,9 +67,13 @@ class Captions(Sequence[str | None]):
 
     def caption(self, row: int) -> Caption:
         """Return the caption of picture number `row`, from 0, and whether it has more lines."""
-        if row not in self.known:
-            self.known[row] = self.read(row)
-        return self.known[row]
+        found = self.known.get(row)
+        if found is None:
+            found = self.read(row)
+            if len(self.known) >= KEPT:
+                self.known.clear()
+            self.known[row] = found
+        return found
 
 
 def in_order(captions: Sequence[str | None], positions: np.ndarray) -> Captions:
@@ -79,19 +86,12 @@ def in_order(captions: Sequence[str | None], positions: np.ndarray) -> Captions:
     ['c', None, 'a']
     """
     source = captions if isinstance(captions, Captions) else listed(captions)
-    moved = {}
-    if source.known:
-        moved = {
-            row: source.known[position]
-            for row, position in enumerate(positions.tolist())
-            if position in source.known
-        }
 
     def read(row: int) -> Caption:
         position = int(positions[row])
         return Caption(None) if position < 0 else source.caption(position)
 
-    return Captions(len(positions), read, source.origin, source.of_more, source.notes, moved)
+    return Captions(len(positions), read, source.origin, source.of_more, source.notes)
 
 
 def listed(texts: Sequence[str | None], origin: str = "a list") -> Captions:
@@ -106,7 +106,8 @@ def captions_text(captions: Sequence[str | None]) -> str:
     'captions: 1 distinct, 1 missing, at most 3 words; from files'
     """
     source = captions if isinstance(captions, Captions) else listed(captions)
-    found = [source.caption(row) for row in range(len(source))]
+    spaced = np.linspace(0, len(source) - 1, min(len(source), LOOKED_AT)).astype(int)
+    found = [source.caption(row) for row in spaced.tolist()]
     distinct = {caption.text for caption in found} - {None}
     missing = sum(caption.text is None for caption in found)
     words = max((len(text.split()) for text in distinct if text), default=0)
@@ -118,7 +119,8 @@ def captions_text(captions: Sequence[str | None]) -> str:
     if empty:
         counts.append(f"{empty:,} empty")
     counts.append(f"at most {words:,} word{'s' if words != 1 else ''}")
+    sample = f" ({len(found):,} of {len(source):,} looked at)" if len(found) < len(source) else ""
     parts = [", ".join(counts), f"from {source.origin}"]
     if more:
         parts.append(counted(more, *source.of_more))
-    return "captions: " + "; ".join([*parts, *source.notes])
+    return f"captions{sample}: " + "; ".join([*parts, *source.notes])

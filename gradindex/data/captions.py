@@ -7,19 +7,22 @@ dropped, as labels are.
 
 from dataclasses import replace
 
-from gradindex.data.caption_list import Caption, Captions, listed
+import numpy as np
+
+from gradindex.data.caption_list import LOOKED_AT, Caption, Captions, listed
 from gradindex.data.dataset import Dataset
 from gradindex.errors import CallError, DataError
 from gradindex.wording import counted, share
 
-MISSING_CAPTION = ("error", "empty")  # what becomes of pictures without a caption
+EMPTY = "empty"
+MISSING_CAPTION = ("error", EMPTY)  # what becomes of pictures without a caption
 TRIGGER = "[trigger]"  # ai-toolkit writes its trigger word, or nothing, in place of this
 
 
 def with_captions(dataset: Dataset, caption: str | None = None, missing: str = "error") -> Dataset:
     """Return the data set with a caption for each picture.
 
-    All captions are read. A picture that is not there needs none.
+    At most 20,000 captions are read, evenly spaced. A picture that is not there needs none.
 
     Args:
         caption: that of all pictures; None: those of the data set.
@@ -29,9 +32,9 @@ def with_captions(dataset: Dataset, caption: str | None = None, missing: str = "
         CallError: pictures have no caption, `missing` is another word, or `caption` is not text.
         DataError: a caption cannot be read, or has a placeholder of ai-toolkit's in it.
 
-    >>> import numpy as np
     >>> from gradindex.data.dataset import Columns
-    >>> dataset = Dataset("a", Columns(), ["x"], None, np.array([9]), lambda row: None)
+    >>> nothing = lambda row: None
+    >>> dataset = Dataset("a", Columns(), ["x"], None, np.array([True]), nothing, nothing)
     >>> list(with_captions(dataset, "a photo of sks dog").captions)
     ['a photo of sks dog']
     """
@@ -41,17 +44,18 @@ def with_captions(dataset: Dataset, caption: str | None = None, missing: str = "
         _check_text(caption)
     else:
         _check_captions(dataset, missing)
-    return same_captions(dataset, caption)
+    return same_captions(dataset, caption, missing)
 
 
-def same_captions(dataset: Dataset, caption: str | None = None) -> Dataset:
+def same_captions(dataset: Dataset, caption: str | None = None, missing: str = EMPTY) -> Dataset:
     """Return the data set with the captions that `with_captions` gave; nothing is read or checked.
 
-    A picture without one has the empty caption: a build that does not allow that has not begun. One
-    whose caption cannot be read any more has none, and so another fingerprint.
+    One whose caption cannot be read any more has none, and so another fingerprint.
 
     Args:
         caption: that of all pictures, as it was given to `with_captions`.
+        missing: "empty": a picture without one has the empty caption; "error": it has none, which
+            is an error where it is asked for.
     """
     own = dataset.captions
     if caption is not None:
@@ -69,7 +73,7 @@ def same_captions(dataset: Dataset, caption: str | None = None) -> Dataset:
             found = source.caption(row)
         except DataError:
             return Caption(None)
-        return Caption("") if found.text is None else found
+        return Caption("") if found.text is None and missing == EMPTY else found
 
     return replace(dataset, captions=replace(source, read=read, known={}))
 
@@ -89,23 +93,24 @@ def _check_captions(dataset: Dataset, missing: str) -> None:
     captions = dataset.captions
     lacking = []
     unfinished = []
-    for row in range(len(dataset)):
+    looked_at, sample = dataset.looked_at(np.arange(len(dataset)), LOOKED_AT)
+    for row in looked_at:
         text = None if captions is None else captions[row]
-        if text is None and dataset.sizes[row] >= 0:
+        if text is None:
             lacking.append(row)
-        if text is not None and TRIGGER in text:
+        elif TRIGGER in text:
             unfinished.append(row)
     if unfinished:
         raise DataError(
-            f"data {dataset.source}:"
+            f"data {dataset.source}{sample}:"
             f" {counted(len(unfinished), 'caption holds', 'captions hold')} {TRIGGER}"
             f" ({dataset.names(unfinished)}); write the trigger word of the training there, or"
             " give --caption TEXT for all pictures"
         )
     if lacking and missing == "error":
         raise CallError(
-            f"data {dataset.source}:"
-            f" {share(len(lacking), len(dataset), 'picture', 'has', 'have')} no caption"
+            f"data {dataset.source}{sample}:"
+            f" {share(len(lacking), len(looked_at), 'picture', 'has', 'have')} no caption"
             f" ({dataset.names(lacking)}); write it to a text file x.txt beside x.png, name a"
             " table's column with --caption-column, or give --caption TEXT for all pictures or"
             " --missing-caption empty"

@@ -38,7 +38,7 @@ FINGERPRINT_DIGITS = 8  # hex digits of a picture's fingerprint
 GONE = FINGERPRINT_DIGITS * "-"  # in place of the fingerprint of a picture that is not there
 NAMED_CLASSES = 20  # classes that `describe` names
 NAMED = 3  # pictures that a message names
-LOOKED_AT = 2000  # pictures that `Dataset.looked_at` gives at most
+LOOKED_AT = 2000  # pictures that are opened for a line about all
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,9 @@ class Dataset:
         sample_ids: N distinct strings: paths relative to a folder, the id column of a table, or its
             row numbers.
         labels: N class labels, int64, or None where there are none.
-        sizes: bytes of each encoded picture, [N] int64; −1 for one that is not there. They show,
-            without reading a picture, that it was changed.
+        there: [N] bool, whether the picture is there.
+        size_of: given the row number of one that is there, its bytes as it is encoded, 0 where
+            there are none. They show, without reading a picture, that it was changed.
         open_picture: given a row number, opens that picture with Pillow, which decodes nothing yet.
         classes: {class: label}, where classes have names.
         notes: lines for people about what was taken and what was left out.
@@ -84,7 +85,8 @@ class Dataset:
     columns: Columns
     sample_ids: Sequence[str]
     labels: np.ndarray | None
-    sizes: np.ndarray
+    there: np.ndarray
+    size_of: Callable[[int], int]
     open_picture: Callable[[int], Image.Image]
     classes: Mapping[str, int] = field(default_factory=dict)
     notes: Sequence[str] = ()
@@ -196,8 +198,9 @@ class Dataset:
     def describe(self) -> list[str]:
         """Return lines for people: the number of pictures, each class and its label, the notes.
 
-        >>> open_nothing = lambda row: Image.new("L", (1, 1))
-        >>> dataset = Dataset("a", Columns(), ["x"], np.array([0]), np.array([1]), open_nothing)
+        >>> nothing = lambda row: Image.new("L", (1, 1))
+        >>> known = Columns(), ["x"], np.array([0]), np.array([True])
+        >>> dataset = Dataset("a", *known, size_of=lambda row: 1, open_picture=nothing)
         >>> dataset.describe()
         ['a: 1 picture', 'labels: 0 (1)']
         """
@@ -231,11 +234,6 @@ class Dataset:
         Args:
             image, buckets: see `read`.
             rows: numbers of the pictures that are going to be read.
-
-        >>> open_nothing = lambda row: Image.new("L", (1, 1))
-        >>> dataset = Dataset("a", Columns(), ["x"], np.array([0]), np.array([1]), open_nothing)
-        >>> dataset.describe_changes((3, 8, 8), np.array([0]))
-        ['pictures: 1 grey, made colour; 1 resized to 8x8']
         """
         counts: Counter[str] = Counter()
         looked_at, sample = self.looked_at(rows)
@@ -251,13 +249,13 @@ class Dataset:
         texts = [f"{count} {change}" for change, count in counts.items() if count]
         return [f"pictures{sample}: {'; '.join(texts)}"] if texts else []
 
-    def looked_at(self, rows: np.ndarray) -> tuple[list[int], str]:
+    def looked_at(self, rows: np.ndarray, most: int = LOOKED_AT) -> tuple[list[int], str]:
         """Return some of these rows that have a picture, and a text of how many of them they are.
 
-        They are at most 2,000, evenly spaced; the text is empty where they are all.
+        They are at most `most`, evenly spaced; the text is empty where they are all.
         """
-        present = rows[self.sizes[rows] >= 0]
-        spaced = np.linspace(0, len(present) - 1, min(len(present), LOOKED_AT)).astype(int)
+        present = rows[self.there[rows]]
+        spaced = np.linspace(0, len(present) - 1, min(len(present), most)).astype(int)
         of_all = f" ({len(spaced):,} of {len(present):,} looked at)"
         return present[spaced].tolist(), of_all if len(spaced) < len(present) else ""
 
@@ -267,7 +265,7 @@ class Dataset:
 
     def _open(self, row: int) -> Image.Image:
         """Return picture number `row`, opened by Pillow; ValueError when it is not there."""
-        if self.sizes[row] < 0:
+        if not self.there[row]:
             raise ValueError("it is not there")
         return self.open_picture(row)
 
@@ -277,11 +275,10 @@ class Dataset:
         A picture that was exchanged for one of another size, label, caption or mask has another
         fingerprint, and one that is not there has `GONE`.
         """
-        size = int(self.sizes[row])
-        if size < 0:
+        if not self.there[row]:
             return GONE
         label = None if self.labels is None else int(self.labels[row])
-        facts: tuple[str | int | None, ...] = (self.sample_ids[row], label, size)
+        facts: tuple[str | int | None, ...] = (self.sample_ids[row], label, self.size_of(row))
         caption = None if self.captions is None else self.captions[row]
         if caption is not None:  # without one it is what it was before there were captions
             facts = (*facts, caption)
@@ -304,7 +301,7 @@ class Dataset:
     @cached_property
     def stats(self) -> FileStats:
         """Digests of size, time and inode of each picture's file, by its row number."""
-        return FileStats(self.source, self.sample_ids, self.sizes)
+        return FileStats(self.source, self.sample_ids, self.there)
 
     def in_order(self, sample_ids: Sequence[str], positions: np.ndarray) -> "Dataset":
         """Return the data set whose picture number i is this one's picture number `positions[i]`.
@@ -317,7 +314,8 @@ class Dataset:
             self,
             sample_ids=sample_ids,
             labels=None if self.labels is None else self.labels[positions],
-            sizes=np.where(positions < 0, -1, self.sizes[positions]),
+            there=np.where(positions < 0, False, self.there[positions]),
+            size_of=lambda row: self.size_of(int(positions[row])),
             open_picture=lambda row: self.open_picture(int(positions[row])),
             captions=None
             if self.captions is None
@@ -328,8 +326,9 @@ class Dataset:
     def positions(self, sample_ids: Iterable[str]) -> np.ndarray:
         """Return the row number of each id, int64; −1 for an id that is not there.
 
-        >>> open_nothing = lambda row: Image.new("L", (1, 1))
-        >>> dataset = Dataset("a", Columns(), ["x", "y"], None, np.array([1, 1]), open_nothing)
+        >>> nothing = lambda row: Image.new("L", (1, 1))
+        >>> known = Columns(), ["x", "y"], None, np.array([True, True])
+        >>> dataset = Dataset("a", *known, size_of=lambda row: 1, open_picture=nothing)
         >>> dataset.positions(["y", "z"])
         array([ 1, -1])
         """

@@ -15,6 +15,7 @@ from PIL import Image
 
 from gradindex.data.dataset import Columns, Dataset
 from gradindex.data.images import open_encoded, picture_suffixes
+from gradindex.data.picture_facts import file_size
 from gradindex.data.sidecars import SIDECAR_SUFFIXES, folder_captions
 from gradindex.data.splits import class_labels, counts_text, select_training
 from gradindex.errors import CallError, DataError
@@ -36,7 +37,7 @@ class Listing:
     """The files in a folder and the folders in it.
 
     Attributes:
-        sizes: {relative path with slashes: bytes} of the files that Pillow's suffixes say are
+        pictures: relative paths, with slashes, of the files that Pillow's suffixes say are
             pictures.
         tables: relative paths of Parquet files.
         others: {suffix: how many} of the other files that may hold pictures.
@@ -46,7 +47,7 @@ class Listing:
         sidecars: relative paths of files that may hold the caption of a picture beside them.
     """
 
-    sizes: dict[str, int] = field(default_factory=dict)
+    pictures: list[str] = field(default_factory=list)
     tables: list[str] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
     hidden: list[str] = field(default_factory=list)
@@ -87,7 +88,7 @@ def open_folder(path: Path, columns: Columns) -> Dataset:
             f"data {path}: a plain folder of pictures has no columns, only a table has; {advice}"
         )
     listing = list_files(path)
-    selection = select_training(sorted(listing.sizes))
+    selection = select_training(sorted(listing.pictures))
     problems = listing.problems()
     if selection.left_out:
         problems.insert(0, str(selection))
@@ -105,7 +106,8 @@ def open_folder(path: Path, columns: Columns) -> Dataset:
         columns=columns,
         sample_ids=sample_ids,
         labels=labels,
-        sizes=np.array([listing.sizes[file] for file in files], np.int64),
+        there=np.ones(len(files), bool),
+        size_of=lambda row: file_size(str(path / files[row])),
         open_picture=open_picture,
         classes=classes,
         notes=[f"hidden, left out: {_named(listing.hidden)}"] if listing.hidden else [],
@@ -118,7 +120,7 @@ def list_files(path: Path, *, until_picture: bool = False) -> Listing:
     """Return the files in a folder and the folders in it; links to folders are followed.
 
     Hidden files and folders (`.name`) and system folders (`__name`) are left out, as `datasets`
-    leaves them out.
+    leaves them out. No file is looked at but for its name and kind, which the folder tells.
 
     Args:
         until_picture: end at the first picture, where it is only asked whether there is one.
@@ -151,7 +153,7 @@ def list_files(path: Path, *, until_picture: bool = False) -> Listing:
                 listing.dangling.append(name)
             elif entry.is_file():
                 _add_file(listing, entry, name, suffixes)
-                if until_picture and listing.sizes:
+                if until_picture and listing.pictures:
                     return listing
             else:
                 listing.others["no file"] += 1  # a pipe, a socket, a device
@@ -172,7 +174,7 @@ def _add_file(listing: Listing, entry: os.DirEntry[str], name: str, suffixes: se
     """Put a file where it belongs in a listing."""
     suffix = os.path.splitext(name)[1].lower()
     if suffix in suffixes:
-        listing.sizes[name] = entry.stat().st_size
+        listing.pictures.append(name)
     elif suffix == ".parquet":
         listing.tables.append(name)
     elif suffix in SIDECAR_SUFFIXES:

@@ -96,7 +96,7 @@ class LatentDataset(Dataset):
     def stats(self) -> FileStats:
         """Digests of size, time and inode of both files of each picture, by its row number."""
         beside = self.latent_files.__getitem__
-        return FileStats(self.source, self.sample_ids, self.sizes, beside)
+        return FileStats(self.source, self.sample_ids, self.there, beside)
 
     def in_order(self, sample_ids: Sequence[str], positions: np.ndarray) -> Dataset:
         """Return the data set in another order; see `Dataset.in_order`."""
@@ -176,7 +176,7 @@ def check_latent_files(dataset: LatentDataset, kind: str | None, factor: int) ->
         raise CallError(
             "latents = 'npz': taken for Stable Diffusion 1, 2 and XL alone; give latents = 'sample'"
         )
-    present = [row for row in range(len(dataset)) if dataset.sizes[row] >= 0]
+    present = np.flatnonzero(dataset.there).tolist()
     files = {row: dataset.latent_files[row] for row in present}
     lacking = [quoted(dataset.sample_ids[row]) for row, file in files.items() if file is None]
     if lacking:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from gradindex.data.dataset import Dataset
 from gradindex.data.folder import list_files, sample_id
 from gradindex.data.mask_files import Masks
@@ -55,7 +57,7 @@ def with_masks(dataset: Dataset, masks: str | Path) -> Dataset:
     files = masked.masks.files
     if files is None:
         return masked
-    present = [row for row in range(len(dataset)) if dataset.sizes[row] >= 0]
+    present = np.flatnonzero(dataset.there).tolist()
     lacking = [row for row in present if files[row] is None]
     if lacking:
         raise CallError(
@@ -84,7 +86,7 @@ def add_masks(dataset: Dataset, masks: str | Path) -> Dataset:
             f"masks {folder}: no such folder; put them back, or run the same build with"
             " masks = NEW, where they are now"
         )
-    names = sorted(list_files(folder).sizes, reverse=True)
+    names = sorted(list_files(folder).pictures, reverse=True)
     # The first of several suffixes counts, and a file's whole name before that without its suffix.
     name_of = {os.path.splitext(sample_id(name))[0]: name for name in names}
     name_of |= {sample_id(name): name for name in names}

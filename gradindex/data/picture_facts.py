@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +36,15 @@ def content_digest(picture: Image.Image) -> str:
     return digest[:CONTENT_DIGITS]
 
 
+def file_size(path: str | None) -> int:
+    """Return the bytes of a file; 0 where there is none."""
+    try:
+        status = os.stat(path or "")
+    except (OSError, ValueError):  # such as a name too long for a file
+        return 0
+    return status.st_size if stat.S_ISREG(status.st_mode) else 0
+
+
 class FileStats:
     """Digests of size, time and inode of pictures' files, which are looked at when asked for.
 
@@ -44,7 +54,7 @@ class FileStats:
     Args:
         source: the path that a data set was opened from; there are no facts of a name on the hub.
         sample_ids: the N ids of its pictures.
-        sizes: of the pictures, [N]; below 0 for one that is not there.
+        there: [N] bool, which pictures are there.
         beside: given a row number, another file that the picture is made of.
     """
 
@@ -52,11 +62,11 @@ class FileStats:
         self,
         source: str,
         sample_ids: Sequence[str],
-        sizes: np.ndarray,
+        there: np.ndarray,
         beside: Callable[[int], Path | None] | None = None,
     ) -> None:
         self._folder = Path(source)
-        self._ids, self._sizes, self._beside = sample_ids, sizes, beside
+        self._ids, self._there, self._beside = sample_ids, there, beside
         self._digests = np.zeros(len(sample_ids), f"S{STAT_DIGITS}")  # empty until asked for
 
     def __getitem__(self, row: int) -> bytes:
@@ -77,7 +87,7 @@ class FileStats:
     @cached_property
     def _of_all(self) -> str | None:
         """The digest of all files of a table; None where ids are paths of files."""
-        looked_at = np.flatnonzero(self._sizes >= 0)[:LOOKED_AT].tolist()
+        looked_at = np.flatnonzero(self._there)[:LOOKED_AT].tolist()
         if self._folder.is_dir():
             for row in looked_at:
                 if stat_digest(self._folder, [self._ids[row]]) != NO_STAT:

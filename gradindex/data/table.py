@@ -9,6 +9,7 @@ text file beside it in an image folder.
 import io
 import posixpath
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ from gradindex.data.metadata import (
     relative_name,
     text_columns,
 )
+from gradindex.data.picture_facts import file_size
 from gradindex.data.sidecars import folder_captions
 from gradindex.data.splits import (
     TRAIN,
@@ -41,7 +43,6 @@ from gradindex.data.table_columns import (
     cells_of,
     class_labels,
     column_captions,
-    file_size,
     holds_pictures,
     image_column_of,
     require_column,
@@ -90,7 +91,7 @@ def is_table(path: Path, columns: Columns) -> bool:
     if any(_has_pictures(file, columns) for file in shallow):
         return True
     listing = list_files(path, until_picture=True)
-    return bool(listing.tables) and not listing.sizes
+    return bool(listing.tables) and not listing.pictures
 
 
 def open_table(source: str, path: Path, columns: Columns) -> Dataset:
@@ -144,7 +145,8 @@ def open_table(source: str, path: Path, columns: Columns) -> Dataset:
         columns=columns,
         sample_ids=row_ids(source, rows, columns.id, names),
         labels=labels,
-        sizes=_picture_sizes(rows, image_column),
+        there=np.ones(len(rows), bool),
+        size_of=_picture_sizes(rows, image_column),
         open_picture=open_picture,
         classes=classes,
         notes=table.notes,
@@ -245,10 +247,10 @@ def _read_parquet_folder(source: str, path: Path) -> _Table:
         others = Counter(split_of_table(name) or "others" for name in names if name not in kept)
         notes.append(f"takes {len(kept)} tables for training, leaves out {counts_text(others)}")
     warnings = []
-    if listing.sizes:
+    if listing.pictures:
         warnings.append(
-            f"its tables are taken; {len(listing.sizes)} picture files beside them are left out,"
-            f" such as {min(listing.sizes)!r}"
+            f"its tables are taken; {len(listing.pictures)} picture files beside them are left out,"
+            f" such as {min(listing.pictures)!r}"
         )
     return _Table(read_parquet([path / name for name in kept]), notes=notes, warnings=warnings)
 
@@ -283,7 +285,7 @@ def _read_metadata(root: Path, metadata: Path) -> _Table:
         warnings.append(str(selection))
         kept_names = set(selection.kept)
         rows = rows.take([row for row, name in enumerate(named) if name in kept_names])
-    unlisted = sorted(list_files(root).sizes.keys() - set(named))
+    unlisted = sorted(set(list_files(root).pictures).difference(named))
     if unlisted:
         warnings.append(
             f"{counted(len(unlisted), 'picture there has', 'pictures there have')} no row in"
@@ -313,19 +315,24 @@ def _has_pictures(file: Path, columns: Columns) -> bool:
     return columns.image in types or any(holds_pictures(*item) for item in types.items())
 
 
-def _picture_sizes(rows: "datasets.Dataset", image_column: str) -> np.ndarray:
-    """Return the bytes of each encoded picture, [N] int64; 0 where there is no picture.
+def _picture_sizes(rows: "datasets.Dataset", image_column: str) -> Callable[[int], int]:
+    """Return what gives the bytes of a row's encoded picture; 0 where there is no picture.
 
-    They come from Arrow's offsets and from the file system: no picture is read.
+    They come from Arrow's offsets, or from the file system when they are asked for: no picture is
+    read.
     """
     import pyarrow.compute as pc
 
-    sizes = [np.empty(0, np.int64)]
+    lengths = [np.empty(0, np.int64)]
     for chunk in rows.data.column(image_column).chunks:
-        lengths = pc.fill_null(pc.binary_length(chunk.field("bytes")), 0)
-        of_chunk = lengths.to_numpy(zero_copy_only=False).astype(np.int64)
-        paths = chunk.field("path")
-        for row in np.flatnonzero(of_chunk == 0).tolist():  # those in files of their own
-            of_chunk[row] = file_size(paths[row].as_py())
-        sizes.append(of_chunk)
-    return np.concatenate(sizes)
+        of_chunk = pc.fill_null(pc.binary_length(chunk.field("bytes")), 0)
+        lengths.append(of_chunk.to_numpy(zero_copy_only=False).astype(np.int64))
+    length_of = np.concatenate(lengths)
+
+    def size_of(row: int) -> int:
+        if length_of[row]:
+            return int(length_of[row])
+        cell = rows[row][image_column] or {}
+        return file_size(cell.get("path"))
+
+    return size_of

@@ -5,7 +5,6 @@ Rows are a `datasets.Dataset`; no library is imported here.
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -196,12 +195,3 @@ def row_ids(
                 " id, or name another column"
             )
     return [str(value) for value in values]
-
-
-def file_size(path: str | None) -> int:
-    """Return the bytes of a file; 0 where there is none."""
-    file = Path(path or "")
-    try:
-        return file.stat().st_size if file.is_file() else 0
-    except OSError:  # a name too long for a file
-        return 0

@@ -202,7 +202,7 @@ def _queries_of(store: Store, dataset: Dataset, options: Any) -> Iterator[Query]
     Raises:
         CallError: the options do not fit. DataError: a picture cannot be read.
     """
-    present = np.flatnonzero(dataset.sizes >= 0)
+    present = np.flatnonzero(dataset.there)
     if absent := len(dataset) - len(present):
         warnings.warn(f"data {dataset.source}: {absent} pictures are not there", stacklevel=2)
     for start in range(0, len(present), GROUP):

@@ -13,6 +13,8 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
+from gradindex.data import caption_list
+from gradindex.data import captions as captions_of_builds
 from gradindex.data.captions import same_captions, with_captions
 from gradindex.data.dataset import Columns, Dataset
 from gradindex.data.opening import open_dataset
@@ -38,7 +40,7 @@ def captions(dataset: Dataset) -> list[str | None] | None:
 
 
 def caption_lines(dataset: Dataset) -> list[str]:
-    return [line for line in dataset.describe() if line.startswith("captions: ")]
+    return [line for line in dataset.describe() if line.startswith("captions")]
 
 
 def metadata(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -320,6 +322,45 @@ def test_the_same_captions_again_without_checks(tmp_path: Path) -> None:
     lists = replace(open_dataset(tmp_path), captions=["x", None])
     assert captions(same_captions(lists)) == ["x", ""]
     assert captions(same_captions(lists, "all")) == ["all", "all"]
+
+
+def test_of_many_captions_some_are_read_before_a_build_and_the_others_when_they_are_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (caption_list, captions_of_builds):
+        monkeypatch.setattr(module, "LOOKED_AT", 3)
+    fill(tmp_path, *[f"{n}.png" for n in range(6)])
+    for n in (0, 2, 3, 5):
+        (tmp_path / f"{n}.txt").write_text(f"dog {n}")
+    settled = with_captions(open_dataset(tmp_path))  # looks at 0, 2 and 5
+    assert caption_lines(settled) == [
+        "captions (3 of 6 looked at): 3 distinct, at most 2 words; from .txt files beside the"
+        " pictures"
+    ]
+    assert settled.captions_of([3]) == ["dog 3"]
+    with pytest.raises(DataError, match=r"'4\.png' has no caption; give one"):
+        settled.captions_of([4])
+    assert with_captions(open_dataset(tmp_path), missing="empty").captions_of([4]) == [""]
+    (tmp_path / "2.txt").unlink()
+    with pytest.raises(CallError, match=r"\(3 of 6 looked at\): 1 of 3 pictures has no caption"):
+        with_captions(open_dataset(tmp_path))
+
+
+def test_captions_in_memory_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caption_list, "KEPT", 3)
+    read = []
+
+    def read_caption(row: int) -> caption_list.Caption:
+        read.append(row)
+        return caption_list.Caption(str(row))
+
+    texts = caption_list.Captions(5, read_caption, "a list")
+    assert list(texts) == list("01234")
+    assert read == [0, 1, 2, 3, 4]
+    assert len(texts.known) <= 3
+    assert texts[4] == "4"
+    assert texts[0] == "0"
+    assert read == [0, 1, 2, 3, 4, 0]
 
 
 # --- what an index keeps -------------------------------------------------------------------------

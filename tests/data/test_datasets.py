@@ -204,7 +204,22 @@ def test_words_of_splits_in_file_names_are_letters(tmp_path: Path, kind: str) ->
     assert dataset.labels is not None
     assert dataset.labels.tolist() == [7] * 5
     assert dataset.picture(2, IMAGE).shape == IMAGE
-    assert dataset.sizes.tolist() == [(root / name).stat().st_size for name in names]
+    assert [dataset.size_of(row) for row in range(len(dataset))] == [
+        (root / name).stat().st_size for name in names
+    ]
+
+
+@pytest.mark.parametrize("is_table", [False, True])
+def test_a_file_is_looked_at_when_it_is_asked_for(tmp_path: Path, is_table: bool) -> None:
+    root = fill(tmp_path, "a.png", "b.png", "c.png")
+    if is_table:
+        write_metadata(root, "jsonl", [{"file_name": f"{name}.png"} for name in "abc"])
+    dataset = open_dataset(root)
+    (root / "b.png").write_bytes(b"12345")  # after the folder was listed
+    (root / "c.png").unlink()
+    assert dataset.size_of(0) == (root / "a.png").stat().st_size
+    assert [dataset.size_of(1), dataset.size_of(2)] == [5, 0]
+    assert dataset.there.tolist() == 3 * [True]
 
 
 def test_pictures_without_metadata_and_metadata_without_pictures(tmp_path: Path) -> None:

@@ -245,7 +245,8 @@ def test_two_thousand_pictures_are_looked_at_at_the_most() -> None:
         return Image.new("RGB", (9, 8))
 
     ids = [str(row) for row in range(5000)]
-    dataset = Dataset("set", Columns(), ids, None, np.ones(5000, np.int64), open_picture)
+    there = np.ones(5000, bool)
+    dataset = Dataset("set", Columns(), ids, None, there, lambda row: 1, open_picture)
     lines = dataset.describe_changes(IMAGE, np.arange(1000, 5000))
     assert lines == ["pictures (2,000 of 4,000 looked at): 2000 resized to 8x8"]
     assert (len(opened), opened[0], opened[-1]) == (2000, 1000, 4999)
