@@ -74,4 +74,5 @@ def test_all_scores_as_a_table_are_the_scores(folder: Path) -> None:
     hits = pandas.read_parquet(folder / "all.parquet")
     for picture in asked:
         own = hits[hits["picture"] == picture].set_index("id")["score"]
-        np.testing.assert_allclose(read[picture][own.index], own, rtol=1e-4)
+        # Rounding is a part of the largest score, whichever batches the gradients were taken in.
+        np.testing.assert_allclose(read[picture][own.index], own, atol=1e-4 * own.max())
