@@ -15,7 +15,7 @@ from typing import Any
 
 from gradindex.builder.continuation import (
     as_begun,
-    begun_timesteps,
+    as_begun_options,
     continue_or_create,
     in_store_order,
 )
@@ -201,13 +201,15 @@ def build(
     require_faiss()
     if ray is not None:
         require_ray()
+    timesteps, begun = as_begun_options(location, timesteps, log)
     options = BuildOptions(
         model=model,
         data=data,
         checkpoints=checkpoints,
         scheduler=scheduler,
         columns=columns,
-        timesteps=begun_timesteps(location, log) if timesteps is None else timesteps,
+        timesteps=timesteps,
+        begun=begun,
         log=log,
         events=events,
         missing=missing,

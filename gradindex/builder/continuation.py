@@ -19,6 +19,7 @@ from gradindex.gradients.projection import TWO_SIDED
 from gradindex.gradients.weighting import one_spelling
 from gradindex.models.checkpoints import Checkpoints
 from gradindex.models.denoiser import Denoiser
+from gradindex.models.processes import Timesteps
 from gradindex.recipe import Recipe, require_order
 from gradindex.store.disk import Disk
 from gradindex.store.location import Location
@@ -56,21 +57,26 @@ def continue_or_create(
     return _create_store(location, plan)
 
 
-def begun_timesteps(location: Location, log: str | Path | None) -> list[float] | str | None:
-    """Return the timesteps of the index that is there: going on keeps them, whatever is usual now.
+def as_begun_options(
+    location: Location, timesteps: Timesteps | str | None, log: str | Path | None
+) -> tuple[Timesteps | str | None, Recipe | None]:
+    """Return `timesteps` and `begun` of the options of a build that may go on with an index.
+
+    Going on keeps the index's timesteps, whatever is usual now. Where there is no index whose
+    header can be read, or one of recorded timesteps without a log, the build says what is wrong.
 
     Args:
-        log: of the build, which recorded ones need.
-
-    Returns:
-        None where there is no index whose header can be read, or one of recorded ones without a
-        log: the build says what is wrong of it.
+        timesteps: asked for; None: none were. log: of the build, which recorded ones need.
     """
+    if timesteps is not None:
+        return timesteps, None
     try:
-        recipe = Recipe.from_json(read_header(location).recipe)
+        begun = Recipe.from_json(read_header(location).recipe)
     except GradindexError:
-        return None
-    return list(recipe.timesteps) or (None if log is None else RECORDED)
+        return None, None
+    if not begun.timesteps and log is not None:
+        return RECORDED, None
+    return None, begun
 
 
 def _continue_store(

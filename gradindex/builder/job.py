@@ -8,7 +8,7 @@ from typing import Self
 
 import numpy as np
 
-from gradindex.data.dataset import GONE, Dataset
+from gradindex.data.dataset import Dataset
 from gradindex.data.images import DecodedPicture
 from gradindex.data.training_log import TrainingLog
 from gradindex.errors import CallError, DataError
@@ -123,7 +123,7 @@ class BuildJob:
         It was removed and is gone, or the training log has no events for it and such pictures are
         skipped.
         """
-        if self.dataset.fingerprint(row) == GONE:
+        if not self.dataset.there[row]:
             return True
         if self.recorded is None:
             return False

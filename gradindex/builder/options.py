@@ -15,7 +15,17 @@ from gradindex.errors import CallError
 from gradindex.gradients.projection import PROJECTIONS
 from gradindex.models.devices import DTYPES
 from gradindex.models.processes import Timesteps, Weighted
-from gradindex.recipe import LATENTS, LOSSES, MEAN, NOISES, OUTPUTS, ROWS, require, require_positive
+from gradindex.recipe import (
+    LATENTS,
+    LOSSES,
+    MEAN,
+    NOISES,
+    OUTPUTS,
+    ROWS,
+    Recipe,
+    require,
+    require_positive,
+)
 from gradindex.store.soundness import LARGEST_SIDE
 
 MOST_TIMESTEPS = 100  # of a plain number: a larger one may be a timestep
@@ -94,7 +104,7 @@ class BuildOptions:
         columns: picture, id and label columns of a `datasets` table.
         timesteps: how many, evenly spaced; or which; or "even:N", N evenly spaced, of which there
             may be more than `MOST_TIMESTEPS`; or "weighted:N", see `Weighted`; or "recorded", those
-            of the log; None for the usual ones.
+            of the log; None for the usual ones, see `begun`.
         log: what a training run drew, see `open_log`; None for a grid of timesteps.
         events: how many of a picture's last recorded events.
         missing: what a picture gets that has fewer events, one of `MISSING`.
@@ -125,6 +135,7 @@ class BuildOptions:
         skip_bad: whether pictures that cannot be read are left out, instead of stopping the build.
         adapters: {path of an adapter of the model: its weight}, paths alone, or one path; None:
             gradients are of the model's own weights.
+        begun: of the index that is there, whose timesteps are the usual ones of the same scheduler.
 
     Raises:
         CallError: an option has a value that is not allowed, or does not fit another one.
@@ -163,6 +174,7 @@ class BuildOptions:
     masks: str | Path | None = None
     denoiser: Any = None
     adapters: Mapping[str, float | None] | Sequence[str | Path] | str | Path | None = None
+    begun: Recipe | None = None
 
     def __post_init__(self) -> None:
         require("noise", self.noise_or_default, NOISES)

@@ -183,7 +183,10 @@ def _make_recipe(options: BuildOptions, denoisers: Checkpoints) -> Recipe:
     names = choose_parameters(first, params, part)
     parameter_count = count_parameters(first, names)
     recorded = options.log is not None
-    timesteps = () if recorded else first.process.grid(options.grid_timesteps)
+    grid, begun = options.grid_timesteps, options.begun
+    if begun is not None and begun.timesteps and begun.scheduler == model_fields["scheduler"]:
+        grid = begun.timesteps
+    timesteps = () if recorded else first.process.grid(grid)
     timestep_weights(options.weighting, first.process, timesteps or first.process.grid(1))
     two_sided = options.projection == "auto"
     return Recipe(

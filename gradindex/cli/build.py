@@ -248,7 +248,7 @@ def build(
 ) -> None:
     """Build INDEX over a training set; stopped and run again, it goes on where it was."""
     from gradindex.builder.build import build as build_index
-    from gradindex.builder.continuation import begun_timesteps
+    from gradindex.builder.continuation import as_begun_options
     from gradindex.data.dataset import Columns
     from gradindex.report.info import describe
     from gradindex.store.location import locate
@@ -256,8 +256,8 @@ def build(
     keep_freed_memory()
     options["columns"] = Columns(image_column, id_column, label_column, caption_column)
     if dry_run:
-        if options["timesteps"] is None:
-            options["timesteps"] = begun_timesteps(locate(index), options["log"])
+        asked = locate(index), options["timesteps"], options["log"]
+        options["timesteps"], options["begun"] = as_begun_options(*asked)
         click.echo(_estimate(**options))
     else:
         store = build_index(index, **options).store

@@ -1,6 +1,6 @@
 """The captions of a data set's pictures, each read when it is first asked for."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, overload
 
@@ -85,7 +85,7 @@ def in_order(captions: Sequence[str | None], positions: np.ndarray) -> Captions:
     >>> list(in_order(["a", None, "c"], np.array([2, -1, 0])))
     ['c', None, 'a']
     """
-    source = captions if isinstance(captions, Captions) else listed(captions)
+    source = listed(captions)
 
     def read(row: int) -> Caption:
         position = int(positions[row])
@@ -95,19 +95,23 @@ def in_order(captions: Sequence[str | None], positions: np.ndarray) -> Captions:
 
 
 def listed(texts: Sequence[str | None], origin: str = "a list") -> Captions:
-    """Return captions that are there already as a list."""
+    """Return captions that are there already as a list; `Captions` as they are."""
+    if isinstance(texts, Captions):
+        return texts
     return Captions(len(texts), lambda row: Caption(texts[row]), origin)
 
 
-def captions_text(captions: Sequence[str | None]) -> str:
+def captions_text(captions: Sequence[str | None], rows: Iterable[int], sample: str = "") -> str:
     """Return a line for people: how many distinct captions, how many missing, the longest, origin.
 
-    >>> captions_text(listed(["a red dog", None, "a red dog"], "files"))
+    Args:
+        rows: that are looked at. sample: how many they are of how many; empty: all.
+
+    >>> captions_text(listed(["a red dog", None, "a red dog"], "files"), range(3))
     'captions: 1 distinct, 1 missing, at most 3 words; from files'
     """
-    source = captions if isinstance(captions, Captions) else listed(captions)
-    spaced = np.linspace(0, len(source) - 1, min(len(source), LOOKED_AT)).astype(int)
-    found = [source.caption(row) for row in spaced.tolist()]
+    source = listed(captions)
+    found = [source.caption(row) for row in rows]
     distinct = {caption.text for caption in found} - {None}
     missing = sum(caption.text is None for caption in found)
     words = max((len(text.split()) for text in distinct if text), default=0)
@@ -119,7 +123,6 @@ def captions_text(captions: Sequence[str | None]) -> str:
     if empty:
         counts.append(f"{empty:,} empty")
     counts.append(f"at most {words:,} word{'s' if words != 1 else ''}")
-    sample = f" ({len(found):,} of {len(source):,} looked at)" if len(found) < len(source) else ""
     parts = [", ".join(counts), f"from {source.origin}"]
     if more:
         parts.append(counted(more, *source.of_more))

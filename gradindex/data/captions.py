@@ -5,6 +5,7 @@ pictures of an index. Both are for models with text encoders: for others a data 
 dropped, as labels are.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,15 +15,15 @@ from gradindex.data.dataset import Dataset
 from gradindex.errors import CallError, DataError
 from gradindex.wording import counted, share
 
-EMPTY = "empty"
-MISSING_CAPTION = ("error", EMPTY)  # what becomes of pictures without a caption
+MISSING_CAPTION = ("error", "empty")  # what becomes of pictures without a caption
 TRIGGER = "[trigger]"  # ai-toolkit writes its trigger word, or nothing, in place of this
 
 
 def with_captions(dataset: Dataset, caption: str | None = None, missing: str = "error") -> Dataset:
     """Return the data set with a caption for each picture.
 
-    At most 20,000 captions are read, evenly spaced. A picture that is not there needs none.
+    At most 20,000 captions are read now, evenly spaced; what is wrong with another one is an error
+    when it is asked for. A picture that is not there needs none.
 
     Args:
         caption: that of all pictures; None: those of the data set.
@@ -42,20 +43,29 @@ def with_captions(dataset: Dataset, caption: str | None = None, missing: str = "
         raise CallError(f"missing_caption = {missing!r}: give one of {', '.join(MISSING_CAPTION)}")
     if caption is not None:
         _check_text(caption)
-    else:
-        _check_captions(dataset, missing)
-    return same_captions(dataset, caption, missing)
+        return same_captions(dataset, caption)
+    rows, sample = dataset.looked_at(np.arange(len(dataset)), LOOKED_AT)
+    _check_captions(dataset, rows, missing, sample)
+    if dataset.captions is None:
+        return same_captions(dataset)
+    source = listed(dataset.captions)
+
+    def read(row: int) -> Caption:
+        _check_captions(dataset, [row], missing)
+        found = source.caption(row)
+        return Caption("") if found.text is None else found
+
+    return replace(dataset, captions=replace(source, read=read, known={}))
 
 
-def same_captions(dataset: Dataset, caption: str | None = None, missing: str = EMPTY) -> Dataset:
+def same_captions(dataset: Dataset, caption: str | None = None) -> Dataset:
     """Return the data set with the captions that `with_captions` gave; nothing is read or checked.
 
-    One whose caption cannot be read any more has none, and so another fingerprint.
+    A picture without one has the empty caption: a build that does not allow that has not begun. One
+    whose caption cannot be read any more has none, and so another fingerprint.
 
     Args:
         caption: that of all pictures, as it was given to `with_captions`.
-        missing: "empty": a picture without one has the empty caption; "error": it has none, which
-            is an error where it is asked for.
     """
     own = dataset.captions
     if caption is not None:
@@ -66,14 +76,14 @@ def same_captions(dataset: Dataset, caption: str | None = None, missing: str = E
     if own is None:
         empty = Captions(len(dataset), lambda _: Caption(""), "--missing-caption empty")
         return replace(dataset, captions=empty)
-    source = own if isinstance(own, Captions) else listed(own)
+    source = listed(own)
 
     def read(row: int) -> Caption:
         try:
             found = source.caption(row)
         except DataError:
             return Caption(None)
-        return Caption("") if found.text is None and missing == EMPTY else found
+        return Caption("") if found.text is None else found
 
     return replace(dataset, captions=replace(source, read=read, known={}))
 
@@ -88,13 +98,16 @@ def _check_text(caption: str) -> None:
         raise CallError(f"caption = {caption!r}: not UTF-8") from error
 
 
-def _check_captions(dataset: Dataset, missing: str) -> None:
-    """Raise an error where pictures that are there lack a caption, or where it is unfinished."""
+def _check_captions(dataset: Dataset, rows: Sequence[int], missing: str, sample: str = "") -> None:
+    """Raise an error where some pictures lack a caption, or where it is unfinished.
+
+    Args:
+        sample: how many they are of how many, for people; empty: that does not matter.
+    """
     captions = dataset.captions
     lacking = []
     unfinished = []
-    looked_at, sample = dataset.looked_at(np.arange(len(dataset)), LOOKED_AT)
-    for row in looked_at:
+    for row in rows:
         text = None if captions is None else captions[row]
         if text is None:
             lacking.append(row)
@@ -110,7 +123,7 @@ def _check_captions(dataset: Dataset, missing: str) -> None:
     if lacking and missing == "error":
         raise CallError(
             f"data {dataset.source}{sample}:"
-            f" {share(len(lacking), len(looked_at), 'picture', 'has', 'have')} no caption"
+            f" {share(len(lacking), len(rows), 'picture', 'has', 'have')} no caption"
             f" ({dataset.names(lacking)}); write it to a text file x.txt beside x.png, name a"
             " table's column with --caption-column, or give --caption TEXT for all pictures or"
             " --missing-caption empty"

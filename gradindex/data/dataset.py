@@ -208,7 +208,8 @@ class Dataset:
         if self.labels is not None:
             lines.append(f"labels: {self._labels_text(self.labels)}")
         if self.captions is not None:
-            lines.append(caption_list.captions_text(self.captions))
+            rows, sample = self.looked_at(np.arange(len(self)), caption_list.LOOKED_AT)
+            lines.append(caption_list.captions_text(self.captions, rows, sample))
         return [*lines, *self.notes]
 
     def _labels_text(self, labels: np.ndarray) -> str:

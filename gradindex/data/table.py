@@ -130,8 +130,10 @@ def open_table(source: str, path: Path, columns: Columns) -> Dataset:
         captions = folder_captions(path, names, list_files(path).sidecars)
     faults = table.faults.get(image_column, {})
 
+    cells = rows.data.column(image_column)
+
     def open_picture(row: int) -> Image.Image:
-        cell = rows[row][image_column]
+        cell = cells[row].as_py()
         if row in faults:
             raise ValueError(faults[row])
         if cell is None or (cell["bytes"] is None and cell["path"] is None):
@@ -146,7 +148,7 @@ def open_table(source: str, path: Path, columns: Columns) -> Dataset:
         sample_ids=row_ids(source, rows, columns.id, names),
         labels=labels,
         there=np.ones(len(rows), bool),
-        size_of=_picture_sizes(rows, image_column),
+        size_of=_picture_sizes(cells),
         open_picture=open_picture,
         classes=classes,
         notes=table.notes,
@@ -315,16 +317,19 @@ def _has_pictures(file: Path, columns: Columns) -> bool:
     return columns.image in types or any(holds_pictures(*item) for item in types.items())
 
 
-def _picture_sizes(rows: "datasets.Dataset", image_column: str) -> Callable[[int], int]:
+def _picture_sizes(cells: Any) -> Callable[[int], int]:
     """Return what gives the bytes of a row's encoded picture; 0 where there is no picture.
 
     They come from Arrow's offsets, or from the file system when they are asked for: no picture is
     read.
+
+    Args:
+        cells: the column of pictures.
     """
     import pyarrow.compute as pc
 
     lengths = [np.empty(0, np.int64)]
-    for chunk in rows.data.column(image_column).chunks:
+    for chunk in cells.chunks:
         of_chunk = pc.fill_null(pc.binary_length(chunk.field("bytes")), 0)
         lengths.append(of_chunk.to_numpy(zero_copy_only=False).astype(np.int64))
     length_of = np.concatenate(lengths)
@@ -332,7 +337,7 @@ def _picture_sizes(rows: "datasets.Dataset", image_column: str) -> Callable[[int
     def size_of(row: int) -> int:
         if length_of[row]:
             return int(length_of[row])
-        cell = rows[row][image_column] or {}
+        cell = cells[row].as_py() or {}
         return file_size(cell.get("path"))
 
     return size_of

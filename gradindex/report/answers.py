@@ -208,8 +208,8 @@ def _method_listing(
             raise nothing_to_rank(query)
         standings += [Standing.of(own) for own in scores]
         for first in range(0, len(scores), HITS_AT_ONCE):
-            some = slice(start + first, start + first + HITS_AT_ONCE)
             some_scores = scores[first : first + HITS_AT_ONCE]
+            some = slice(start + first, start + first + len(some_scores))
             lists = {
                 sign: index.ranker.hits(
                     block[some],

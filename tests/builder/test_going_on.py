@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from diffusers import DDPMScheduler
 from PIL import Image
 
 import gradindex
@@ -126,6 +127,11 @@ def test_timesteps_that_are_not_given_are_the_usual_or_those_there_were(
     with pytest.raises(RecipeMismatch):
         build(data=data, timesteps="weighted:5")
     assert build(data=data, timesteps=None, overwrite=True).store.recipe.timesteps == old
+    other = tmp_path / "scheduler"
+    DDPMScheduler(num_train_timesteps=500).save_pretrained(other)
+    own = build("500", timesteps=None, scheduler=other).store.recipe.timesteps
+    replaced = build(data=data, timesteps=None, scheduler=other, overwrite=True)
+    assert (replaced.store.recipe.timesteps, len(own)) == (own, 5)
     for name in ("zarr.json", "manifest/header.json"):
         flip(tmp_path / "idx" / name)
     assert build(data=data, timesteps=None, overwrite=True).store.recipe.timesteps == usual

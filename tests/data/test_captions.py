@@ -338,8 +338,16 @@ def test_of_many_captions_some_are_read_before_a_build_and_the_others_when_they_
         " pictures"
     ]
     assert settled.captions_of([3]) == ["dog 3"]
-    with pytest.raises(DataError, match=r"'4\.png' has no caption; give one"):
+    with pytest.raises(CallError, match=r"1 of 1 picture has no caption \('4\.png'\); write it"):
         settled.captions_of([4])
+    (tmp_path / "4.txt").write_text("a [trigger]")
+    (tmp_path / "1.txt").write_bytes(b"\xff")
+    again = with_captions(open_dataset(tmp_path))
+    with pytest.raises(DataError, match=r"1 caption holds \[trigger\] \('4\.png'\)"):
+        again.captions_of([4])
+    with pytest.raises(DataError, match=r"1\.txt: not UTF-8 text"):
+        again.fingerprint(1)
+    (tmp_path / "4.txt").unlink()
     assert with_captions(open_dataset(tmp_path), missing="empty").captions_of([4]) == [""]
     (tmp_path / "2.txt").unlink()
     with pytest.raises(CallError, match=r"\(3 of 6 looked at\): 1 of 3 pictures has no caption"):

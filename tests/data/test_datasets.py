@@ -222,6 +222,22 @@ def test_a_file_is_looked_at_when_it_is_asked_for(tmp_path: Path, is_table: bool
     assert dataset.there.tolist() == 3 * [True]
 
 
+def test_other_columns_of_pictures_are_not_opened(tmp_path: Path) -> None:
+    encoded = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(encoded, "PNG")
+    rows = [{"image": None, "conditioning": b"damaged"}]
+    rows.append({"image": encoded.getvalue(), "conditioning": b"damaged"})
+    images = {"image": datasets.Image(), "conditioning": datasets.Image()}
+    table = datasets.Dataset.from_list(rows, features=datasets.Features(images))
+    table.to_parquet(tmp_path / "train.parquet")
+    dataset = open_dataset(tmp_path, Columns(image="image"))
+    assert [dataset.size_of(row) for row in (0, 1)] == [0, len(encoded.getvalue())]
+    assert len(dataset.fingerprint(0)) == 8
+    assert dataset.picture(1, IMAGE).shape == IMAGE
+    with pytest.raises(DataError, match="row 0 has none"):
+        dataset.picture(0, IMAGE)
+
+
 def test_pictures_without_metadata_and_metadata_without_pictures(tmp_path: Path) -> None:
     root = fill(tmp_path, "a.png", "b.png", "c.png")
     rows = [{"file_name": n} for n in ("a.png", None, "gone.png", "../x.png", "s3://b/y.png")]

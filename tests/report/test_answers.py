@@ -88,13 +88,17 @@ def test_the_rankings_are_those_of_queries(
         assert listing.results[0].hits[0].by_timestep
 
 
+@pytest.mark.parametrize("hits_at_once", [1, 50])
 def test_many_queries_and_few_give_the_same(
-    index: gradindex.Index, queries: list[Path], monkeypatch: pytest.MonkeyPatch
+    index: gradindex.Index,
+    queries: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    hits_at_once: int,
 ) -> None:
     """Scores are in memory for some queries at a time."""
     whole = answer(index, queries, 4)
     monkeypatch.setattr(module, "SCORE_BYTES", 2 * 4 * 12)
-    monkeypatch.setattr(module, "HITS_AT_ONCE", 1)
+    monkeypatch.setattr(module, "HITS_AT_ONCE", hits_at_once)
     pieces = answer(index, queries, 4)
     for one, other in zip(whole.listings, pieces.listings, strict=True):
         for standing, again in zip(one.standings, other.standings, strict=True):
