@@ -1,5 +1,6 @@
 """The store that a build fills: a new one, or one that an earlier build has begun."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -19,7 +20,6 @@ from gradindex.gradients.projection import TWO_SIDED
 from gradindex.gradients.weighting import one_spelling
 from gradindex.models.checkpoints import Checkpoints
 from gradindex.models.denoiser import Denoiser
-from gradindex.models.processes import Timesteps
 from gradindex.recipe import Recipe, require_order
 from gradindex.store.disk import Disk
 from gradindex.store.location import Location
@@ -29,6 +29,7 @@ from gradindex.store.shard_list import part_of
 from gradindex.store.store import Store
 from gradindex.wording import share
 
+Asked = int | Sequence[float] | str | None  # timesteps, see `BuildOptions`
 HIGH_RANK_PICTURES = 8  # whose gradients tell which weights have a high rank
 
 
@@ -58,8 +59,8 @@ def continue_or_create(
 
 
 def as_begun_options(
-    location: Location, timesteps: Timesteps | str | None, log: str | Path | None
-) -> tuple[Timesteps | str | None, Recipe | None]:
+    location: Location, timesteps: Asked, log: str | Path | None
+) -> tuple[Asked, Recipe | None]:
     """Return `timesteps` and `begun` of the options of a build that may go on with an index.
 
     Going on keeps the index's timesteps, whatever is usual now. Where there is no index whose

@@ -13,6 +13,7 @@ import numpy as np
 import record
 from kept_losses import PARTS, restore_losses
 from parts_products import SEEDS
+from parts_results import pixel_scores
 from parts_scores import Scoring, mean_scores
 from parts_subjects import NAMES, MeasuredSubject, measured_subject
 from parts_timesteps import timestep_sets
@@ -63,14 +64,19 @@ def measure(name: str, folder: Path, measured: MeasuredSubject) -> dict[str, Any
     Returns:
         {set of timesteps: {scoring: {set of queries: {"named", "share", "t": values}}}}; each has a
         value for every query and seed of noise: how many pictures stand out, their share of the
-        influence, and `presence_t` of them, or of the ten best where none does.
+        influence, and `presence_t` of them, or of the ten best where none does. Beside the sets,
+        under "pixels", {set of queries: `presence_t` of the ten nearest in pixels}.
     """
     subject = measured.subject
     folder.mkdir(parents=True, exist_ok=True)
     restore_losses(PARTS, name, folder, subject)
     losses = all_subset_losses(folder, subject).mean(1)
     halves = subsets(subject)
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"pixels": {}}
+    nearest = np.argsort(-pixel_scores(folder, subject), kind="stable")[:, :JUDGED]
+    for query_set, queries in subject.query_sets.items():
+        pairs = zip(nearest[queries], losses[:, queries].T, strict=True)
+        found["pixels"][query_set] = [presence_t(halves[:, rows], own) for rows, own in pairs]
     for set_name in SETS:
         found[set_name] = {}
         for scoring_name, scoring in SCORINGS.items():
@@ -149,6 +155,7 @@ def _said_rows(subjects: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                     "attributable": f"{said.mean():.0%}",
                     "true of them": _true(t[said]),
                     "true of the others": _true(t[~said]),
+                    "of the ten nearest in pixels": _true(np.array(subject["pixels"][query_set])),
                 }
             )
     return rows
