@@ -188,7 +188,7 @@ def chosen_rows(choices: Sequence[Choice], today: Judgements) -> list[dict[str, 
     """Return all choices as JSON values.
 
     Args:
-        today: what both halves say of today's default.
+        today: what both halves say of the former default.
     """
     return [
         {
@@ -206,7 +206,7 @@ def aims(choices: Sequence[Choice], today: Judgements, pixels: Judgements) -> li
     """Return the best choice within each aim's costs: of each half, judged by the other.
 
     Args:
-        today, pixels: what both halves say of today's default, and of the cosine of pixels.
+        today, pixels: what both halves say of the former default, and of the cosine of pixels.
     """
     rows = []
     for aim in AIMS:

@@ -118,7 +118,7 @@ def numbers_of_kinds(model: Any) -> dict[str, int]:
 def judged_today(
     subject: Subject, predictions: Predictions, losses: np.ndarray
 ) -> dict[str, dict[str, Judgement]]:
-    """Return what models say of today's default, {method: {query set: judgement}}."""
+    """Return what models say of the former default, {method: {query set: judgement}}."""
     timesteps = timestep_sets()[TODAY]
     return {
         method: judge_query_sets(
@@ -160,9 +160,9 @@ def set_rows(
     losses: np.ndarray,
     today: dict[str, dict[str, Judgement]],
 ) -> Rows:
-    """Return every part's scores at the fixed sets of timesteps, and by how much they are today's.
+    """Return every part's scores at the fixed sets of timesteps, and beside the former.
 
-    A difference is from today's default of the same method, whitened.
+    A difference is from the former default of the same method, whitened.
     """
     rows: Rows = []
     for part in parts:
