@@ -129,7 +129,6 @@ def open_table(source: str, path: Path, columns: Columns) -> Dataset:
     if captions is None and columns.caption is None and names is not None:
         captions = folder_captions(path, names, list_files(path).sidecars)
     faults = table.faults.get(image_column, {})
-
     cells = rows.data.column(image_column)
 
     def open_picture(row: int) -> Image.Image:
@@ -148,7 +147,7 @@ def open_table(source: str, path: Path, columns: Columns) -> Dataset:
         sample_ids=row_ids(source, rows, columns.id, names),
         labels=labels,
         there=np.ones(len(rows), bool),
-        size_of=_picture_sizes(cells),
+        size_of=_size_by_row(cells),
         open_picture=open_picture,
         classes=classes,
         notes=table.notes,
@@ -317,7 +316,7 @@ def _has_pictures(file: Path, columns: Columns) -> bool:
     return columns.image in types or any(holds_pictures(*item) for item in types.items())
 
 
-def _picture_sizes(cells: Any) -> Callable[[int], int]:
+def _size_by_row(cells: Any) -> Callable[[int], int]:
     """Return what gives the bytes of a row's encoded picture; 0 where there is no picture.
 
     They come from Arrow's offsets, or from the file system when they are asked for: no picture is
