@@ -13,9 +13,9 @@ import numpy as np
 
 from gradindex.builder.job import BuildJob
 from gradindex.gradients.batches import Batch, event_batches, make_batch
-from gradindex.gradients.capture import Capture
 from gradindex.gradients.events import Events
 from gradindex.gradients.fold import search_vectors, unit
+from gradindex.gradients.graphs import GraphedCapture
 from gradindex.gradients.parameters import capture_for
 from gradindex.gradients.projection import Projection
 from gradindex.gradients.sampling import launch_gradients
@@ -108,7 +108,7 @@ class ShardGradients:
         self._batch_size = batch_size
         self._progress = progress
         self._captures = ExitStack()
-        self._captured: tuple[int, Capture] | None = None
+        self._captured: tuple[int, GraphedCapture] | None = None
         self._projection: Projection | None = None  # one for all checkpoints
 
     def launch(self, shard_pictures: ShardPictures) -> Callable[[], ShardRows]:
@@ -142,7 +142,7 @@ class ShardGradients:
         self._captures.close()
         self._captured = None
 
-    def _capture(self, checkpoint: int) -> Capture:
+    def _capture(self, checkpoint: int) -> GraphedCapture:
         """Return the capture on a checkpoint's model; the one on another model is closed first."""
         if self._captured is None or self._captured[0] != checkpoint:
             # Let go of the model before the next one is loaded: there may be room for one only.
@@ -150,7 +150,8 @@ class ShardGradients:
             denoiser = self._denoisers[checkpoint]
             capture = capture_for(denoiser, self._job.recipe, self._projection)
             self._projection = capture.projection
-            self._captured = checkpoint, self._captures.enter_context(capture)
+            self._captures.enter_context(capture)
+            self._captured = checkpoint, GraphedCapture(denoiser, capture)
         return self._captured[1]
 
 

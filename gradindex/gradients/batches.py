@@ -1,6 +1,6 @@
 """Batches of events, and what the model is called with for each."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
@@ -54,13 +54,25 @@ class Batch:
         some = {name: getattr(self, name)[start:stop] for name in of_events}
         return replace(self, **some)
 
-    def losses(self, denoiser: Denoiser, loss: str) -> Tensor:
-        """Return the loss of each event, [n] float32, see `Denoiser.losses`."""
-        conditions = {name: values[self.picture] for name, values in self.conditions.items()}
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """What `losses_of` takes: "x", "t" and "epsilon" of each event, and its conditions."""
+        inputs = {name: values[self.picture] for name, values in self.conditions.items()}
         if self.input_noise is not None:
-            conditions[INPUT_NOISE] = self.input_noise[self.noise]
-        x, epsilon = self.x[self.picture], self.epsilon[self.noise]
-        return denoiser.losses(x, self.t, epsilon, conditions, loss)
+            inputs[INPUT_NOISE] = self.input_noise[self.noise]
+        events = {"x": self.x[self.picture], "t": self.t, "epsilon": self.epsilon[self.noise]}
+        return inputs | events
+
+
+def losses_of(denoiser: Denoiser, loss: str, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Return the loss of each event, [n] float32, see `Denoiser.losses`.
+
+    Args:
+        inputs: of a batch.
+    """
+    conditions = dict(inputs)
+    x, t, epsilon = (conditions.pop(name) for name in ("x", "t", "epsilon"))
+    return denoiser.losses(x, t, epsilon, conditions, loss)
 
 
 def event_batches(examples: Examples, events: Events, batch_size: int) -> list[list[Event]]:

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 
 from gradindex.errors import ModelError
-from gradindex.gradients.batches import Batch, event_batches, make_batch
+from gradindex.gradients.batches import Batch, event_batches, losses_of, make_batch
 from gradindex.gradients.capture import Capture
 from gradindex.gradients.events import Events
+from gradindex.gradients.graphs import GraphedCapture
 from gradindex.gradients.weighting import timestep_weights
 from gradindex.models.denoiser import Denoiser
 from gradindex.models.devices import LaunchLimit, plain_torch, products_in, to_host
@@ -48,13 +49,14 @@ def sample_gradients(
     """
     make = partial(make_batch, examples, events, denoiser.device)
     batches = map(make, event_batches(examples, events, batch_size))
-    return launch_gradients(denoiser, capture, recipe, events, batches, progress)()
+    graphed = GraphedCapture(denoiser, capture)
+    return launch_gradients(denoiser, graphed, recipe, events, batches, progress)()
 
 
 @plain_torch()
 def launch_gradients(
     denoiser: Denoiser,
-    capture: Capture,
+    capture: GraphedCapture,
     recipe: Recipe,
     events: Events,
     batches: Iterable[Batch],
@@ -76,18 +78,20 @@ def launch_gradients(
     # Backward passes in float16 run on a loss summed over the picture's numbers: the gradient of
     # its mean would underflow.
     scale = float(np.prod(recipe.image)) if recipe.dtype == "float16" else 1.0
-    sums = torch.zeros(events.timesteps.size, capture.projection.dim, device=device)
+    sums = torch.zeros(events.timesteps.size, capture.capture.projection.dim, device=device)
     most: int | None = None  # events at once, where a whole batch did not fit
+    losses = partial(losses_of, denoiser, recipe.differentiated)
     limit = LaunchLimit(device)
     for batch in batches:
         start = 0
         while start < len(batch):
             part = batch if most is None else batch.part(start, start + most)
             try:
-                losses = partial(part.losses, denoiser, recipe.differentiated)
                 with products_in(recipe.dtype):
-                    rows = capture.gradients(losses, scale)
+                    rows = capture.gradients(losses, part.inputs, scale)
             except torch.OutOfMemoryError as error:
+                if capture.forget():
+                    continue
                 if len(part) == 1:
                     raise ModelError(
                         "one picture at one timestep does not fit into the device's memory"

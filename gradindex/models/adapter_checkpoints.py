@@ -49,11 +49,15 @@ class AdaptedDenoiser(Denoiser):
         self.encoder = encoder
         self._run, self._number = run, number
 
+    def make_ready(self) -> None:
+        """Have this adapter in the model."""
+        self._run.put_in(self._number)
+
     def losses(
         self, x: Tensor, t: Tensor, epsilon: Tensor, conditions: Mapping[str, Tensor], loss: str
     ) -> Tensor:
         """Return the loss of each sample with this adapter in the model; see `Denoiser`."""
-        self._run.put_in(self._number)
+        self.make_ready()
         return super().losses(x, t, epsilon, conditions, loss)
 
 

@@ -53,6 +53,8 @@ class CustomDenoiser:
         CallError: it lacks what every denoiser has, or has it of another type.
     """
 
+    is_repeatable = False  # nobody knows what the user's Python does
+
     def __init__(self, given: Any, device: str, dtype: str) -> None:
         self._given = given
         self.model = _require(given, "model", nn.Module)

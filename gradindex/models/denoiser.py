@@ -65,6 +65,8 @@ class Denoiser:
         former_config: what `description.config` was where config.json holds more than the model's
             own arguments, in stores that gradindex made before it left the rest out.
         num_train_timesteps: S, see `Process`.
+        is_repeatable: whether a loss is the work of the device alone, so that what it did for one
+            batch can be repeated for the next without running any Python.
 
     Args:
         model: a diffusers model, as it was loaded; one without weights is only described.
@@ -86,6 +88,8 @@ class Denoiser:
         ModelError: model or schedule are of a kind that gradindex does not know.
         CallError: resolution or buckets do not fit the model, or it is told no guidance.
     """
+
+    is_repeatable = True
 
     def __init__(
         self,
@@ -118,6 +122,9 @@ class Denoiser:
         self.description = replace(self._describe(dtype, resolution, guidance, buckets), base=base)
         self.former_config = former_config or self.description.config
         _require_timesteps(model, self.num_train_timesteps)
+
+    def make_ready(self) -> None:
+        """Have the weights in the model, where it shares it with other checkpoints."""
 
     def cast(self, dtype: torch.dtype, device: str | None = None) -> None:
         """Have the model's weights in another precision, or on another device too."""

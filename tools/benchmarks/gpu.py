@@ -9,7 +9,7 @@ import json
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,16 @@ from gpu_models import KINDS, Case, made
 from gpu_profile import Utilization, phases, profiled, wait
 from gradient_methods import median_ratio, time_in_turns
 
+from gradindex.gradients.graphs import RUNS_BEFORE
 from gradindex.store.memory import keep_freed_memory
 
 PRECISIONS = {"float32": False, "tf32": True, "bfloat16": False}  # and whether TF32 is allowed
 PROFILED = {"small": "float32", "cifar10": "float32", "lora": "bfloat16", "dit": "bfloat16"}
-PARTS = ("scan", "build", "models", "faiss")
+PARTS = ("scan", "models", "build", "faiss")
 BURST = 5  # steps between two synchronizations, where Python may be slower than the GPU
 LONG = 0.2  # seconds of a step from which on it surely is not
-SECONDS = 2.0  # of measuring each way; and of watching the utilization
+NO_GRAPH = "auto without graphs"
+SECONDS = 1.0  # of measuring each way; and of watching the utilization
 
 
 class Report:
@@ -157,21 +159,29 @@ def measure_batch(
 ) -> dict[str, Any]:
     """Seconds and memory of a training step, the least that hooks must pay, and `auto`."""
     batch, capture = case.batch(size), case.capture(case.strong)
+    graphed = case.graphed(capture)
     steps: dict[str, Callable[[], object]] = {
         "training step": batch.training_step,
         "least": batch.least,
-        "auto": partial(capture.gradients, batch.losses),
+        NO_GRAPH: partial(capture.gradients, batch.losses),
+        "auto": partial(graphed.gradients, batch.losses_of, batch.inputs),
     }
+
+    def hooks(step: str) -> AbstractContextManager[object]:
+        return capture if step in ("auto", NO_GRAPH) else nullcontext()
 
     def several(step: str) -> None:
         """Steps in a row, so that Python may run ahead; hooks are put in once, as in a build."""
-        with capture if step == "auto" else nullcontext():
+        with hooks(step):
             for _ in range(count):
                 steps[step]()
 
     memory = {}
     for step, run in steps.items():
-        with capture if step == "auto" else nullcontext():
+        with hooks(step):
+            if step == "auto":
+                for _ in range(RUNS_BEFORE):
+                    run()
             memory[step] = peak_memory(run, device)
     count, began = 1, time.perf_counter()
     for step in steps:
@@ -190,7 +200,9 @@ def measure_batch(
     found: dict[str, Any] = {
         "batch": size,
         "seconds": seconds,
+        "graphs": len(graphed.graphs),
         "cost": median_ratio(times, "auto", "training step"),
+        "cost without graphs": median_ratio(times, NO_GRAPH, "training step"),
         "least": median_ratio(times, "least", "training step"),
         "gradients a second": size / seconds["auto"],
         "training samples a second": size / seconds["training step"],
@@ -198,8 +210,8 @@ def measure_batch(
         "utilization": watched.mean,
     }
     if PROFILED[name] == way:
-        for step in ("training step", "auto"):
-            with capture if step == "auto" else nullcontext():
+        for step in ("training step", "auto", NO_GRAPH):
+            with hooks(step):
                 text, found[f"profile of {step}"] = profiled(steps[step], device)
             report.profile(f"{name}, {way}, batch {size}: {step}", text)
         found["phases of auto"] = phases(partial(hooked, case, batch), device)
@@ -241,10 +253,10 @@ def measure_all(
     """The parts that were asked for, in the order of how much they tell in little time."""
     if "scan" in parts:
         report.add(report.results, "scan", partial(gpu_search.scan, device, small))
-    if "build" in parts:
-        report.add(report.results, "build", partial(gpu_build.measure, device, small))
     if "models" in parts:
         measure_models(report, device, small, models)
+    if "build" in parts:
+        report.add(report.results, "build", partial(gpu_build.measure, device, small))
     if "faiss" in parts:
         report.add(report.results, "faiss", partial(gpu_search.faiss_ways, device, small))
 

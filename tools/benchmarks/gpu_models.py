@@ -1,6 +1,7 @@
 """The four models that a GPU is measured with, with random weights, and what a batch of each is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from trained_models import CIFAR10, SMALL
 
 from gradindex.builder.plan import DIM, RANK
 from gradindex.gradients.capture import Capture
+from gradindex.gradients.graphs import GraphedCapture
 from gradindex.gradients.high_rank import VARIANCE_PRICE
 from gradindex.gradients.projection import CountSketch, Energies
 
@@ -73,6 +75,12 @@ class Case:
         """The hooks of a build's default, `auto`."""
         return Capture(self.model, self.names, CountSketch(DIM, 0, RANK, strong))
 
+    def graphed(self, capture: Capture) -> GraphedCapture:
+        """The graphs of a build."""
+        device = next(self.model.parameters()).device
+        stand_in: Any = SimpleNamespace(device=device, is_repeatable=True, make_ready=lambda: None)
+        return GraphedCapture(stand_in, capture)
+
     def strong_weights(self) -> tuple[str, ...]:
         """What a build would shrink less, from eight random samples: see `choose_strong`."""
         energies = Energies(self.names, RANK)
@@ -94,10 +102,21 @@ class Batch(NamedTuple):
     epsilon: Tensor
     conditions: dict[str, Tensor]
 
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """What `losses_of` takes."""
+        return {"x": self.x, "t": self.t, "epsilon": self.epsilon, **self.conditions}
+
     def losses(self) -> Tensor:
         """The mean-square error of each sample, [n]; without the half that is a learned sigma."""
-        output = self.case.model(self.x, self.t, return_dict=False, **self.conditions)[0]
-        error = output[:, : self.x.shape[1]].float() - self.epsilon.float()
+        return self.losses_of(self.inputs)
+
+    def losses_of(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The losses of other samples, [n]."""
+        conditions = dict(inputs)
+        x, t, epsilon = (conditions.pop(name) for name in ("x", "t", "epsilon"))
+        output = self.case.model(x, t, return_dict=False, **conditions)[0]
+        error = output[:, : x.shape[1]].float() - epsilon.float()
         return error.square().flatten(1).mean(1)
 
     def training_step(self) -> None:

@@ -10,11 +10,12 @@ HEAD = """# On a GPU
 
 A *training step* is forward and backward with the gradients of the trained weights, of the same
 batch in the same precision; *cost* is the time of captured and projected gradients (`auto`,
-D = 4,096) in units of it, and *least* that of forward and backward to the input, which any hooks
-must pay. Medians over rounds of five steps (one, where it is long), the ways taking turns. Models
-have random weights. float32 is without TF32, tf32 with it in products and convolutions; in bfloat16
-weights and activations have that type. *Busy* is the share of a step in which kernels run, from a
-profile, and *utilization* what the driver reports.
+D = 4,096) in units of it, as a build takes them, with CUDA graphs; *without graphs* is the time
+where Python launches every kernel, and *least* that of forward and backward to the input, which any
+hooks must pay. Medians over rounds of five steps (one, where it is long), the ways taking turns.
+Models have random weights. float32 is without TF32, tf32 with it in products and convolutions; in
+bfloat16 weights and activations have that type. *Busy* is the share of a step in which kernels run,
+from a profile, and *utilization* what the driver reports.
 """
 
 
@@ -51,6 +52,7 @@ def _model(found: Mapping[str, Any]) -> str:
                 "batch": facts["batch"],
                 "gradients a second": facts["gradients a second"],
                 "cost": facts["cost"],
+                "without graphs": facts["cost without graphs"],
                 "least": facts["least"],
                 "peak memory, GB": _memory(facts, "auto"),
                 "of a training step": _memory(facts, "training step"),
@@ -73,7 +75,7 @@ def _profile(name: str, facts: Mapping[str, Any]) -> list[str]:
     if "phases of auto" not in facts:
         return []
     lines = []
-    for step in ("training step", "auto"):
+    for step in ("training step", "auto", "auto without graphs"):
         one = facts[f"profile of {step}"]
         lines.append(
             {

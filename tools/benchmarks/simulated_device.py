@@ -43,8 +43,8 @@ class SimulatedDevice:
     def gradients(self, capture: Capture, losses: Callable[[], Tensor], scale: float = 1) -> Tensor:
         """Stand in for `Capture.gradients`: [n, D] float32 after n gradients' time."""
         began = time.monotonic()
-        batch = losses.func.__self__  # type: ignore[attr-defined] — of `launch_gradients`
-        count, dim = len(batch), capture.projection.dim
+        (inputs,) = losses.args  # type: ignore[attr-defined] — of `GraphedCapture`
+        count, dim = len(inputs["t"]), capture.projection.dim
         if self._rows.shape[0] < count:
             self._rows = torch.randn(count, dim)
         busy = count / self._speed

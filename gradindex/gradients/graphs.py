@@ -1,0 +1,125 @@
+"""CUDA graphs: the passes of a batch, recorded once and then launched as a whole.
+
+Python launches the kernels of a forward and backward pass one by one, hundreds for a small model. A
+fast GPU is done with each of them before the next one comes. Of a graph, one launch runs them all.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gradindex.errors import ModelError
+from gradindex.gradients.capture import Capture
+from gradindex.models.denoiser import Denoiser
+
+RUNS_BEFORE = (
+    3  # of one kind of batch: what is made at a first pass must not become part of a graph
+)
+MOST_GRAPHS = 4  # each keeps the inputs and rows of its kind
+
+
+class _Graph(NamedTuple):
+    """What runs the passes of one kind of batch.
+
+    Attributes:
+        graph: a `torch.cuda.CUDAGraph`.
+        inputs: where it reads, {name: [n, …]}. rows: what it writes, [n, D].
+    """
+
+    graph: Any
+    inputs: dict[str, Tensor]
+    rows: Tensor
+
+
+class GraphedCapture:
+    """Takes the gradients of batches by a capture, on a GPU by graphs.
+
+    A model that no graph can run, since it waits for the GPU within a pass, is run as it is.
+
+    Args:
+        denoiser: its weights must stay where they are in memory.
+        capture: the hooks on its model, inside their `with` block.
+
+    Attributes:
+        graphs: {a kind of batch: what runs its passes}.
+    """
+
+    def __init__(self, denoiser: Denoiser, capture: Capture) -> None:
+        self.capture = capture
+        self._denoiser = denoiser
+        self._makes_graphs = denoiser.device.type == "cuda" and denoiser.is_repeatable
+        self._runs: Counter[Hashable] = Counter()
+        self.graphs: dict[Hashable, _Graph] = {}
+
+    def gradients(
+        self,
+        losses: Callable[[Mapping[str, Tensor]], Tensor],
+        inputs: Mapping[str, Tensor],
+        scale: float = 1,
+    ) -> Tensor:
+        """Return the projected gradient of every sample, [n, D]; valid until the next call.
+
+        Args:
+            losses: runs the model on `inputs` and returns the loss of every sample, [n].
+            inputs: {name: [n, …]} on the device.
+            scale: see `Capture.gradients`.
+
+        Raises:
+            ModelError: see `Capture.gradients`.
+        """
+        shapes = [(name, values.shape, values.dtype) for name, values in inputs.items()]
+        kind = *shapes, scale
+        if kind not in self.graphs and self._is_due(kind):
+            try:
+                self.graphs[kind] = self._record(losses, inputs, scale)
+            except (RuntimeError, ModelError):
+                self.forget()
+        if kind in self.graphs:
+            graph = self.graphs[kind]
+            self._denoiser.make_ready()
+            for name, values in inputs.items():
+                graph.inputs[name].copy_(values)
+            graph.graph.replay()
+            return graph.rows
+        self._runs[kind] += 1
+        return self.capture.gradients(partial(losses, inputs), scale)
+
+    def forget(self) -> bool:
+        """Give back the memory of all graphs, make no more, and return whether there were any."""
+        had_graphs = bool(self.graphs)
+        self._makes_graphs = False
+        self.graphs.clear()
+        torch.cuda.empty_cache()
+        return had_graphs
+
+    def _is_due(self, kind: Hashable) -> bool:
+        """Whether a kind of batch came often enough to be recorded."""
+        return (
+            self._makes_graphs
+            and self._runs[kind] >= RUNS_BEFORE
+            and len(self.graphs) < MOST_GRAPHS
+            and not self.capture.takes_single_samples
+        )
+
+    def _record(
+        self,
+        losses: Callable[[Mapping[str, Tensor]], Tensor],
+        inputs: Mapping[str, Tensor],
+        scale: float,
+    ) -> _Graph:
+        """The graph of a kind of batch. Nothing of it has run when it is returned.
+
+        Graphs share their memory: one runs at a time, and its rows are kept apart.
+        """
+        own = {name: values.clone() for name, values in inputs.items()}
+        first = next(iter(self.graphs.values()), None)
+        pool = None if first is None else first.graph.pool()
+        graph = torch.cuda.CUDAGraph()
+        # Other threads prepare the next batches, on streams that are no part of the graph.
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            rows = self.capture.gradients(partial(losses, own), scale)
+        return _Graph(graph, own, rows)
