@@ -20,6 +20,7 @@ WHITENED = "-whitened"  # at the end of a search index's name
 WIDEST = 8192  # numbers in a row, up to which GᵀG is made
 FEW_BYTES = 1 << 30  # of all rows, up to which a query holds them in memory
 FACTOR_FILE = re.compile(r"whiten/[a-z]+-\d+-\d+\.f32")
+DAMPING = 0.001  # of new factors: good for five weighted timesteps, see `tools/bench parts`
 VERSION = 3  # raised whenever the same rows give other factors
 
 
@@ -111,6 +112,20 @@ def saved_factors(store: Store, method: str) -> FactorRecord | None:
     with suppress(ValueError):
         return read_record(content, FactorRecord)
     return None
+
+
+def usual_damping(store: Store) -> float:
+    """The damping that a store's queries have unless told otherwise: that of its factors.
+
+    Factors and search files that an earlier gradindex made may have another than new ones; a store
+    that has none gets `DAMPING`.
+    """
+    for content in store.location.read_many([factors_file(method) for method in METHODS]):
+        with suppress(ValueError):
+            saved = read_record(content, FactorRecord)
+            if 0 < saved.damping < math.inf:
+                return saved.damping
+    return DAMPING
 
 
 def new_factors(store: Store, method: str, damping: float) -> FactorRecord:

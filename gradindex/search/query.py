@@ -11,6 +11,7 @@ import numpy as np
 from gradindex.errors import CallError
 from gradindex.models.examples import Pictures
 from gradindex.recipe import FOLDED, Recipe, require, require_positive
+from gradindex.search.factors import usual_damping
 from gradindex.search.pictures import (
     Picture,
     picture_list,
@@ -20,7 +21,6 @@ from gradindex.search.pictures import (
 )
 from gradindex.search.regions import Mask, Region, part_masks
 from gradindex.search.scoring import Span, inside, to_span
-from gradindex.search.whitening import DAMPING
 from gradindex.store.soundness import to_weights
 from gradindex.store.store import Store
 from gradindex.wording import counted, fewest_digits, timestep_text
@@ -160,7 +160,7 @@ class Query:
         own_timesteps = QUERY_TIMESTEPS if query_timesteps is None else query_timesteps
         own_draws = QUERY_DRAWS if query_draws is None else query_draws
         require_positive(query_draws=own_draws)
-        damping = _to_damping(whiten)
+        damping = _to_damping(store, whiten)
         read = partial(read_query, recipe, class_label=class_label, region=region, mask=mask)
         asked = read(pictures, prompt=prompt, ids=ids)
         contrast = against is not None or against_prompt is not None
@@ -321,10 +321,10 @@ def _content_ids(arrays: Sequence[np.ndarray]) -> list[str]:
     return [hashlib.sha256(array.tobytes()).hexdigest() for array in arrays]
 
 
-def _to_damping(whiten: bool | float) -> float | None:
+def _to_damping(store: Store, whiten: bool | float) -> float | None:
     """The damping that whitens queries; None where they stay plain."""
     if isinstance(whiten, bool | np.bool_):
-        return DAMPING if whiten else None
+        return usual_damping(store) if whiten else None
     if not (isinstance(whiten, int | float) and whiten > 0):
         raise CallError(f"whiten = {whiten!r}: give True, False, or a damping above 0")
     return whiten

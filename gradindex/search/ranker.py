@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from functools import cached_property
 from threading import RLock
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from gradindex.errors import MissingPackage, StoreError
 from gradindex.search.ann_index import AnnIndex, require_faiss, saved_ann_index
 from gradindex.search.ann_record import STORE
-from gradindex.search.factors import WHITENED, goes_by_rows
+from gradindex.search.factors import WHITENED, goes_by_rows, usual_damping
 from gradindex.search.results import Hit
 from gradindex.search.row_whitening import RowWhitening
 from gradindex.search.scoring import (
@@ -21,7 +22,7 @@ from gradindex.search.scoring import (
     scan_both_ends,
     stderrs,
 )
-from gradindex.search.whitening import DAMPING, Whitening
+from gradindex.search.whitening import Whitening
 from gradindex.store.store import Store
 
 READ_ROWS = 256  # candidates whose rows are in memory at once
@@ -45,9 +46,15 @@ class Ranker:
         self._row_whitenings: dict[str, RowWhitening | None] = {}  # None: by factors
         self._lock = RLock()
 
-    def whitened(self, method: str, block: np.ndarray, damping: float = DAMPING) -> np.ndarray:
+    @cached_property
+    def usual_damping(self) -> float:
+        """The damping of the store's factors and search files."""
+        return usual_damping(self._store)
+
+    def whitened(self, method: str, block: np.ndarray, damping: float | None = None) -> np.ndarray:
         """(GᵀG/N + λI)⁻¹ q of query blocks [Q, C, T, D] float32."""
         by_rows = self._by_rows(method)
+        damping = self.usual_damping if damping is None else damping
         return (by_rows or self._whitening(method)).whitened(block, damping)
 
     def scores(self, method: str, block: np.ndarray, span: Span | None = None) -> np.ndarray:
@@ -77,7 +84,8 @@ class Ranker:
             {sign: row numbers of each query, ascending}, from FAISS or a scan.
         """
         plain = damping is None
-        has_index = plain or (damping == DAMPING and -1 not in signs and not self._by_rows(method))
+        is_usual = damping == self.usual_damping and not self._by_rows(method)
+        has_index = plain or (is_usual and -1 not in signs)
         if span is None and is_like_rows and has_index:
             name = method if plain else method + WHITENED
             candidates = self._candidates(name, block, k, signs)

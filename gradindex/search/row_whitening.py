@@ -12,9 +12,9 @@ import torch
 
 from gradindex.models.devices import plain_torch
 from gradindex.search.factor_making import cholesky, method_rows
-from gradindex.search.factors import WIDEST, is_wide
+from gradindex.search.factors import DAMPING, WIDEST, is_wide
 from gradindex.search.gpu import free_memory_on
-from gradindex.search.whitening import DAMPING, TOO_SMALL
+from gradindex.search.whitening import TOO_SMALL
 from gradindex.store.store import Store
 
 SAMPLE = 2048  # rows that stand for all where they are wide

@@ -35,11 +35,10 @@ from gradindex.search.factors import (
     factors_fit,
     is_wide,
     saved_factors,
+    usual_damping,
 )
 from gradindex.search.gpu import free_memory_on
 from gradindex.store.store import Store
-
-DAMPING = 0.0003  # good at every D and T that was tried: `tools/bench lds`
 
 TOO_SMALL = "damping = {}: too small for these rows"
 
@@ -140,7 +139,8 @@ class Whitening:
     def _make(self, before: FactorRecord | None) -> FactorRecord:
         """Make all factors, see `make_factors`; those that are not saved stay in memory."""
         olds = {self._method: before}
-        made = make_factors(self._store, olds, DAMPING, self._device, self._save)
+        damping = usual_damping(self._store)
+        made = make_factors(self._store, olds, damping, self._device, self._save)
         record, self._open = made[self._method]
         return record
 
@@ -154,7 +154,7 @@ def make_whitenings(store: Store, methods: Sequence[str], device: str = "cpu") -
         if factors is None or not factors_fit(store, method, factors)
     }
     if olds and not is_wide(store):
-        make_factors(store, olds, DAMPING, device)
+        make_factors(store, olds, usual_damping(store), device)
 
 
 def whitening_of_index(store: Store, name: str, device: str = "cpu") -> Whitening | None:

@@ -22,7 +22,6 @@ from gradindex.report.page import TEMPLATES as REPORT_TEMPLATES
 from gradindex.report.page import render, to_fragment, to_html
 from gradindex.report.printable import one_line, printable
 from gradindex.report.shares import share_views
-from gradindex.search.whitening import DAMPING
 from gradindex.serve.api import Indexes, Name
 from gradindex.serve.comparison import compared, side_of
 from gradindex.serve.options import PageQuery
@@ -72,7 +71,7 @@ def make_pages(indexes: Indexes) -> APIRouter:
             "served": served,
             "names": [one.name for one in indexes.served],
             "classes": served.index.store.recipe.classes,
-            "damping": f"{DAMPING:g}",
+            "damping": f"{served.index.ranker.usual_damping:g}",
             "accept": ",".join(suffixes()),
             **more,
         }

@@ -55,7 +55,7 @@ class Twin(GraphedCapture):
         with self.capture:
             found = self.gradients(losses, inputs, scale).clone()
             expected = self.capture.gradients(partial(losses, inputs), scale)
-        self.log.pop()  # of `expected`
+        assert self.log.pop() == "pass"  # of `expected`
         torch.testing.assert_close(found, expected)
 
 
@@ -64,11 +64,13 @@ def test_a_kind_of_batch_is_recorded_after_some_runs() -> None:
     twin = Twin(log)
     for seed in range(RUNS_BEFORE):
         twin.step(seed)
-    assert log == ["pass"] * RUNS_BEFORE
+    recorded_and_compared = ["record", "ready", "graph", "pass"]
+    assert log == ["pass"] * RUNS_BEFORE + recorded_and_compared
     log.clear()
+    assert [len(graph.rows) for graph in twin.graphs.values()] == [3]
     twin.step(7)
     twin.step(8)
-    assert log == ["record", "ready", "graph", "pass", "ready", "graph", "pass"]
+    assert log == ["ready", "graph", "pass"] * 2
 
 
 def test_each_shape_and_scale_has_its_own_graph() -> None:
@@ -90,6 +92,25 @@ def test_what_cannot_be_recorded_is_run(error: Exception) -> None:
     for seed in range(RUNS_BEFORE + 3):
         twin.step(seed)
     assert log == ["pass"] * (RUNS_BEFORE + 3)
+    assert twin.graphs == {}
+
+
+@pytest.mark.parametrize("wrong", ["no input is read", "not finite"])
+def test_a_graph_that_differs_from_a_plain_pass_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    record = Twin._record
+
+    def wrong_record(self: Twin, losses: Any, inputs: Mapping[str, Tensor], scale: float) -> Any:
+        graph = record(self, losses, inputs, scale)
+        if wrong == "not finite":
+            return graph._replace(rows=graph.rows + torch.nan)
+        return graph._replace(inputs={"x": torch.zeros_like(inputs["x"])})
+
+    monkeypatch.setattr(Twin, "_record", wrong_record)
+    twin = Twin([])
+    for seed in range(RUNS_BEFORE + 3):
+        twin.step(seed)
     assert twin.graphs == {}
 
 

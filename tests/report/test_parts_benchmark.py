@@ -18,9 +18,9 @@ from gradindex.models.checkpoints import Checkpoints
 from gradindex.models.denoiser import Denoiser
 from gradindex.models.examples import Examples
 from gradindex.search import row_whitening
+from gradindex.search.factors import DAMPING
 from gradindex.search.pictures import read_pictures
 from gradindex.search.scoring import METHODS
-from gradindex.search.whitening import DAMPING
 
 sys.path.append(str(Path(__file__).parents[2] / "tools" / "benchmarks"))
 import record

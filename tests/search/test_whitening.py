@@ -17,11 +17,11 @@ from gradindex.search import factor_making, factors, row_whitening
 from gradindex.search import whitening as whiten_module
 from gradindex.search.ann_builder import build_ann_index
 from gradindex.search.ann_index import default_index_names
-from gradindex.search.factors import WHITENED
+from gradindex.search.factors import DAMPING, WHITENED
 from gradindex.search.ranker import Ranker
 from gradindex.search.row_whitening import RowWhitening
 from gradindex.search.scoring import METHODS
-from gradindex.search.whitening import DAMPING, Whitening
+from gradindex.search.whitening import Whitening
 from gradindex.store import memory as memory_module
 from gradindex.store import store as store_module
 from gradindex.store.store import Store

@@ -19,10 +19,10 @@ from parts_subjects import NAMES, MeasuredSubject, measured_subject
 from parts_timesteps import timestep_sets
 from subset_models import all_subset_losses, subsets
 
+from gradindex.search.factors import DAMPING
 from gradindex.search.results import Hit
 from gradindex.search.standing import Standing
 from gradindex.search.verdicts import JUDGED, SHARE, standing_out
-from gradindex.search.whitening import DAMPING
 
 USUAL_SET = "weighted 5"
 SETS = (USUAL_SET, "even 10")

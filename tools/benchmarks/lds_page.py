@@ -6,7 +6,7 @@ from typing import Any
 import record
 from row_settings import DEFAULT_ROWS, DEFAULT_SCORING, find_row
 
-from gradindex.search.whitening import DAMPING
+from gradindex.search.factors import DAMPING
 
 SETTING_COLUMNS = ("noise", "output", "timesteps", "draws", "checkpoints")
 SCORING_COLUMNS = ("method", "pairing", "treatment", "gradients")

@@ -8,12 +8,12 @@ from parts_products import SEEDS
 from parts_results import pixel_scores
 from parts_scores import Scoring, mean_scores
 from parts_subjects import measured_subject
-from parts_timesteps import timestep_sets
+from parts_timesteps import USUAL_SET, timestep_sets
 
-from gradindex.search.whitening import DAMPING
+from gradindex.search.factors import DAMPING
 
 NAME = "fashion"
-SETS = {"five weighted timesteps, the default": "weighted 5", "ten even timesteps": "even 10"}
+SETS = {"five weighted timesteps, the default": USUAL_SET, "ten even timesteps": "even 10"}
 
 
 def removals(work: Path) -> Rises:

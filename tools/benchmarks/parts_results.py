@@ -23,7 +23,15 @@ from parts_scores import (
     predictions_file,
 )
 from parts_subjects import MeasuredSubject
-from parts_timesteps import DRAWS, MORE_DRAWS, TIMESTEPS, TODAY, log_snr, timestep_sets
+from parts_timesteps import (
+    DRAWS,
+    MORE_DRAWS,
+    TIMESTEPS,
+    TODAY,
+    USUAL_SET,
+    log_snr,
+    timestep_sets,
+)
 from subset_models import (
     Subject,
     map_in_processes,
@@ -35,8 +43,8 @@ from subset_models import (
 
 from gradindex.gradients.fold import unit
 from gradindex.report.ranking import spearman
+from gradindex.search.factors import DAMPING
 from gradindex.search.scoring import METHODS
-from gradindex.search.whitening import DAMPING
 
 Rows = list[dict[str, Any]]
 
@@ -223,7 +231,7 @@ def damping_rows(subject: Subject, predictions: Predictions, losses: np.ndarray)
         for method in METHODS:
             for damping in DAMPINGS:
                 of_kind = predictions.of(kind, Scoring(method, damping))
-                for name in (TODAY, "first look 5"):
+                for name in (TODAY, USUAL_SET):
                     results = judge_query_sets(subject, over(of_kind, sets[name]), losses)
                     rows.append(
                         {"kind": kind, "method": method, "damping": damping, "set": name}

@@ -16,11 +16,11 @@ from parts_timesteps import TIMESTEPS
 from subset_models import Subject, subsets
 
 from gradindex.report.evaluate import INTERVAL, lds
+from gradindex.search.factors import DAMPING
 from gradindex.search.scoring import METHODS
-from gradindex.search.whitening import DAMPING
 
 VERSION = 1  # of what is in the files
-DAMPINGS = (1e-4, DAMPING, 1e-3, 3e-3)
+DAMPINGS = (1e-4, 3e-4, DAMPING, 3e-3)
 
 
 class Scoring(NamedTuple):

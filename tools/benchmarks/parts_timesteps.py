@@ -19,6 +19,7 @@ COUNTS = (1, 2, 3, 5, 10)  # of timesteps in a set
 SINGLE = (10, 25, 50, 75, 100, 150, 200, 250, 300, 400, 500, 650, 800, 950)
 TIMESTEPS = tuple(sorted({*SINGLE, *(t for count in COUNTS for t in grid(count, 1000))}))
 
+USUAL_SET = "weighted 5"  # nearest to those of a build unless told otherwise
 TODAY = "even 10"  # timesteps of a build unless told otherwise, before these figures
 FIRST_LOOK = {"first look 3": (75, 200, 500), "first look 5": (25, 75, 150, 300, 500)}
 EVEN, EVEN_LOG_SNR, WEIGHTED = "even", "even in log-SNR", "weighted"

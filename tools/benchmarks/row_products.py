@@ -15,9 +15,9 @@ from subset_models import picture_folder, query_pictures, training_log, whole_mo
 import gradindex
 from gradindex.builder.plan import DIM
 from gradindex.gradients.fold import unit
+from gradindex.search.factors import DAMPING
 from gradindex.search.index import Index
 from gradindex.search.scoring import METHODS
-from gradindex.search.whitening import DAMPING
 
 VERSION = 2  # of what is in the files
 ROWS_OF_PAIRING = {  # whose rows are multiplied with a pairing's queries
