@@ -20,7 +20,7 @@ WHITENED = "-whitened"  # at the end of a search index's name
 WIDEST = 8192  # numbers in a row, up to which GᵀG is made
 FEW_BYTES = 1 << 30  # of all rows, up to which a query holds them in memory
 FACTOR_FILE = re.compile(r"whiten/[a-z]+-\d+-\d+\.f32")
-DAMPING = 0.001  # of new factors: good for five weighted timesteps, see `tools/bench parts`
+DAMPING = 0.001  # of new factors, for five weighted timesteps: `tools/bench parts`
 VERSION = 3  # raised whenever the same rows give other factors
 
 

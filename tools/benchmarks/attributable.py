@@ -16,7 +16,7 @@ from parts_products import SEEDS
 from parts_results import pixel_scores
 from parts_scores import Scoring, mean_scores
 from parts_subjects import NAMES, MeasuredSubject, measured_subject
-from parts_timesteps import timestep_sets
+from parts_timesteps import USUAL_SET, timestep_sets
 from subset_models import all_subset_losses, subsets
 
 from gradindex.search.factors import DAMPING
@@ -24,7 +24,6 @@ from gradindex.search.results import Hit
 from gradindex.search.standing import Standing
 from gradindex.search.verdicts import JUDGED, SHARE, standing_out
 
-USUAL_SET = "weighted 5"
 SETS = (USUAL_SET, "even 10")
 SCORINGS = {
     "ReTrac, whitened": Scoring("retrac", DAMPING),
