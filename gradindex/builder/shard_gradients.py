@@ -151,7 +151,9 @@ class ShardGradients:
             capture = capture_for(denoiser, self._job.recipe, self._projection)
             self._projection = capture.projection
             self._captures.enter_context(capture)
-            self._captured = checkpoint, GraphedCapture(denoiser, capture)
+            # Folded rows take all checkpoints in turns, for every shard.
+            stays = self._job.recipe.rows != FOLDED or len(self._denoisers) == 1
+            self._captured = checkpoint, GraphedCapture(denoiser, capture, many=stays)
         return self._captured[1]
 
 

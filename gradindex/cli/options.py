@@ -326,7 +326,7 @@ DAMPING = click.option(
     "--damping",
     type=click.FloatRange(0, min_open=True),
     help="Of whitening, in mean squares of a row's norm; another than the default scans the store."
-    "  [default: that of the index's factors, of new ones 0.001]",
+    "  [default: that of the index's factors, else 0.001]",
 )
 ADAPTERS = click.option(
     "--adapter",

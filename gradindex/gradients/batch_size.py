@@ -13,7 +13,9 @@ from gradindex.models.devices import plain_torch
 from gradindex.recipe import Recipe
 
 LARGEST_BATCH = {"cpu": 64, "cuda": 1024}
-MEMORY_SHARE = {"cpu": 1 / 8, "cuda": 1 / 2}  # of the device's memory, for what autograd keeps
+# Of the device's memory, for what autograd keeps of a batch. On a GPU there may be as much again,
+# of a recorded pass beside a plain one.
+MEMORY_SHARE = {"cpu": 1 / 8, "cuda": 1 / 4}
 
 
 def fitting_batch(denoiser: Denoiser, recipe: Recipe, processes: int = 1) -> int:

@@ -20,11 +20,13 @@ class Findings:
             function; they are followed as bare ones.
         rows_per_sample: (layer, k) where it is proved that a layer is called with k rows for each
             sample, those of a sample one after the other.
+        is_unrepeatable: no graph can run it (graphs.py).
     """
 
     by_autograd: set[str] = field(default_factory=set)
     passed_over: set[str] = field(default_factory=set)
     rows_per_sample: set[tuple[str, int]] = field(default_factory=set)
+    is_unrepeatable: bool = False
 
     @property
     def size(self) -> int:

@@ -14,15 +14,18 @@ from torch import Tensor
 
 from gradindex.errors import ModelError
 from gradindex.gradients.capture import Capture
+from gradindex.gradients.findings import findings_of
+from gradindex.gradients.projection import Rademacher
 from gradindex.models.denoiser import Denoiser
 
-RUNS_BEFORE = (
-    3  # of one kind of batch: what is made at a first pass must not become part of a graph
-)
+TRIED_FROM = (2, 11)  # the torch from which on recordings, failed ones too, were tried
+# Plain passes of a kind of batch before it is recorded. The first ones make what must not be part
+# of a graph: signs, workspaces, and what is found about the model.
+RUNS_BEFORE = 3
+MOST_GRAPHS = 4  # each keeps the inputs and rows of its kind
 # Of a row's norm: how far a graph's row may be from that of a plain pass, which is made by the same
 # kernels. Some of them add in another order each time; a graph that is wrong is wrong by all of it.
 LARGEST_DIFFERENCE = 0.05
-MOST_GRAPHS = 4  # each keeps the inputs and rows of its kind
 
 
 class _Graph(NamedTuple):
@@ -47,17 +50,26 @@ class GraphedCapture:
     Args:
         denoiser: its weights must stay where they are in memory.
         capture: the hooks on its model, inside their `with` block.
+        many: whether so many batches are to come that recording them is worth its time.
 
     Attributes:
         graphs: {a kind of batch: what runs its passes}.
     """
 
-    def __init__(self, denoiser: Denoiser, capture: Capture) -> None:
+    def __init__(self, denoiser: Denoiser, capture: Capture, many: bool = True) -> None:
         self.capture = capture
-        self._denoiser = denoiser
-        self._makes_graphs = denoiser.device.type == "cuda" and denoiser.is_repeatable
-        self._runs: Counter[Hashable] = Counter()
         self.graphs: dict[Hashable, _Graph] = {}
+        self._denoiser = denoiser
+        self._findings = findings_of(capture.model)
+        self._runs: Counter[Hashable] = Counter()
+        self._makes_graphs = (
+            many
+            and denoiser.device.type == "cuda"
+            and denoiser.is_repeatable
+            and not isinstance(capture.projection, Rademacher)  # its signs come from the host
+            and tuple(map(int, torch.__version__.split(".")[:2])) >= TRIED_FROM
+        )
+        self._stream: Any = None  # of recordings: those that share their memory must share it
 
     def gradients(
         self,
@@ -82,7 +94,11 @@ class GraphedCapture:
         rows = self.capture.gradients(partial(losses, inputs), scale)
         self._runs[kind] += 1
         if self._is_due(kind):
-            self._add_graph(kind, losses, inputs, scale, rows)
+            graph = self._compared(losses, inputs, scale, rows)
+            if graph is None:
+                self._makes_graphs = False
+            else:
+                self.graphs[kind] = graph
         return rows
 
     def forget(self) -> bool:
@@ -90,7 +106,8 @@ class GraphedCapture:
         had_graphs = bool(self.graphs)
         self._makes_graphs = False
         self.graphs.clear()
-        torch.cuda.empty_cache()
+        if had_graphs:
+            torch.cuda.empty_cache()
         return had_graphs
 
     def _is_due(self, kind: Hashable) -> bool:
@@ -99,28 +116,32 @@ class GraphedCapture:
             self._makes_graphs
             and self._runs[kind] >= RUNS_BEFORE
             and len(self.graphs) < MOST_GRAPHS
+            and not self._findings.is_unrepeatable
             and not self.capture.takes_single_samples
         )
 
-    def _add_graph(
+    def _compared(
         self,
-        kind: Hashable,
         losses: Callable[[Mapping[str, Tensor]], Tensor],
         inputs: Mapping[str, Tensor],
         scale: float,
         rows: Tensor,
-    ) -> None:
-        """Record a kind of batch, and keep the graph if it gives these inputs' rows [n, D]."""
+    ) -> _Graph | None:
+        """The graph of a kind of batch; None where it does not give these inputs' rows [n, D]."""
         try:
+            if not self.graphs:
+                # A recording that fails keeps its memory: one of a single sample keeps little.
+                single = {name: values[:1] for name, values in inputs.items()}
+                self._record(losses, single, scale)
             graph = self._record(losses, inputs, scale)
             difference = (self._repeated(graph, inputs) - rows).norm(dim=1)
-            agrees = bool((difference <= LARGEST_DIFFERENCE * rows.norm(dim=1)).all())
+        except torch.OutOfMemoryError:
+            return None
         except (RuntimeError, ModelError):
-            agrees = False
-        if agrees:
-            self.graphs[kind] = graph
-        else:
-            self.forget()
+            self._findings.is_unrepeatable = True
+            return None
+        agrees = bool((difference <= LARGEST_DIFFERENCE * rows.norm(dim=1)).all())
+        return graph if agrees else None
 
     def _repeated(self, graph: _Graph, inputs: Mapping[str, Tensor]) -> Tensor:
         """The rows [n, D] that a graph makes of these inputs."""
@@ -144,7 +165,15 @@ class GraphedCapture:
         first = next(iter(self.graphs.values()), None)
         pool = None if first is None else first.graph.pool()
         graph = torch.cuda.CUDAGraph()
-        # Other threads prepare the next batches, on streams that are no part of the graph.
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        self._stream = self._stream or torch.cuda.Stream(self._denoiser.device)
+        # Other threads prepare the next batches, on streams that are no part of the graph. Where a
+        # recording fails, torch stays on its stream: this one's own block leaves it in any case.
+        with (
+            torch.cuda.device(self._denoiser.device),
+            torch.cuda.stream(self._stream),
+            torch.cuda.graph(
+                graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"
+            ),
+        ):
             rows = self.capture.gradients(partial(losses, own), scale)
         return _Graph(graph, own, rows)

@@ -18,6 +18,8 @@ from gradindex.models.examples import Examples, positions_by
 from gradindex.random_numbers import noise
 from gradindex.recipe import Recipe
 
+MANY = 16  # batches, from which on it is worth while to record graphs of them
+
 
 def sample_gradients(
     denoiser: Denoiser,
@@ -48,8 +50,9 @@ def sample_gradients(
             does not fit into memory.
     """
     make = partial(make_batch, examples, events, denoiser.device)
-    batches = map(make, event_batches(examples, events, batch_size))
-    graphed = GraphedCapture(denoiser, capture)
+    planned = event_batches(examples, events, batch_size)
+    batches = map(make, planned)
+    graphed = GraphedCapture(denoiser, capture, many=len(planned) >= MANY)
     return launch_gradients(denoiser, graphed, recipe, events, batches, progress)()
 
 

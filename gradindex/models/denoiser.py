@@ -124,7 +124,11 @@ class Denoiser:
         _require_timesteps(model, self.num_train_timesteps)
 
     def make_ready(self) -> None:
-        """Have the weights in the model, where it shares it with other checkpoints."""
+        """Have the weights in the model, where it shares it with other checkpoints.
+
+        Called before a recorded pass is repeated, in which numbers of Python's, as the scale of an
+        adapter, stay what they were.
+        """
 
     def cast(self, dtype: torch.dtype, device: str | None = None) -> None:
         """Have the model's weights in another precision, or on another device too."""

@@ -180,7 +180,8 @@ def _scores_of_seed(
     for method, q in query_gradients.items():
         g = unit(training) if method == "retrac" else training
         if whiten:
-            whitened = [whitened_by(g[:, t], q[:, t]) for t in range(q.shape[1])]
+            damping = index.ranker.usual_damping
+            whitened = [whitened_by(g[:, t], q[:, t], damping) for t in range(q.shape[1])]
             q = np.stack(whitened, axis=1)
         scores[method] = np.einsum("qtd,ntd->qn", q, g)
     return scores

@@ -8,6 +8,8 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import product
+from typing import TypeGuard
+from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -114,18 +116,33 @@ def saved_factors(store: Store, method: str) -> FactorRecord | None:
     return None
 
 
+_USUAL_DAMPINGS: WeakKeyDictionary[Store, float] = WeakKeyDictionary()  # as first asked for
+
+
 def usual_damping(store: Store) -> float:
     """The damping that a store's queries have unless told otherwise: that of its factors.
 
     Factors and search files that an earlier gradindex made may have another than new ones; a store
-    that has none gets `DAMPING`.
+    that has none of its rows, or whose few pictures go without, gets `DAMPING`.
     """
-    for content in store.location.read_many([factors_file(method) for method in METHODS]):
-        with suppress(ValueError):
-            saved = read_record(content, FactorRecord)
-            if 0 < saved.damping < math.inf:
-                return saved.damping
-    return DAMPING
+    if store not in _USUAL_DAMPINGS:
+        records = {method: saved_factors(store, method) for method in METHODS}
+        dampings = [
+            saved.damping
+            for method, saved in records.items()
+            if _says_damping(store, method, saved)
+        ]
+        _USUAL_DAMPINGS[store] = dampings[0] if dampings else DAMPING
+    return _USUAL_DAMPINGS[store]
+
+
+def _says_damping(store: Store, method: str, saved: FactorRecord | None) -> TypeGuard[FactorRecord]:
+    """Whether factors are of the store's rows, or of those that it had before some were added."""
+    if saved is None or not 0 < saved.damping < math.inf:
+        return False
+    now = new_factors(store, method, saved.damping)
+    same = (saved.version, saved.method, saved.recipe) == (now.version, now.method, now.recipe)
+    return same and (not is_few(store) or factors_fit(store, method, saved))
 
 
 def new_factors(store: Store, method: str, damping: float) -> FactorRecord:

@@ -12,7 +12,7 @@ import torch
 
 from gradindex.models.devices import plain_torch
 from gradindex.search.factor_making import cholesky, method_rows
-from gradindex.search.factors import DAMPING, WIDEST, is_wide
+from gradindex.search.factors import WIDEST, is_wide
 from gradindex.search.gpu import free_memory_on
 from gradindex.search.whitening import TOO_SMALL
 from gradindex.store.store import Store
@@ -34,7 +34,7 @@ class RowWhitening:
         self._lock = RLock()  # for threads that share an index
 
     @plain_torch()
-    def whitened(self, block: np.ndarray, damping: float = DAMPING) -> np.ndarray:
+    def whitened(self, block: np.ndarray, damping: float) -> np.ndarray:
         """(SᵀS/m + λI)⁻¹ q of query blocks [Q, C, T, D] float32."""
         out = np.empty_like(block)
         for c in range(block.shape[1]):
@@ -125,7 +125,7 @@ class RowSolver:
 
 
 @plain_torch()
-def whitened_by(rows: np.ndarray, queries: np.ndarray, damping: float = DAMPING) -> np.ndarray:
+def whitened_by(rows: np.ndarray, queries: np.ndarray, damping: float) -> np.ndarray:
     """(SᵀS/m + λI)⁻¹ q of queries [Q, D] float32 and rows S [m, D], by way of an m × m matrix."""
     sample, q = torch.from_numpy(rows), torch.from_numpy(queries)
     return RowSolver(sample).whitened(sample, q, damping).numpy()

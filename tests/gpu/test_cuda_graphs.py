@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from on_cuda import DEVICE, needs_cuda, tf32
+from on_cuda import DEVICE, STEP, needs_cuda, relative_errors, tf32
 from test_cuda import HALF, recipe_of
 from torch import Tensor
 
@@ -15,6 +15,7 @@ from gradindex.gradients.batches import losses_of
 from gradindex.gradients.graphs import RUNS_BEFORE, GraphedCapture
 from gradindex.gradients.parameters import capture_for
 from gradindex.models.denoiser import Denoiser
+from gradindex.models.devices import products_in
 from gradindex.models.loading import load_denoiser
 
 pytestmark = needs_cuda
@@ -25,6 +26,10 @@ makes_graphs = DEVICE != "cpu"
 def full_precision() -> Iterator[None]:
     with tf32(False):
         yield
+
+
+def current_stream() -> object:
+    return torch.cuda.current_stream() if makes_graphs else None
 
 
 def inputs_of(seed: int, count: int, image: tuple[int, ...]) -> dict[str, Tensor]:
@@ -42,15 +47,17 @@ def compare(
     sizes: tuple[int, ...] = (5,),
 ) -> GraphedCapture:
     """Take the gradients of many batches in turns, and compare each with the plain capture's."""
-    recipe = recipe_of(denoiser, projection)
-    with capture_for(denoiser, recipe) as capture:
+    recipe, stream = recipe_of(denoiser, projection), current_stream()
+    step = STEP[recipe.dtype]
+    with capture_for(denoiser, recipe) as capture, products_in(recipe.dtype):
         graphed = GraphedCapture(denoiser, capture)
         for number in range(2 * RUNS_BEFORE + 2):
             for size in sizes:
                 inputs = inputs_of(number, size, recipe.image)
                 found = graphed.gradients(losses, inputs, 2.0).clone()
                 expected = capture.gradients(partial(losses, inputs), 2.0)
-                torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+                assert relative_errors(found, expected).max() <= 16 * step
+                assert current_stream() == stream
     return graphed
 
 
@@ -83,6 +90,10 @@ def test_what_waits_for_the_gpu_is_run_without_graphs(model: Path, projection: s
         return losses_of(denoiser, "mse", inputs)
 
     assert compare(denoiser, losses, projection).graphs == {}
+    if makes_graphs:
+        torch.cuda.empty_cache()  # the allocator has left the recording, too
+    other = load_denoiser(model, device=DEVICE)
+    assert len(compare(other, partial(losses_of, other, "mse")).graphs) == makes_graphs
 
 
 def test_what_a_full_memory_takes_away_is_not_made_again(model: Path) -> None:

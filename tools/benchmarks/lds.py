@@ -45,6 +45,7 @@ from subset_models import (
 
 from gradindex.report.evaluate import LDS, lds
 from gradindex.report.ranking import spearman
+from gradindex.search.factors import DAMPING
 from gradindex.search.scoring import METHODS
 
 DAMPINGS = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 1e-1, 1.0)
@@ -83,6 +84,7 @@ def run(work: Path, device: str, only: list[str]) -> None:
             "taken out": TAKEN_OUT,
             "taken out for each kind": QUERIES_EACH,
         },
+        "default_damping": DAMPING,
         "seeds_agree": _seed_agreement(losses),
         "compared": comparison(retrained, products, baseline_scores(folder)),
         "rows": all_rows(retrained, products, reseeded),

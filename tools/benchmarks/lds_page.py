@@ -6,8 +6,7 @@ from typing import Any
 import record
 from row_settings import DEFAULT_ROWS, DEFAULT_SCORING, find_row
 
-from gradindex.search.factors import DAMPING
-
+FORMER_DAMPING = 0.0003  # the default when results did not tell it
 SETTING_COLUMNS = ("noise", "output", "timesteps", "draws", "checkpoints")
 SCORING_COLUMNS = ("method", "pairing", "treatment", "gradients")
 
@@ -24,13 +23,17 @@ def page(results: Mapping[str, Any]) -> str:
         asked=results["asked"],
         more_models=models["subsets"] * models["seeds"],
         seeds_agree=results["seeds_agree"],
-        default_damping=DAMPING,
+        default_damping=_default_damping(results),
         compared=record.table(_compared(results)),
         rows=record.table([_setting_row(row) for row in results["rows"]]),
         damping=record.table([_damping_row(row) for row in results["damping"]]),
         ideas=record.table([_idea_row(row) for row in results["ideas"]]),
         removed=record.table(removed),
     )
+
+
+def _default_damping(results: Mapping[str, Any]) -> float:
+    return float(results.get("default_damping", FORMER_DAMPING))
 
 
 def _compared(results: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -41,7 +44,7 @@ def _compared(results: Mapping[str, Any]) -> list[dict[str, Any]]:
             "score": "**retrac, as `query` gives it**",
             **_intervals(ours),
             "gradients": ours["gradients"],
-            "damping": f"{DAMPING:g}",
+            "damping": f"{_default_damping(results):g}",
             "×": "",
             "× at its cost": "",
         }

@@ -43,7 +43,7 @@ class SimulatedDevice:
     def gradients(self, capture: Capture, losses: Callable[[], Tensor], scale: float = 1) -> Tensor:
         """Stand in for `Capture.gradients`: [n, D] float32 after n gradients' time."""
         began = time.monotonic()
-        (inputs,) = losses.args  # type: ignore[attr-defined] — of `GraphedCapture`
+        inputs = losses.args[-1]  # type: ignore[attr-defined] — of `GraphedCapture`
         count, dim = len(inputs["t"]), capture.projection.dim
         if self._rows.shape[0] < count:
             self._rows = torch.randn(count, dim)
