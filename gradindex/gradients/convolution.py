@@ -6,24 +6,19 @@ For one sample and group, with stride s, dilation d and padded input x̂,
 
 which is a correlation of the input with the output gradient, stride and dilation in each other's
 place. A transposed convolution is the same with input and output gradient in each other's place.
-There are three ways to compute it: as torch does for a whole batch, with every sample a group of
-its own; as one matrix product with copies of the patches of the input under the kernel; or, where
-the stride is 1, as a matrix product for every position in the kernel, with the input shifted by it.
+There are two ways to compute it: as torch does for a whole batch, with every sample a group of its
+own, or as one matrix product with the patches of the input under the kernel.
 """
 
 import math
-from itertools import product
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Devices on which a grouped convolution is faster than matrix products.
+# Devices on which a grouped convolution is faster than a matrix product with copied patches.
 GROUPED_CONVOLUTION_DEVICES = {"cpu"}
-# Shifts read `inner` for every position in the kernel, patches copy `outer` for each, which takes a
-# GPU about four times as long a number.
-COPY_PRICE = 4
 VECTOR_REGISTER_FLOATS = 16  # float32 numbers in the widest vector register of a CPU (512 bits)
 
 
@@ -53,9 +48,7 @@ def correlate(layer: Any, inner: Tensor, outer: Tensor) -> Tensor:
     outer = outer.reshape(samples * layer.groups, -1, *outer.shape[2:])
     if by_groups:
         return _correlate_by_groups(layer, inner, outer, padding).reshape(samples, -1)
-    by_shifts = set(layer.stride) == {1} and inner.shape[1] <= COPY_PRICE * outer.shape[1]
-    correlated = _correlate_by_shifts if by_shifts else _correlate_by_patches
-    return correlated(layer, inner, outer).reshape(samples, -1)
+    return _correlate_by_patches(layer, inner, outer).reshape(samples, -1)
 
 
 def _pads_like_torch(layer: Any) -> bool:
@@ -106,28 +99,6 @@ def _correlate_by_groups(
         (False, True, False),  # of input, weight and bias, compute the weight's gradient alone
     )[1]
     return gradient.view(groups, -1, *weight.shape[1:])[:, :channels]
-
-
-def _correlate_by_shifts(layer: Any, inner: Tensor, outer: Tensor) -> Tensor:
-    """A product for each position κ in the kernel, stride 1; [m, a, …], [m, b, …] → [m, a, b, κ].
-
-    Both are flattened with the widths of `outer`, `inner` with zeros between its lines, so that a
-    shift in several axes is one in memory: nothing is copied for it.
-    """
-    widths = outer.shape[2:]
-    steps = [math.prod(widths[axis + 1 :]) for axis in range(len(widths))]
-    missing = [width - own for width, own in zip(widths, inner.shape[2:], strict=True)]
-    # Of the first axis nothing is missing between lines, and the end of the last line is cut.
-    padding = [size for count in reversed(missing[1:]) for size in (0, count)]
-    last = sum((count - 1) * step for count, step in zip(inner.shape[2:], steps, strict=True))
-    lines = F.pad(inner, padding).flatten(2)[..., : last + 1]
-    flat = outer.flatten(2)
-    products = []
-    for position in product(*map(range, layer.kernel_size)):
-        shifts = zip(position, layer.dilation, steps, strict=True)
-        shift = sum(number * dilation * step for number, dilation, step in shifts)
-        products.append(torch.bmm(lines, flat.narrow(2, shift, last + 1).mT))
-    return torch.stack(products, dim=-1)
 
 
 def _correlate_by_patches(layer: Any, inner: Tensor, outer: Tensor) -> Tensor:

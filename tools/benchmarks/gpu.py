@@ -29,7 +29,7 @@ from gradindex.gradients.graphs import RUNS_BEFORE
 from gradindex.store.memory import keep_freed_memory
 
 PRECISIONS = {"float32": False, "tf32": True, "bfloat16": False}  # and whether TF32 is allowed
-PROFILED = {"small": "bfloat16", "cifar10": "bfloat16", "lora": "bfloat16", "dit": "bfloat16"}
+PROFILED = {"small": "float32", "cifar10": "float32", "lora": "bfloat16", "dit": "bfloat16"}
 PARTS = ("scan", "models", "build", "faiss")
 BURST = 5  # steps between two synchronizations, where Python may be slower than the GPU
 LONG = 0.2  # seconds of a step from which on it surely is not
