@@ -1,5 +1,6 @@
 """The shards of a build: which are missing, and how they are made one after the other."""
 
+import os
 from collections import deque
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +17,9 @@ from gradindex.store.records import ShardEntry
 from gradindex.store.shard_list import part_of
 from gradindex.store.store import Shard, Store
 
-WRITERS = 2  # threads that write shards
+# Threads that write shards: one takes longer for a shard than a fast GPU, and most of that is
+# waiting for the disk and work outside of Python.
+WRITERS = min(8, max(2, (os.cpu_count() or 1) // 2))
 
 
 def missing_shards(

@@ -24,7 +24,7 @@ from gradindex.gradients.batch_size import fitting_batch
 from gradindex.models.loading import load_denoiser
 from gradindex.store.store import SHARD_ROWS, Store
 
-PICTURES = 3072  # a multiple of a shard's
+PICTURES = 12_288  # a multiple of a shard's
 ROUNDS = 10
 QUERIES = 5
 SIZE = 32

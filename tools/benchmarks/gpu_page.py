@@ -33,6 +33,8 @@ def page(results: Mapping[str, Any]) -> str:
             found = results[name]
             failed = _failed(found)
             parts.append(f"## {title}\n\n{failed or make(found)}\n")
+    if "note" in results:
+        parts.append(results["note"])
     return "\n".join(parts).rstrip()
 
 
