@@ -15,6 +15,7 @@ from gradindex.gradients import batch_size, high_rank
 from gradindex.gradients.batch_size import fitting_batch
 from gradindex.gradients.capture import Capture
 from gradindex.gradients.events import grid_events
+from gradindex.gradients.graphs import GraphedCapture
 from gradindex.gradients.high_rank import choose_high_rank
 from gradindex.gradients.parameters import capture_for
 from gradindex.gradients.projection import Exact
@@ -248,3 +249,28 @@ def test_an_index_in_half_precision(
     )
     assert index.store.recipe.dtype == "bfloat16"
     assert index.query([queries[0]], k=1)[0].hits[0].score > 0
+
+
+def test_graphs_make_room_for_a_batch_before_it_is_halved(
+    denoiser: Denoiser, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where memory is short once, graphs are given back and the whole batch is tried again."""
+    pictures, ids = random_pictures(6), list("abcdef")
+    arguments = recipe, Examples(pictures), grid_events(recipe, ids)
+    gradients, sizes = Capture.gradients, list[int]()
+
+    def short_once(self: Capture, losses: Any, scale: float = 1) -> torch.Tensor:
+        rows = gradients(self, losses, scale)
+        sizes.append(len(rows))
+        if len(sizes) == 1:
+            raise torch.OutOfMemoryError
+        return rows
+
+    with capture_for(denoiser, recipe) as capture:
+        expected = sample_gradients(denoiser, capture, *arguments, batch_size=6)
+        monkeypatch.setattr(Capture, "gradients", short_once)
+        given_back = iter([True, False])
+        monkeypatch.setattr(GraphedCapture, "forget", lambda self: next(given_back))
+        found = sample_gradients(denoiser, capture, *arguments, batch_size=6)
+    np.testing.assert_array_equal(found, expected)
+    assert sizes == [6, 6, 6]
