@@ -130,13 +130,13 @@ def usual_damping(store: Store) -> float:
         dampings = [
             saved.damping
             for method, saved in records.items()
-            if _says_damping(store, method, saved)
+            if _says_damping(saved, store, method)
         ]
         _USUAL_DAMPINGS[store] = dampings[0] if dampings else DAMPING
     return _USUAL_DAMPINGS[store]
 
 
-def _says_damping(store: Store, method: str, saved: FactorRecord | None) -> TypeGuard[FactorRecord]:
+def _says_damping(saved: FactorRecord | None, store: Store, method: str) -> TypeGuard[FactorRecord]:
     """Whether factors are of the store's rows, or of those that it had before some were added."""
     if saved is None or not 0 < saved.damping < math.inf:
         return False
