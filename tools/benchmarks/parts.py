@@ -49,7 +49,7 @@ def run(work: Path, device: str, only: list[str]) -> None:
             if not (work / measured.folder / "generated.npy").exists():
                 continue  # nothing was trained here
             count = keep_losses(PARTS, name, work / measured.folder, measured.subject)
-            print(f"{name}: {count} of {measured.subject.subsets}")
+            print(f"{name}: {count} models")
         return
     if not only or set(only) - {BUILDS, REMOVALS, PAGE}:
         for name in names or NAMES:
