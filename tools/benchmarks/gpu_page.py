@@ -15,7 +15,8 @@ where Python launches every kernel, and *least* that of forward and backward to 
 hooks must pay. Medians over rounds of five steps (one, where it is long), the ways taking turns.
 Models have random weights. float32 is without TF32, tf32 with it in products and convolutions; in
 bfloat16 weights and activations have that type. *Busy* is the share of a step in which kernels run,
-from a profile, and *utilization* what the driver reports.
+from a profile, and *utilization* what the driver reports. *Peak memory* is that without graphs; a
+graph keeps as much for itself.
 """
 
 
@@ -56,7 +57,7 @@ def _model(found: Mapping[str, Any]) -> str:
                 "cost": facts["cost"],
                 "without graphs": facts["cost without graphs"],
                 "least": facts["least"],
-                "peak memory, GB": _memory(facts, "auto"),
+                "peak memory, GB": _memory(facts, "auto without graphs"),
                 "of a training step": _memory(facts, "training step"),
                 "utilization": _percent(facts["utilization"]),
             }
