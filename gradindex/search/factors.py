@@ -8,7 +8,6 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import product
-from typing import TypeGuard
 from weakref import WeakKeyDictionary
 
 import msgspec
@@ -126,23 +125,21 @@ def usual_damping(store: Store) -> float:
     that has none of its rows, or whose few pictures go without, gets `DAMPING`.
     """
     if store not in _USUAL_DAMPINGS:
-        records = {method: saved_factors(store, method) for method in METHODS}
-        dampings = [
-            saved.damping
-            for method, saved in records.items()
-            if _says_damping(saved, store, method)
-        ]
-        _USUAL_DAMPINGS[store] = dampings[0] if dampings else DAMPING
+        damping = DAMPING
+        for method in METHODS:
+            saved = saved_factors(store, method)
+            if saved and _is_used(store, method, saved):
+                damping = saved.damping
+                break
+        _USUAL_DAMPINGS[store] = damping
     return _USUAL_DAMPINGS[store]
 
 
-def _says_damping(saved: FactorRecord | None, store: Store, method: str) -> TypeGuard[FactorRecord]:
-    """Whether factors are of the store's rows, or of those that it had before some were added."""
-    if saved is None or not 0 < saved.damping < math.inf:
-        return False
-    now = new_factors(store, method, saved.damping)
-    same = (saved.version, saved.method, saved.recipe) == (now.version, now.method, now.recipe)
-    return same and (not is_few(store) or factors_fit(store, method, saved))
+def _is_used(store: Store, method: str, saved: FactorRecord) -> bool:
+    """Whether a store's queries are whitened by these factors, or by what they are extended to."""
+    if is_few(store):
+        return factors_fit(store, method, saved)
+    return _is_of_recipe(store, method, saved) and 0 < saved.damping < math.inf
 
 
 def new_factors(store: Store, method: str, damping: float) -> FactorRecord:
@@ -173,10 +170,19 @@ def factor_file(method: str, checkpoint: int, timestep: int) -> str:
 
 def can_extend(store: Store, method: str, saved: FactorRecord) -> bool:
     """Whether factors are whole, and of all pictures that the store had before some were added."""
-    now = new_factors(store, method, saved.damping)
-    same = (saved.version, saved.method, saved.recipe) == (now.version, now.method, now.recipe)
-    are_fewer = saved.counted <= saved.pictures < now.pictures
-    return same and are_fewer and _is_whole(store, saved) and not factor_damages(store, saved)
+    are_fewer = saved.counted <= saved.pictures < store.shape[1]
+    return (
+        _is_of_recipe(store, method, saved)
+        and are_fewer
+        and _is_whole(store, saved)
+        and not factor_damages(store, saved)
+    )
+
+
+def _is_of_recipe(store: Store, method: str, saved: FactorRecord) -> bool:
+    """Whether a record is of a method's rows of the store's recipe, however many they were."""
+    made_from = saved.version, saved.method, saved.recipe
+    return made_from == (VERSION, method, store.recipe.digest)
 
 
 def _is_whole(store: Store, saved: FactorRecord) -> bool:

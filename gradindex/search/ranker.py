@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Sequence
-from functools import cached_property
 from threading import RLock
 
 import numpy as np
@@ -46,7 +45,7 @@ class Ranker:
         self._row_whitenings: dict[str, RowWhitening | None] = {}  # None: by factors
         self._lock = RLock()
 
-    @cached_property
+    @property
     def usual_damping(self) -> float:
         """The damping of the store's factors and search files."""
         return usual_damping(self._store)
