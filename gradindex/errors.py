@@ -15,6 +15,7 @@ GradindexError           base of all; command line status 1
 
 from collections.abc import Iterable
 
+NONE_LEFT = "every picture was skipped or removed: there is none to answer with"
 LONGEST_LINE = 400  # letters of another library's error that are repeated
 
 

@@ -11,9 +11,9 @@ from typing import NotRequired, TypedDict
 
 import numpy as np
 
-from gradindex.errors import CallError
+from gradindex.errors import NONE_LEFT, CallError
 from gradindex.models.examples import Pictures
-from gradindex.recipe import FOLDED, require_positive
+from gradindex.recipe import require_positive
 from gradindex.report.agreement import SettingAgreement, count_gradients, noise_agreement
 from gradindex.report.ranking import Influence, influence
 from gradindex.report.self_influence import (
@@ -21,6 +21,7 @@ from gradindex.report.self_influence import (
     SELF_TIMESTEPS,
     Outliers,
     find_outliers,
+    require_full_rows,
     self_influence,
 )
 from gradindex.report.training_sample import (
@@ -128,11 +129,7 @@ def report(
     """
     require_positive(k=k, queries=queries)
     store = index.store
-    if store.recipe.rows == FOLDED:
-        raise CallError(
-            f"{store.location}: rows are folded into one for each picture;"
-            " diagnose needs all of them"
-        )
+    require_full_rows(store)
     if compared < 0 or compared == 1:
         raise CallError(f"compared = {compared}: give 0, or at least 2 pictures")
     if compared or (outliers and store.recipe.events):
@@ -201,6 +198,8 @@ def _choose_queries(
         read = read_query(index.store.recipe, pictures, class_label=class_label, ids=names)
         return QueryPictures(read, [None] * len(names))
     kept = index.store.kept
+    if not len(kept):
+        raise CallError(NONE_LEFT)
     rows = kept[evenly_spaced(len(kept), count)]
     training = replace(read_training_pictures(index, rows), masks=None)  # as of any query
     return QueryPictures(training, rows.tolist())

@@ -6,7 +6,9 @@ from typing import TypedDict
 
 import numpy as np
 
+from gradindex.errors import CallError
 from gradindex.gradients.fold import unit
+from gradindex.recipe import FOLDED
 from gradindex.report.training_sample import training_gradients
 from gradindex.search.index import Index
 from gradindex.search.scoring import METHODS
@@ -38,28 +40,45 @@ class Outliers(TypedDict):
     quartiles: list[float]
 
 
-def self_influence(index: Index) -> dict[str, np.ndarray]:
+def self_influence(index: Index, rows: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """Return each picture's plain score for itself, {method: [N] float64}.
 
-    It is NaN for pictures that no query returns.
+    It is NaN for pictures that no query returns, and for others than those of `rows`.
 
     On a grid it comes from the stored rows. TracIn's is `Σ_c w_c mean_t ‖u‖²`, the matched score.
     ReTrac's matched score would be the same for all pictures, so it is that of the mean pairing,
     `Σ_c w_c ‖mean_t n‖²`. Recorded rows are scored, by both methods, for the picture as a query of
     SELF_TIMESTEPS × SELF_DRAWS gradients, which are taken now.
+
+    Args:
+        rows: of the pictures to score; all by default.
+
+    Raises:
+        CallError: rows are folded, so that timesteps cannot be told apart.
     """
     store = index.store
+    require_full_rows(store)
+    wanted = store.kept if rows is None else np.intersect1d(rows, store.kept)
     scores = {method: np.zeros(store.shape[1]) for method in METHODS}
     for checkpoint, weight in enumerate(store.header.weights):
         if store.recipe.events is None:
             terms = _grid_terms(store, checkpoint)
         else:
-            terms = _recorded_terms(index, checkpoint)
-        for method, rows, term in terms:
-            scores[method][rows] += weight * term
+            terms = _recorded_terms(index, checkpoint, wanted)
+        for method, some, term in terms:
+            scores[method][some] += weight * term
     for values in scores.values():
-        values[store.excluded] = np.nan
+        values[np.setdiff1d(np.arange(len(values)), wanted)] = np.nan
     return scores
+
+
+def require_full_rows(store: Store) -> None:
+    """Raise CallError where a picture has one row in place of one for each timestep."""
+    if store.recipe.rows == FOLDED:
+        raise CallError(
+            f"{store.location}: rows are folded into one for each picture; norms and self-influence"
+            " need all of them"
+        )
 
 
 def _grid_terms(store: Store, checkpoint: int) -> Iterator[Term]:
@@ -71,13 +90,17 @@ def _grid_terms(store: Store, checkpoint: int) -> Iterator[Term]:
         yield "retrac", block, np.square(mean).sum(1)
 
 
-def _recorded_terms(index: Index, checkpoint: int) -> Iterator[Term]:
-    """The terms of a checkpoint from recorded rows: mean query gradient times mean row."""
+def _recorded_terms(index: Index, checkpoint: int, wanted: np.ndarray) -> Iterator[Term]:
+    """The terms of a checkpoint from recorded rows: mean query gradient times mean row.
+
+    Args:
+        wanted: rows of the pictures.
+    """
     store = index.store
     denoiser = index.gradients.checkpoints[checkpoint]
     timesteps = denoiser.process.grid(SELF_TIMESTEPS)
     setting = replace(store.recipe, timesteps=timesteps, draws=SELF_DRAWS, events=None)
-    for rows, gradients in training_gradients(index, denoiser, setting, store.kept):
+    for rows, gradients in training_gradients(index, denoiser, setting, wanted):
         query_gradients = {"tracin": gradients, "retrac": unit(gradients)}
         for method, query in query_gradients.items():
             stored = store.read(METHOD_ARRAYS[method], checkpoint, rows)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gradindex.errors import CallError
+from gradindex.errors import NONE_LEFT, CallError
 from gradindex.search.group_scores import group_scores
 from gradindex.search.grouping import Grouping
 from gradindex.search.merging import merged_hits
@@ -82,5 +82,5 @@ def nothing_to_rank(query: Query) -> CallError:
     return CallError(
         f"timesteps = {range_text(query.span)}: no picture has a row there"
         if query.span
-        else "every picture was skipped or removed: there is none to answer with"
+        else NONE_LEFT
     )

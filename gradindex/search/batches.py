@@ -40,7 +40,10 @@ def in_batches(
     """
     options = {**options, **dict(_listed(options))}
     counts = {name: _count(options.get(name)) for name in OF_EACH}
-    if not all(count in (None, 1, len(pictures)) for count in counts.values()):
+    if not all(
+        count in (None, len(pictures)) or (name == "against" and count == 1)
+        for name, count in counts.items()
+    ):
         size = len(pictures)
     for first in range(0, len(pictures), size) if len(pictures) > size else (0,):
         some = slice(first, first + size)

@@ -6,12 +6,14 @@ nearest training pictures. Here it is a third, as of near-duplicates: at half, o
 were in no training set 17 were called copies, at a third 2. In a set of simple pictures many that
 are new are still as near as that. How many is told by the training pictures, each compared with the
 others: a new picture from where they come from is one more of them (the conformal test of Vovk et
-al. 2005). Those whose nearest is the same picture once more do not count, for then a copy in a set
-with duplicates would be none.
+al. 2005). A picture that is there more than once, as blank ones are, counts once among the nearest;
+and those whose nearest is the same picture once more do not count, for then a copy in a set with
+duplicates would be none.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 
 import numpy as np
 
@@ -21,7 +23,7 @@ from gradindex.store.store import Store
 
 NEIGHBOURS = 50
 THIRD = 1 / 3
-MOST_READ = 10_000  # training pictures that are read to be compared, unless it is asked for
+MOST_READ = 10_000  # training pictures that are read to be compared
 COMPARED = 500  # training pictures that are compared with the others
 SAME = 2 / 255  # root mean square of a difference of one grey level, where white is 1 and black −1
 BATCH = 256  # pictures that are compared at once
@@ -53,8 +55,7 @@ def copies(
 
     The hits are read first, and 50 other training pictures. Where no hit is nearer than a third of
     the mean of the 50 nearest of these, none is nearer than that of all. Only for what remains
-    all training pictures are read; or 10,000 at random, among which as many count as nearest as
-    they would have among them of the 50.
+    all training pictures are read.
 
     Args:
         arrays: Q pictures as the model takes them. hits: theirs.
@@ -67,7 +68,8 @@ def copies(
     random = np.random.default_rng(0)
     some = random.choice(kept, NEIGHBOURS, replace=False)
     rows = np.union1d(some, [hit.row for listed in hits for hit in listed]).astype(np.int64)
-    distances = _distances(pixels, rows, asked)
+    distances, first = _distances(pixels, rows, asked)
+    once = np.unique(first)
     near: dict[int, tuple[Hit, float]] = {}
     for q, listed in enumerate(hits):
         own = distances[q, np.searchsorted(rows, [hit.row for hit in listed])]
@@ -75,30 +77,38 @@ def copies(
             continue
         nearest = int(np.nanargmin(own))
         # With too few that are there, the mean is NaN, and nothing is ruled out.
-        if not own[nearest] >= THIRD * mean_of_nearest(distances[q], NEIGHBOURS):
+        if not own[nearest] >= THIRD * mean_of_nearest(distances[q, once], NEIGHBOURS):
             near[q] = listed[nearest], float(own[nearest])
     if not near:
         return found
     compared = random.choice(kept, min(COMPARED, len(kept)), replace=False)
     others = np.stack(list(pixels.read(compared)))
-    every = _distances(pixels, kept, np.concatenate([asked[list(near)], others]))
+    every, first = _distances(pixels, kept, np.concatenate([asked[list(near)], others]))
     of_others = every[len(near) :]
-    of_others[np.arange(len(compared)), np.searchsorted(kept, compared)] = np.nan
+    of_others[np.arange(len(compared)), first[np.searchsorted(kept, compared)]] = np.nan
+    once = np.unique(first)
+    if len(once) > NEIGHBOURS:
+        every = every[:, once]
     same = SAME * np.sqrt(asked.shape[1])
     # What is a picture once more is itself; ratios of pictures that are gone are NaN.
     usual = np.array(
-        [
-            mean_of_nearest(own[own > same], 1) / mean_of_nearest(own, NEIGHBOURS)
-            for own in of_others
-        ]
+        [_ratio(mean_of_nearest(own[own > same], 1), own, same) for own in every[len(near) :]]
     )
     known = usual[~np.isnan(usual)]
     for (q, (hit, distance)), own in zip(near.items(), every, strict=False):
-        ratio = distance / mean_of_nearest(own, NEIGHBOURS)
+        ratio = _ratio(distance, own, same)
         if ratio < THIRD:
             as_near = (1 + np.sum(known <= ratio)) / (1 + len(known))
             found[q] = Copy(hit, ratio, float(as_near), is_same=distance <= same)
     return found
+
+
+def _ratio(distance: float, others: np.ndarray, same: float) -> float:
+    """A distance by the mean of the 50 lowest of others, which are at least that of what is `same`.
+
+    It is NaN where fewer are known.
+    """
+    return distance / float(np.maximum(mean_of_nearest(others, NEIGHBOURS), same))
 
 
 def mean_of_nearest(distances: np.ndarray, count: int) -> float:
@@ -113,14 +123,29 @@ def mean_of_nearest(distances: np.ndarray, count: int) -> float:
     return float(known[:count].mean()) if len(known) >= count else np.nan
 
 
-def _distances(pixels: TrainingPixels, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """The ℓ2 distances of training pictures to the pixels of others [M, numbers], [M, rows]."""
+def _distances(
+    pixels: TrainingPixels, rows: np.ndarray, others: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The ℓ2 distances of training pictures to others, and which of them are the same.
+
+    Args:
+        others: pixels [M, numbers].
+
+    Returns:
+        Distances [M, rows], NaN of pictures that are gone; and the position of the first picture
+        with the same pixels as each, [rows].
+    """
     parts = []
+    seen: dict[bytes, int] = {}
+    first = np.arange(len(rows))
     read = pixels.read(rows)
     for start in range(0, len(rows), BATCH):
         batch = np.stack([next(read) for _ in rows[start : start + BATCH]])
         parts.append(distances(others, batch))
-    return np.concatenate(parts, axis=1)
+        for position, vector in enumerate(batch, start):
+            if not np.isnan(vector[0]):
+                first[position] = seen.setdefault(sha256(vector.tobytes()).digest(), position)
+    return np.concatenate(parts, axis=1), first
 
 
 def distances(some: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from gradindex.data.images import to_array
 from gradindex.data.picture_facts import NO_CONTENT
-from gradindex.errors import CallError
+from gradindex.errors import NONE_LEFT, CallError
 from gradindex.gradients.fold import search_vectors, unit
 from gradindex.recipe import require
 from gradindex.search.copies import NEIGHBOURS, SAME, THIRD, distances
@@ -41,10 +41,12 @@ def duplicates(store: Store, pictures: TrainingPictures, by: str) -> list[list[i
             normalized gradients.
 
     Raises:
-        CallError: another measure, or the training pictures are gone.
+        CallError: another measure, no picture is left, or the training pictures are gone.
     """
     require("by", by, MEASURES)
     kept = store.kept
+    if not len(kept):
+        raise CallError(NONE_LEFT)
     if len(kept) > MOST_PICTURES:
         raise CallError(
             f"duplicates: {len(kept):,} pictures; each is compared with each, so they are looked"

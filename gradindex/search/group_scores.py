@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradindex.errors import CallError
+from gradindex.errors import NONE_LEFT, CallError
 from gradindex.search.grouping import Grouping
 from gradindex.search.results import Group
 from gradindex.search.scoring import Span, inside, scan_contributions
@@ -65,7 +65,7 @@ def group_scores(
     sums = _add_up(store, block, method, span, groups)
     present = np.flatnonzero(sums.counts)
     if not len(present):
-        raise CallError("every picture was skipped or removed: there is none to answer with")
+        raise CallError(NONE_LEFT)
     counts = sums.counts[present]
     names = [groups.names[group] for group in present]
     weights = sums.weights[present]

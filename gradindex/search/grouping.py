@@ -111,7 +111,8 @@ def _column(store: Store, name: str, source: str) -> list[str]:
 
 def _group_name(cell: object) -> str:
     """The name of a group, from a cell of a table."""
-    return NO_GROUP if cell is None or cell == "" or cell != cell else str(cell)
+    name = "" if cell is None or cell != cell else str(cell).strip()
+    return name or NO_GROUP
 
 
 def _of_mapping(store: Store, groups: Mapping[str, str], source: str) -> list[str]:
@@ -132,17 +133,29 @@ def _read_csv(file: Path) -> dict[str, str]:
     try:
         with file.open(encoding="utf-8-sig", newline="") as lines:
             reader = csv.DictReader(lines)
-            columns, rows = set(reader.fieldnames or ()), list(reader)
+            columns = [name.strip() for name in reader.fieldnames or ()]
+            reader.fieldnames = columns
+            rows = [(reader.line_num, row) for row in reader]
+    except UnicodeError as error:
+        raise CallError(f"{file}: not text in UTF-8; save it as CSV UTF-8") from error
     except (OSError, ValueError, csv.Error) as error:
         raise CallError(f"{file}: cannot be read ({error})") from error
-    if not {"id", "group"} <= columns:
-        raise CallError(f"{file}: give a CSV file whose first line is id,group, with a comma")
+    if not {"id", "group"} <= set(columns):
+        raise CallError(
+            f"{file}: give a CSV file whose first line is id,group, with a comma; this one's is"
+            f" {quoted(','.join(columns))}"
+        )
     if not rows:
         raise CallError(f"{file}: has no line below the first; give each id and its group")
     groups: dict[str, str] = {}
     repeated = []
-    for row in rows:
-        name, group = row["id"] or "", row["group"] or ""
+    for line, row in rows:
+        if None in row:  # what is beyond the columns
+            raise CallError(
+                f"{file}: line {line} has more cells than the first; put quotes around a name that"
+                " has a comma in it"
+            )
+        name, group = row["id"] or "", (row["group"] or "").strip()
         if groups.setdefault(name, group) != group:
             repeated.append(name)
     if repeated:

@@ -4,6 +4,7 @@ The loss is taken of that part alone: it is multiplied with a mask before the me
 picture, so that the gradients of the parts of a picture add up to that of the whole.
 """
 
+import operator
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from gradindex.data.images import open_encoded, picture_fault, to_mask
+from gradindex.data.images import geometry, opacity, open_encoded, picture_fault, to_mask
 from gradindex.errors import CallError
 from gradindex.search.pictures import ReadPicture
+
+GREY = 64  # that a grey pixel's channels, of 255, differ by at most; JPEG lets them
 
 Region = Sequence[int]  # left, top, right, bottom in pixels; right and bottom do not belong to it
 Mask = str | Path | Image.Image | np.ndarray
@@ -32,7 +35,8 @@ def part_masks(
 
     Raises:
         CallError: both are given; the rectangle does not lie in a picture; the mask does not open,
-            is of another size or empty; or what counts is smaller than a cell.
+            has colours or transparent parts, is of 0 and 1 in place of 0 and 255, is of another
+            size or empty; or what counts is smaller than a cell.
     """
     if region is None and mask is None:
         return None
@@ -46,6 +50,7 @@ def part_masks(
     else:
         name = "mask" if isinstance(mask, Image.Image | np.ndarray) else f"mask {mask}"
         opened = _open(mask, name)
+        _require_grey(opened, name)
         masks = [_fitting(picture, opened, name) for picture in read]
     fitted = []
     for picture, upright in zip(read, masks, strict=True):
@@ -59,10 +64,10 @@ def _rectangle(picture: ReadPicture, region: Region, name: str) -> Image.Image:
     """A mask of a rectangle, as large as the picture as it came."""
     height, width = picture.geometry.original
     try:
-        left, top, right, bottom = (int(side) for side in region)
+        left, top, right, bottom = map(operator.index, region)
     except (TypeError, ValueError):
         raise CallError(
-            f"{name}: give left, top, right and bottom in pixels: X0,Y0,X1,Y1"
+            f"{name}: give left, top, right and bottom in whole pixels: X0,Y0,X1,Y1"
         ) from None
     if not (0 <= left < right <= width and 0 <= top < bottom <= height):
         raise CallError(
@@ -101,6 +106,20 @@ def _open(mask: Any, name: str) -> Image.Image:
         raise
     except Exception as error:  # Pillow raises whatever damaged bytes lead it to
         raise CallError(f"{name}: not a picture that opens ({picture_fault(error)})") from error
+
+
+def _require_grey(mask: Image.Image, name: str) -> None:
+    """Raise CallError where white and black are not what tells which pixels count."""
+    advice = "give white where the picture counts and black elsewhere"
+    if opacity(mask).getextrema() != (255, 255):
+        raise CallError(f"{name}: has transparent parts; {advice}, without transparency")
+    if mask.mode in ("RGB", "RGBA", "P", "PA", "CMYK", "YCbCr"):
+        channels = np.asarray(mask.convert("RGB"), np.int16)
+        if np.ptp(channels, axis=2).max() > GREY:
+            raise CallError(f"{name}: has colours; {advice}")
+    height, width = geometry(mask, (1, 1, 1)).original
+    if 0 < to_mask(mask, (1, height, width)).max() < 2 / 255:
+        raise CallError(f"{name}: is of 0 and 1, nearly black; give 0 and 255, or bool")
 
 
 def _fitting(picture: ReadPicture, mask: Image.Image, name: str) -> Image.Image:

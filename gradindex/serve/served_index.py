@@ -13,6 +13,7 @@ from PIL import Image
 
 from gradindex.errors import CallError
 from gradindex.report.answers import Answers, answer
+from gradindex.report.answers import Asked as AskedPicture
 from gradindex.report.rendering import to_json
 from gradindex.search.copies import MOST_READ
 from gradindex.search.index import Index
@@ -250,8 +251,17 @@ def _named(answers: Answers, name: str, path: str) -> Answers:
         replace(listing, results=[replace(one, picture=name) for one in listing.results])
         for listing in answers.listings
     ]
-    queries = [replace(query, name=name) for query in answers.queries]
+    queries = [_small(replace(query, name=name)) for query in answers.queries]
     return replace(answers, queries=queries, listings=listings, index=path)
+
+
+def _small(query: AskedPicture) -> AskedPicture:
+    """A picture asked about that keeps its thumbnail alone: an upload may have 50 megapixels."""
+    try:
+        thumbnail = query.open_picture()
+    except Exception:  # Pillow raises errors of many types for files that are damaged
+        thumbnail = None
+    return replace(query, open_picture=lambda: thumbnail)
 
 
 def index_names(paths: Sequence[str]) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gradindex.recipe import FOLDED
 from gradindex.report.diagnose import training_scores
 from gradindex.report.page import COLUMNS, render
 from gradindex.report.printable import one_line, printable
@@ -34,13 +35,16 @@ class Listed:
 def common_and_outliers(served: ServedIndex, method: str, k: int) -> str:
     """Return a part of a page: the pictures in most lists, and those that stand out.
 
+    Of folded rows the latter are not known.
+
     Raises:
         CallError: see `training_scores` and `self_influence`.
     """
     rows = {
         "Common": (_common(served, method, k), "in more than half of the lists, most first"),
-        "Outliers": (_outliers(served, method, k), _outlier_text(method)),
     }
+    if served.index.store.recipe.rows != FOLDED:
+        rows["Outliers"] = _outliers(served, method, k), _outlier_text(method)
     count = sum(len(standing) for standing, _ in rows.values())
     thumbnails = Thumbnails(served.index.thumbnail, PICTURE_BYTES * max(count, 1), count)
     views = [

@@ -121,7 +121,7 @@ def test_what_folded_rows_cannot_answer(
         index.query(queries, timesteps=(0, 500))
     with pytest.raises(CallError, match="by_timestep: the rows of this index are folded"):
         index.query(queries, by_timestep=True)
-    with pytest.raises(CallError, match="diagnose needs all of them"):
+    with pytest.raises(CallError, match="norms and self-influence need all of them"):
         report(index, queries)
     with pytest.raises(CallError, match="rows = 'some': allowed are 'full', 'folded'"):
         gradindex.build(tmp_path / "other", rows="some", **options)

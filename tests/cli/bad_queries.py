@@ -381,7 +381,8 @@ REPORTS = [
     Bad(
         "folded rows diagnosed",
         "diagnose {folded}",
-        "{folded}: rows are folded into one for each picture; diagnose needs all of them",
+        "{folded}: rows are folded into one for each picture; norms and self-influence need all of"
+        " them",
     ),
     Bad(
         "a file where the report's folder is to be",

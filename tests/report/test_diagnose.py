@@ -108,6 +108,9 @@ def test_self_influence_of_recorded_rows_is_the_plain_score_as_a_query(
     np.testing.assert_allclose(
         self_influence.self_influence(recorded)[method], np.diag(scores), rtol=2e-3
     )
+    some = self_influence.self_influence(recorded, np.array([0, 2]))[method]
+    np.testing.assert_allclose(some[[0, 2]], np.diag(scores)[[0, 2]], rtol=2e-3)
+    assert np.isnan(np.delete(some, [0, 2])).all()
 
 
 def test_the_whole_report(index: gradindex.Index, tmp_path: Path) -> None:

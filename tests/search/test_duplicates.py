@@ -18,6 +18,7 @@ import gradindex
 from gradindex.builder.upkeep import remove
 from gradindex.cli.main import main
 from gradindex.errors import CallError
+from gradindex.report import diagnose
 from gradindex.report.rendering import to_table, to_values
 from gradindex.search import duplicates as module
 from gradindex.search.duplicates import clustered, near_duplicates, near_pairs
@@ -112,6 +113,18 @@ def test_exact_copies_have_the_same_rows(index: gradindex.Index) -> None:
     """Flipped and cut ones have others."""
     clusters = {frozenset(cluster) for cluster in index.duplicates("rows")}
     assert planted({"exact"}) <= clusters <= planted(set(PLANTED))
+
+
+@pytest.mark.parametrize("by", ["pixels", "rows"])
+def test_where_all_pictures_are_removed(model: Path, tmp_path: Path, by: str) -> None:
+    data = make_pictures(tmp_path / "data", 3)
+    gradindex.build(tmp_path / "idx", model=model, data=data, timesteps=[500], dim=8)
+    remove(tmp_path / "idx", ["*"])
+    index = gradindex.open(tmp_path / "idx")
+    with pytest.raises(CallError, match="every picture was skipped or removed"):
+        index.duplicates(by)
+    with pytest.raises(CallError, match="every picture was skipped or removed"):
+        diagnose.report(index, compared=0)
 
 
 def test_removed_pictures_are_no_duplicates(model: Path, tmp_path: Path) -> None:

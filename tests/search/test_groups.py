@@ -271,6 +271,15 @@ def test_groups_by_the_names_of_classes(tmp_path: Path, model: Path) -> None:
     assert grouping(index.store, "n", str(tmp_path / "set")).names == ["7", "8"]
 
 
+def test_spaces_around_names_of_groups_do_not_count(index: gradindex.Index, tmp_path: Path) -> None:
+    file = tmp_path / "groups.csv"
+    first, second, third = index.ids[:3]
+    file.write_text(f"id, group\n{first},A \n{second}, A\n{third},  \n")
+    found = grouping(index.store, file, "")
+    assert found.names == [NO_GROUP, "A"]
+    assert [found.name_of(row) for row in range(3)] == ["A", "A", NO_GROUP]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -278,11 +287,12 @@ def test_groups_by_the_names_of_classes(tmp_path: Path, model: Path) -> None:
         ("id,group\na,x\nb,x\nc,x\nd,x\n", r"4 ids \('a', 'b', 'c', …\) are not in the index"),
         ("id,group\nann/000.png,x\nann/000.png,y\n", r"the id 'ann/000\.png' is in two groups"),
         ("name,artist\nann/000.png,x\n", r"whose first line is id,group"),
-        ("id;group\nann/000.png;x\n", r"whose first line is id,group, with a comma"),
+        ("id;group\nann/000.png;x\n", r"id,group, with a comma; this one's is 'id;group'"),
         ("id,group\n", r"has no line below the first; give each id and its group"),
         ("", r"whose first line is id,group"),
         (None, r"cannot be read"),
-        (b"id,group\n\xff,x\n", r"cannot be read"),
+        (b"id,group\n\xff,x\n", r"not text in UTF-8; save it as CSV UTF-8"),
+        ("id,group\nann/000.png,Smith, Ann\n", r"line 2 has more cells than the first; put quotes"),
     ],
 )
 def test_files_of_groups_that_do_not_fit(

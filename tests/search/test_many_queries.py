@@ -44,6 +44,17 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return Store.finished(store.location)
 
 
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_one_value_is_for_one_picture(size: int) -> None:
+    """Of three pictures it would be wrong for two; all come at once, so that this is said."""
+    options = {"prompt": ["x"], "ids": ["k"], "query_embedding": np.ones((1, 4))}
+    for name, value in options.items():
+        ((_, some, own),) = in_batches(["a", "b", "c"], {name: value}, size)
+        assert (some, len(own[name])) == (["a", "b", "c"], 1)
+    batches_of_one = list(in_batches(["a", "b", "c"], {"against": ["d"]}, size))
+    assert all(own["against"] == ["d"] for _, _, own in batches_of_one)
+
+
 def test_exact_scores_take_memory_by_queries_times_candidates(store: Store) -> None:
     """Not by queries times all queries' candidates: 1.4 GiB of 300 queries × 200 candidates."""
     random = np.random.default_rng(0)

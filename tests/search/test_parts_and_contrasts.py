@@ -79,6 +79,21 @@ def test_masks_of_numbers_count_by_their_values(
         index.scores(queries, mask=np.full((SIDE, SIDE), 7))
 
 
+def test_masks_of_every_kind_of_picture(
+    index: gradindex.Index, queries: list[Path], tmp_path: Path
+) -> None:
+    """What is black and white in them is what counts, and a JPEG is nearly grey."""
+    white = Image.new("L", (SIDE, SIDE))
+    white.paste(255, (0, 0, 4, SIDE))
+    expected = index.scores(queries, mask=white)
+    for mode in ("1", "RGB", "RGBA", "P", "LA"):
+        white.convert(mode).save(tmp_path / f"{mode}.png")
+        assert np.array_equal(index.scores(queries, mask=tmp_path / f"{mode}.png"), expected)
+    white.convert("RGB").save(tmp_path / "mask.jpg", quality=60)
+    found = index.scores(queries, mask=tmp_path / "mask.jpg")
+    np.testing.assert_allclose(found, expected, rtol=0.05, atol=0.05 * abs(expected).max())
+
+
 def test_a_region_is_in_pixels_of_the_picture_as_it_came(
     index: gradindex.Index, queries: list[Path], tmp_path: Path
 ) -> None:
@@ -106,6 +121,12 @@ def test_a_region_is_in_pixels_of_the_picture_as_it_came(
         ({"region": (4, 0, 4, 8)}, r"give X0 below X1"),
         ({"region": (1, 2, 3)}, r"region = 1,2,3: give left, top, right and bottom"),
         ({"region": "ab"}, r"give left, top, right and bottom"),
+        ({"region": (0, 0, 1.0, 1.0)}, r"give left, top, right and bottom in whole pixels"),
+        ({"mask": np.ones((8, 8), np.uint8)}, r"mask: is of 0 and 1, nearly black; give 0 and 255"),
+        ({"mask": Image.new("L", (8, 8), 1)}, r"mask: is of 0 and 1, nearly black"),
+        ({"mask": Image.new("RGB", (8, 8), (0, 255, 0))}, r"mask: has colours; give white where"),
+        ({"mask": Image.new("RGBA", (8, 8), (255, 255, 255, 9))}, r"mask: has transparent parts"),
+        ({"mask": Image.new("LA", (8, 8), (255, 0))}, r"mask: has transparent parts"),
         ({"region": (0, 0, 4, 4), "mask": np.ones((8, 8))}, r"region and mask: give one of them"),
         ({"mask": np.zeros((8, 8))}, r"mask: empty, nothing of what the model sees"),
         ({"mask": np.ones((4, 8))}, r"mask has 8 × 4 pixels, and the picture 8 × 8"),

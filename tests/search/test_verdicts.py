@@ -108,6 +108,44 @@ def test_copies_are_found_in_sets_with_duplicates(place: Path, data: Path, tmp_p
     assert (result.verdict.kind, result.verdict.ids) == ("copied", ["5-again.png"])
 
 
+def test_many_blank_pictures_count_as_one(data: Path, tmp_path: Path) -> None:
+    """What is asked about may be blank, nearly so, or no such picture at all."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(60):
+        Image.new("RGB", (32, 32)).save(folder / f"blank-{number:02d}.png")
+        drawing(number).save(folder / f"{number:02d}.png")
+    model = data.parent / "model"
+    index = gradindex.build(tmp_path / "idx", model=model, data=folder, timesteps=[300], dim=8)
+    nearly = np.zeros((32, 32, 3), np.uint8)
+    nearly[:2] = 20
+    asked = [Image.new("RGB", (32, 32)), Image.fromarray(nearly), drawing(5), drawing(1005)]
+    said = [result.verdict for result in index.query(asked, 120, verdict=True)]
+    assert [one and one.kind for one in said[:3]] == ["copied"] * 3
+    assert said[0] is not None
+    assert said[0].text.endswith("is identical in pixels")
+    assert said[1] is not None
+    assert said[1].ids[0].startswith("blank-")
+    assert said[2] is not None
+    assert said[2].ids == ["05.png"]
+    assert said[3] is not None
+    assert said[3].kind != "copied"
+
+
+def test_a_set_of_hardly_different_pictures(data: Path, tmp_path: Path) -> None:
+    """Their distances are below what can be told; nothing is divided by them."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(60):
+        pixels = np.full((32, 32, 3), 255, np.uint8)
+        pixels[number % 32, number // 32, 0] = 254
+        Image.fromarray(pixels).save(folder / f"{number:02d}.png")
+    model = data.parent / "model"
+    index = gradindex.build(tmp_path / "idx", model=model, data=folder, timesteps=[300], dim=8)
+    (result,) = index.query(Image.new("RGB", (32, 32), "white"), verdict=True)
+    assert result.verdict is not None
+
+
 def test_some_pictures_are_compared_with_all(
     index: gradindex.Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,15 +12,13 @@ from typing import Any
 
 import numpy as np
 import record
-from paper_page import LENGTHS, PRECISIONS, QUERIES, TRACED, page, plot
-from paper_parts import part_rows
+from paper_page import LENGTHS, OUTLIERS, PRECISIONS, QUERIES, TRACED, page, plot
+from paper_parts import WHOLE, part_rows
 from paper_training import STEPS, generate, train, write_training_pictures
-from roc import auc
 
 import gradindex
 from gradindex.report.diagnose import norms, picture_norms
 from gradindex.report.ranking import influence, overlap, spearman, top
-from gradindex.report.self_influence import self_influence
 from gradindex.search.index import Index
 from gradindex.search.scoring import METHODS
 
@@ -61,7 +59,7 @@ def measure(folder: Path, data: Path, seed: int, device: str) -> dict[str, Any]:
     recorder_share = train(folder, data, seed, device)
     model = folder / "run" / f"checkpoint-{STEPS}"
     log = folder / "run/log"
-    build = partial(gradindex.build, model=model, data=data, device=device, overwrite=True)
+    build = partial(gradindex.build, model=model, data=data, device=device)
     recorded = build(folder / "recorded", timesteps="recorded", log=log)
     weights = weights_of(recorded)
     training = recorded.read_pictures(sorted(data.rglob("*.png")))
@@ -81,10 +79,11 @@ def measure(folder: Path, data: Path, seed: int, device: str) -> dict[str, Any]:
     }
     norm = picture_norms(recorded.store)
     builds = {
-        "recorded": partial(_of_part, build, folder, timesteps="recorded", log=log),
-        GRID: partial(_of_part, build, folder, checkpoints=weights, timesteps=GRID),
+        "recorded": partial(_of_part, build, folder / "recorded", timesteps="recorded", log=log),
+        GRID: partial(_of_part, build, folder / "weighted", checkpoints=weights, timesteps=GRID),
     }
-    own_scores = self_influence(recorded)
+    some = np.random.default_rng(seed).choice(np.flatnonzero(~zero), OUTLIERS, replace=False)
+    judged = np.union1d(np.flatnonzero(zero), some)
     pixels = _pixel_similarity(queries, training)
     return {
         "seed": seed,
@@ -93,10 +92,7 @@ def measure(folder: Path, data: Path, seed: int, device: str) -> dict[str, Any]:
         "norm": norms(recorded.store),
         "general": {name: _general(tables, norm) for name, tables in scores.items()},
         "tracing": {str(k): _tracing(scores, pixels, zero, k) for k in PRECISIONS},
-        "outliers": {
-            method: auc(values[zero], values[~zero]) for method, values in own_scores.items()
-        },
-        "parts": part_rows(builds, generated[:QUERIES], traced, norm, zero),
+        "parts": part_rows(builds, generated[:QUERIES], traced, norm, zero, judged),
         "change": {
             name: _change(scores["recorded"], tables)
             for name, tables in scores.items()
@@ -105,9 +101,11 @@ def measure(folder: Path, data: Path, seed: int, device: str) -> dict[str, Any]:
     }
 
 
-def _of_part(build: Callable[..., Index], folder: Path, part: str, **options: Any) -> Index:
-    """The index of a part of the model; each takes the place of the one before."""
-    return build(folder / "part", params=part, **options)
+def _of_part(build: Callable[..., Index], place: Path, part: str, **options: Any) -> Index:
+    """The index of a part of the model; of the whole that which is at the place."""
+    if part == WHOLE:
+        return build(place, **options)
+    return build(place.with_name(f"{place.name}-{part}"), params=part, **options)
 
 
 def _plain_scores(index: Index, queries: np.ndarray, **options: Any) -> Scores:

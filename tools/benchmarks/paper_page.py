@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import record
 from matplotlib.figure import Figure
-from paper_parts import LENGTH
+from paper_parts import LENGTH, WHOLE
 from paper_training import BATCH, CHECKPOINT_STEPS, SNEAKERS, STEPS, ZEROS
 
 from gradindex.report.ranking import SHARES
@@ -15,6 +15,7 @@ from gradindex.report.self_influence import SELF_DRAWS, SELF_TIMESTEPS
 from gradindex.search.query import QUERY_DRAWS, QUERY_TIMESTEPS
 from gradindex.search.scoring import METHODS
 
+OUTLIERS = 600  # sneakers that zeros are compared with as outliers
 QUERIES, TRACED = 64, 16  # generated pictures, and generated zeros, that are queries
 LENGTHS = (5, 10, 20, 50, 100)
 PRECISIONS = (10, 50, 200)
@@ -63,7 +64,11 @@ def page(runs: Sequence[Run]) -> str:
     general_rows = _general_rows(figures)
     ratios = [row["ReTrac / TracIn"] for row in general_rows]
     ratios = [ratio for ratio in ratios if ratio is not None]
-    outliers = [{"method": m, "AUC": figures.mean("outliers", m)} for m in METHODS]
+    outliers = [
+        {"method": row["method"], "AUC": row["outliers, AUC"]}
+        for row in _part_rows(runs)
+        if (row["timesteps"], row["parameters"]) == ("recorded", WHOLE)
+    ]
     recorder_share = float(np.mean(figures.values("recorder's share of a step")))
     return record.fill_page(
         "reproduction",
@@ -83,6 +88,7 @@ def page(runs: Sequence[Run]) -> str:
         distinct=record.table(_distinct_rows(figures)),
         norms=record.table(_norm_rows(figures)),
         tracing=record.table(_tracing_rows(figures)),
+        compared=OUTLIERS,
         self_timesteps=SELF_TIMESTEPS,
         self_draws=SELF_DRAWS,
         outliers=record.table(outliers),

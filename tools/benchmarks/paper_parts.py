@@ -11,7 +11,8 @@ from gradindex.report.self_influence import self_influence
 from gradindex.search.index import Index
 from gradindex.search.scoring import METHODS
 
-PARTS = ("all", "middle", "attention", "norms")
+WHOLE = "all"
+PARTS = (WHOLE, "second-half", "middle")
 LENGTH = 10  # of the lists
 
 Rows = list[dict[str, Any]]
@@ -23,6 +24,7 @@ def part_rows(
     traced: np.ndarray,
     norm: np.ndarray,
     zero: np.ndarray,
+    judged: np.ndarray,
 ) -> Rows:
     """Return how each part answers, plain, for each kind of timesteps and method.
 
@@ -31,6 +33,7 @@ def part_rows(
         general: generated pictures whose lists' general influence counts, [Q, 1, 16, 16].
         traced: generated zeros, [Q, 1, 16, 16].
         norm: mean gradient norm of each training picture, [N]. zero: which are zeros, [N].
+        judged: rows of the pictures whose self-influence counts.
     """
     queries = np.concatenate([general, traced])
     rows: Rows = []
@@ -38,18 +41,18 @@ def part_rows(
         for part in PARTS:
             index = build(part)
             scores = index.scores_by_method(queries, *METHODS, whiten=False)
-            own_scores = self_influence(index)
+            own_scores = self_influence(index, judged)
             for method in METHODS:
                 table = scores[method]
                 found = top(table[len(general) :], LENGTH)
-                own = own_scores[method]
+                own, is_zero = own_scores[method][judged], zero[judged]
                 rows.append(
                     {
                         "timesteps": timesteps,
                         "part": part,
                         "method": method,
                         "tracing": float(zero[found].mean()) if len(traced) else float("nan"),
-                        "outliers": auc(own[zero], own[~zero]),
+                        "outliers": auc(own[is_zero], own[~is_zero]),
                         "distinct": influence(table[: len(general)], norm, LENGTH)["distinct"],
                     }
                 )
