@@ -6,10 +6,11 @@ from typing import Any
 
 import click
 
-from gradindex.cli.messages import say_seconds, write_or_print
+from gradindex.cli.messages import say_seconds, style_of, write_or_print
 from gradindex.cli.opening import open_index
 from gradindex.cli.options import (
     ADAPTERS,
+    BY_ENDING,
     DAMPING,
     DATA,
     DEVICE,
@@ -22,18 +23,26 @@ from gradindex.cli.options import (
     RANGE,
     RAY,
     WHITEN,
+    to_count,
     to_whiten,
 )
 from gradindex.store.memory import keep_freed_memory
 
-OTHER_STYLES = (".csv", ".html", ".htm")  # that answers to a query have
+STYLES = ("table", "json")
 TITLES = ("most helpful", "most harmful")
 
 
 @click.command(short_help="List the training pictures that help and harm on HELD_OUT.")
 @INDEX
 @click.argument("held_out", type=PATH)
-@click.option("-k", default=10, show_default=True, help="How many on either side.")
+@click.option(
+    "-k",
+    default="10",
+    show_default=True,
+    callback=to_count,
+    metavar="N|all",
+    help="How many on either side.",
+)
 @METHOD
 @RANGE
 @GROUP_BY
@@ -44,12 +53,12 @@ TITLES = ("most helpful", "most harmful")
 @DATA
 @DEVICE
 @RAY
-@click.option("--format", "style", type=click.Choice(["table", "json"]), help="[default: table]")
+@click.option("--format", "style", type=click.Choice(STYLES), help=BY_ENDING)
 @OUTPUT
 def audit(
     index: str,
     held_out: str,
-    k: int,
+    k: int | None,
     method: str,
     whiten: bool,
     damping: float | None,
@@ -71,12 +80,10 @@ def audit(
 
     began = time.monotonic()
     keep_freed_memory()
-    ending = "" if output is None else output.suffix.lower()
-    if style is None and ending in OTHER_STYLES:
-        raise click.UsageError(f"--output {output}: an audit is a table or JSON, no {ending} file")
-    style = style or ("json" if ending == ".json" else "table")
+    style = style or style_of(output, STYLES)
     opened = open_index(index, model=model, device=device, ray=ray, adapters=adapters, data=data)
     options["whiten"] = to_whiten(whiten, damping)
+    k = len(opened) if k is None else k
     result = opened.audit(held_out, k, method, **options)
     say_seconds(result.seconds, began)
     if style == "json":

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gradindex.cli.messages import say, write_or_print
-from gradindex.cli.options import DATA, INDEX, OUTPUT
+from gradindex.cli.messages import say, style_of, write_or_print
+from gradindex.cli.options import BY_ENDING, DATA, INDEX, OUTPUT
 from gradindex.wording import counted
 
 if TYPE_CHECKING:
     from gradindex.search.index import Index
+
+STYLES = ("table", "json", "csv")
 
 
 @click.command(short_help="List clusters of near-duplicate training pictures.")
@@ -28,15 +30,11 @@ if TYPE_CHECKING:
     help="Pictures, also flipped or cut to 90 %, which are read; or their gradients.",
 )
 @DATA
-@click.option(
-    "--format",
-    "style",
-    type=click.Choice(["table", "json", "csv"]),
-    default="table",
-    show_default=True,
-)
+@click.option("--format", "style", type=click.Choice(STYLES), help=BY_ENDING)
 @OUTPUT
-def duplicates(index: str, by: str, data: str | None, style: str, output: Path | None) -> None:
+def duplicates(
+    index: str, by: str, data: str | None, style: str | None, output: Path | None
+) -> None:
     """List clusters of INDEX's near-duplicate training pictures, the largest first.
 
     `query --merge-duplicates` shows each as one.
@@ -44,6 +42,7 @@ def duplicates(index: str, by: str, data: str | None, style: str, output: Path |
     from gradindex.report.printable import printable
     from gradindex.search.index import open as open_index
 
+    style = style or style_of(output, STYLES)
     opened = open_index(index, data=data, device="cpu")
     clusters = opened.duplicates(by)
     if style == "json":

@@ -13,6 +13,14 @@ import click
 
 from gradindex.report.printable import one_line
 
+# Formats by the end of a file's name.
+STYLES = {
+    ".json": "json",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".html": "html",
+    ".htm": "html",
+}
 # Options whose name is a word of English, too: they are meant only where a sentence names them so.
 NAMED_BARE = [
     r"(?<=\bwith )(?:overwrite|params|check)\b",
@@ -190,6 +198,26 @@ def say_seconds(seconds: Mapping[str, float], began: float) -> None:
     """
     parts = f"gradients {seconds['gradients']:.2f} s, search {seconds['search']:.2f} s"
     say(f"{time.monotonic() - began:.1f} s, loading included; {parts}")
+
+
+def style_of(output: Path | None, styles: Sequence[str]) -> str:
+    """Return the format that the name of a file stands for: a table where it is another one.
+
+    Args:
+        styles: formats that a command has.
+
+    Raises:
+        click.UsageError: the command has no such format.
+
+    >>> style_of(Path("answer.HTML"), ["table", "html"]), style_of(None, ["table"])
+    ('html', 'table')
+    """
+    style = "table" if output is None else STYLES.get(output.suffix.lower(), "table")
+    if style not in styles:
+        raise click.UsageError(
+            f"--output {output}: this command writes no {style}; give --format {'|'.join(styles)}"
+        )
+    return style
 
 
 def write_or_print(text: str, output: Path | None) -> None:

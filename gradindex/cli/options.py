@@ -339,6 +339,7 @@ ADAPTERS = click.option(
 RAY = click.option(
     "--ray", metavar="local|ADDRESS", help="Have a Ray cluster search the index files."
 )
+BY_ENDING = "[default: what the name of --output ends in; else table]"  # of --format
 OUTPUT = click.option(
     "--output",
     type=click.Path(path_type=Path, dir_okay=False, writable=True),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gradindex.cli.messages import say, say_seconds, write_or_print
+from gradindex.cli.messages import say, say_seconds, style_of, write_or_print
 from gradindex.cli.opening import open_index
 from gradindex.cli.options import (
     ADAPTERS,
@@ -33,13 +33,7 @@ from gradindex.cli.options import (
 )
 from gradindex.store.memory import keep_freed_memory
 
-STYLES = {
-    ".json": "json",
-    ".csv": "csv",
-    ".parquet": "parquet",
-    ".html": "html",
-    ".htm": "html",
-}  # by the end of a file's name
+STYLES = ("table", "json", "csv", "parquet", "html")
 
 if TYPE_CHECKING:
     from gradindex.search.index import Index
@@ -127,7 +121,7 @@ if TYPE_CHECKING:
 @click.option(
     "--format",
     "style",
-    type=click.Choice(["table", "json", "csv", "parquet", "html"]),
+    type=click.Choice(STYLES),
     help="[default: what the name of --output ends in, .json, .csv, .parquet, .html or .htm; else"
     " table]",
 )
@@ -173,7 +167,7 @@ def query(
     began = time.monotonic()
     from gradindex.report.rendering import to_json, to_table
 
-    style = style or _style_of(output)
+    style = style or style_of(output, STYLES)
     if style in ("csv", "parquet") and options["group_by"] is not None:
         raise click.UsageError("--group-by: groups are in tables and JSON; give --format json")
     if style == "parquet" and output is None:
@@ -204,15 +198,6 @@ def query(
     else:
         text = to_table(results, method, whiten)
     write_or_print(text, output)
-
-
-def _style_of(output: Path | None) -> str:
-    """The format that the name of a file stands for.
-
-    >>> _style_of(Path("answer.HTML")), _style_of(Path("answer.txt")), _style_of(None)
-    ('html', 'table', 'table')
-    """
-    return "table" if output is None else STYLES.get(output.suffix.lower(), "table")
 
 
 def _require_room(pictures: int, output: Path | None) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from gradindex.data.images import THUMBNAIL_SIDE
 from gradindex.recipe import FOLDED, require, require_positive
 from gradindex.search.answering import nothing_to_rank
+from gradindex.search.asked import common_text
 from gradindex.search.copies import MOST_READ
 from gradindex.search.cosines import cosine_scores, tell_cosines
 from gradindex.search.embeddings import Compared, Embedding
@@ -147,10 +148,10 @@ def answer(
     if groups is not None:
         listings[0] = _with_groups(index, query, listings[0], blocks[0], groups)
     training = TrainingPixels(index.training_pictures, compared_shape(index.store.recipe))
-    listings[0] = _with_verdicts(index, arrays, listings[0], training, k)
+    listings[0] = _with_verdicts(index, query, listings[0], training, k)
     seconds["search"] = time.perf_counter() - began
     kept = index.store.shape[1] - len(index.store.excluded)
-    notes = []
+    notes = [text for text in [common_text(query.asked)] if text]
     compared: dict[str, Compared] = {}
     dataset = index.training_pictures.dataset if not pixels else index.training_pictures.require()
     if dataset is None:
@@ -225,7 +226,9 @@ def _method_listing(
             for number, name in enumerate(names[some]):
                 standing = standings[start + first + number]
                 best, *worst = [standing.with_z(hits[number]) for hits in lists.values()]
-                results.append(Result(name, best, worst[0] if worst else None, seconds=seconds))
+                opposed = worst[0] if worst else None
+                asked = query.asked[start + first + number]
+                results.append(Result(name, best, opposed, seconds=seconds, asked=asked))
     return Listing(method, results, standings)
 
 
@@ -240,14 +243,10 @@ def _with_groups(
 
 
 def _with_verdicts(
-    index: Index,
-    arrays: Iterable[np.ndarray],
-    listing: Listing,
-    training: TrainingPixels,
-    k: int,
+    index: Index, query: Query, listing: Listing, training: TrainingPixels, k: int
 ) -> Listing:
     """A listing whose results tell what they come to."""
-    results = with_verdicts(index.store, training, arrays, listing.results, listing.standings, k)
+    results = with_verdicts(index.store, training, query, listing.results, listing.standings, k)
     return replace(listing, results=results)
 
 

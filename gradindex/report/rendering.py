@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from gradindex.report.printable import printable
+from gradindex.search.asked import asked_text
 from gradindex.search.results import Group, Hit, Result, Verdict
 
 PLAIN_SCORES = {"tracin": "inner product", "retrac": "cosine"}  # what they are, by method
@@ -34,6 +35,8 @@ def to_values(
     queries = []
     for result in results:
         query: dict[str, Any] = {"picture": result.picture}
+        if result.asked:
+            query["asked"] = dict(result.asked)
         query["hits"] = [_hit_values(hit) for hit in result.hits]
         if result.opponents is not None:
             query["opponents"] = [_hit_values(hit) for hit in result.opponents]
@@ -82,8 +85,9 @@ def to_table(
     kind = score_kind(method, whitened)
     lines = []
     for result in results:
+        asked = printable(result.picture + asked_text(result.asked))
         if result.verdict is not None:
-            lines.append(f"{printable(result.picture)}: {printable(result.verdict.text)}")
+            lines.append(f"{asked}: {printable(result.verdict.text)}")
         for (title, hits), end in zip(titled_lists(result, titles), ends, strict=False):
             cosines = [
                 name for name in COSINES if any(getattr(hit, name) is not None for hit in hits)
@@ -91,21 +95,21 @@ def to_table(
             named, meaning = marked_hits(result.verdict) if hits is result.hits else ([], "")
             legend = [f"*: {meaning}"] if any(hit.id in named for hit in hits) else []
             columns = [f"{kind} ± standard error over timesteps", "z", *cosines, *legend]
-            lines.append(f"{printable(result.picture)}: {title} ({method}, {', '.join(columns)})")
+            lines.append(f"{asked}: {title} ({method}, {', '.join(columns)})")
             for hit in hits:
                 lines += _hit_lines(hit, cosines, "*" if hit.id in named else " ")
             if end or not hits:
                 lines.append(f"    {end or 'none'}")
             lines.append("")
         if result.groups is not None:
-            lines += [*_group_lines(result.picture, result.groups, method, kind), ""]
+            lines += [*_group_lines(asked, result.groups, method, kind), ""]
     return "\n".join(lines).rstrip()
 
 
-def _group_lines(picture: str, groups: Sequence[Group], method: str, kind: str) -> list[str]:
-    """The groups of a picture: share, sum of scores and its range, pictures, name."""
+def _group_lines(asked: str, groups: Sequence[Group], method: str, kind: str) -> list[str]:
+    """The groups of what was asked: share, sum of scores and its range, pictures, name."""
     lines = [
-        f"{printable(picture)}: groups ({method}, {kind}, sums of scores with their 95 % range)",
+        f"{asked}: groups ({method}, {kind}, sums of scores with their 95 % range)",
         f"{'share':>7}  {'sum':>11}  {'from':>11}  {'to':>11}  {'pictures':>8}",
     ]
     for group in groups:

@@ -73,7 +73,9 @@ def answer_blocks(
     for number, name in enumerate(names):
         best, *worst = [standing[number].with_z(hits[number]) for hits in lists.values()]
         of_groups = None if by_group is None else by_group[number]
-        results.append(Result(name, best, worst[0] if worst else None, of_groups, seconds))
+        opposed = worst[0] if worst else None
+        asked = query.asked[number] if query.asked else {}
+        results.append(Result(name, best, opposed, of_groups, seconds, asked=asked))
     return results, standing
 
 

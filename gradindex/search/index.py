@@ -192,7 +192,7 @@ class Index:
             request = Request(names, query, most, method, opponents, by_timestep, groups, clusters)
             results, standings = answer_blocks(self.store, self.ranker, block, request, seconds)
             if verdict:
-                results = with_verdicts(self.store, training, arrays, results, standings, k)
+                results = with_verdicts(self.store, training, query, results, standings, k)
             if with_pixels:
                 asked = asked_pixels(pictures, arrays, training.shape)
                 results = with_cosines(results, "pixel", asked, training.read)

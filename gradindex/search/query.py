@@ -1,7 +1,7 @@
 """A query: pictures and options, checked against the store that is asked."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self, TypedDict
@@ -11,6 +11,7 @@ import numpy as np
 from gradindex.errors import CallError
 from gradindex.models.examples import Pictures
 from gradindex.recipe import FOLDED, Recipe, require, require_positive
+from gradindex.search.asked import asked_of
 from gradindex.search.factors import usual_damping
 from gradindex.search.pictures import (
     Picture,
@@ -89,6 +90,7 @@ class Query:
             whole picture, in the store's own pairing and weights. Search files find what is near
             to such queries: their recall was measured with sums of rows.
         span, weights, batch_size: see `QueryOptions`.
+        asked: what was asked of each, where not all of it; see `asked_of`.
     """
 
     pictures: Pictures
@@ -101,6 +103,7 @@ class Query:
     damping: float | None
     is_like_rows: bool
     batch_size: int | str
+    asked: Sequence[Mapping[str, Any]] = ()
 
     @classmethod
     def of(
@@ -171,6 +174,12 @@ class Query:
             if region is not None:
                 _require_sizes(asked, compared)
             asked = asked.followed_by(compared)
+        told = {"region": region, "mask": mask, "against": against}
+        told |= {"against_prompt": against_prompt, "timesteps": span and range_text(span)}
+        told |= {
+            "pairing": pairing,
+            "damping": None if isinstance(whiten, bool | np.bool_) else whiten,
+        }
         return cls(
             pictures=asked,
             contrast=contrast,
@@ -185,6 +194,7 @@ class Query:
             and matched == (recipe.events is None)
             and weights == store.header.weights,
             batch_size=batch_size,
+            asked=asked_of(len(pictures), told),
         )
 
     def align_to_rows(self, gradients: np.ndarray, timesteps: int) -> np.ndarray:

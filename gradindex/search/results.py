@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, SupportsIndex, overload
@@ -123,6 +123,8 @@ class Result:
         seconds: how long the call took for all of its pictures, {"gradients": …, "search": …};
             loading the model is in neither, whitening in the search.
         verdict: what it comes to; None unless asked for.
+        asked: what of the picture was asked about, where not simply all of it: those of the options
+            region, mask, against, against_prompt, timesteps, pairing and damping that were given.
 
     Examples:
         >>> result = Result("gen.png", hits=[Hit(1, "cat/7.png", row=17, score=0.42, stderr=0.03)])
@@ -136,6 +138,7 @@ class Result:
     groups: list[Group] | None = None
     seconds: dict[str, float] = field(default_factory=dict, compare=False, repr=False)
     verdict: Verdict | None = None
+    asked: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def ids(self) -> list[str]:

@@ -11,15 +11,14 @@ its score (Koh & Liang 2017). A quarter was chosen by models of Fashion-MNIST, 5
 `tools/bench attributable` judges it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
 
 from gradindex.errors import GradindexError, first_line
 from gradindex.search.copies import MOST_READ, NEIGHBOURS, Copy, copies
 from gradindex.search.pixels import TrainingPixels
+from gradindex.search.query import Query
 from gradindex.search.results import Hit, Result, Verdict
 from gradindex.search.standing import BEST, FEWEST_JUDGED, Standing
 from gradindex.search.training_pictures import TrainingPictures
@@ -35,7 +34,7 @@ AS_NEAR = 0.05  # of the training pictures, at most, have another as near as a c
 def with_verdicts(
     store: Store,
     pixels: TrainingPixels,
-    arrays: Iterable[np.ndarray],
+    query: Query,
     results: Sequence[Result],
     standings: Sequence[Standing],
     k: int,
@@ -44,14 +43,14 @@ def with_verdicts(
 
     Args:
         pixels: of the training pictures.
-        arrays: the Q pictures that were asked about, as the model takes them.
+        query: of the Q pictures that were asked about.
         results: with `JUDGED` hits or more, where there are as many pictures.
     """
     hits = [result.hits[:JUDGED] for result in results]
     found: Sequence[Copy | None] = [None] * len(results)
-    fault = why_not_read(store, pixels.pictures)
+    fault = _why_no_copies(query) or why_not_read(store, pixels.pictures)
     if not fault:
-        found = copies(store, pixels, arrays, hits)
+        found = copies(store, pixels, query.pictures.arrays[: len(results)], hits)
     return [
         replace(
             result,
@@ -61,6 +60,13 @@ def with_verdicts(
         )
         for result, best, standing, copy in zip(results, hits, standings, found, strict=True)
     ]
+
+
+def _why_no_copies(query: Query) -> str:
+    """Why a query is no question about whole pictures; empty where it is one."""
+    if query.contrast:
+        return "what two queries differ by is no picture"
+    return "" if query.pictures.masks is None else "only a part of the picture was asked about"
 
 
 def reads_pixels(

@@ -40,6 +40,7 @@ class PictureFields:
     opponents: list[HitFields] | None = None
     groups: list[Group] | None = None
     verdict: AnswerVerdict | None = None
+    asked: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -152,9 +152,13 @@ def test_a_table_can_be_audited_with_a_folder(tmp_path: Path, model: Path, held_
     )
     mean = index.scores(sorted(held_out.iterdir())).mean(0)
     assert index.audit(held_out, 1).scores == pytest.approx([mean.max()], rel=1e-4)
-    refused = run("audit", tmp_path / "idx", held_out, "--output", tmp_path / "x.csv")
-    assert refused.returncode == 2
-    assert "an audit is a table or JSON, no .csv file" in refused.stderr
+    for style in ("csv", "parquet", "html"):
+        refused = run("audit", tmp_path / "idx", held_out, "--output", tmp_path / f"x.{style}")
+        assert refused.returncode == 2
+        assert f"this command writes no {style}; give --format table|json" in refused.stderr
+    run("audit", tmp_path / "idx", held_out, "-k", "all", "--output", tmp_path / "all.json")
+    (query,) = json.loads((tmp_path / "all.json").read_text())["queries"]
+    assert len(query["hits"]) + len(query["opponents"]) == 3
 
 
 def test_groups_of_an_audit(index: gradindex.Index, held_out: Path) -> None:

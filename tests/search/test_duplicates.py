@@ -236,6 +236,15 @@ def test_copies_do_not_fill_a_list(index: gradindex.Index) -> None:
     assert "duplicates" not in plain[0]
 
 
+def test_the_name_of_a_file_says_its_format(place: Path, tmp_path: Path) -> None:
+    main(["duplicates", str(place), "--output", str(tmp_path / "copies.csv")])
+    main(["duplicates", str(place), "--output", str(tmp_path / "copies.json")])
+    with (tmp_path / "copies.csv").open() as lines:
+        rows = list(csv.DictReader(lines))
+    clusters = json.loads((tmp_path / "copies.json").read_text())["clusters"]
+    assert [row["id"] for row in rows] == [name for cluster in clusters for name in cluster]
+
+
 def test_the_command_lists_them(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,9 @@ from PIL import Image
 import gradindex
 from gradindex.errors import CallError
 from gradindex.gradients.fold import unit
+from gradindex.report.answers import answer
+from gradindex.report.page import to_html
+from gradindex.report.rendering import to_table, to_values
 
 SIDE = 8  # pixels of the pictures
 METHODS = ("tracin", "retrac")
@@ -240,3 +243,46 @@ def test_the_command_asks_about_parts_and_contrasts(
         refused = run(*asked, "--region", wrong)
         assert refused.returncode == 2
         assert "give X0,Y0,X1,Y1 in pixels of the picture" in refused.stderr
+
+
+def test_answers_say_what_was_asked(
+    index: gradindex.Index, queries: list[Path], tmp_path: Path
+) -> None:
+    """In JSON, in the table, and in a report; an answer about whole pictures says nothing of it."""
+    mask = tmp_path / "hat.png"
+    Image.new("L", (SIDE, SIDE), 255).save(mask)
+    options: Any = {"mask": mask, "against": queries[1], "timesteps": (0, 900), "whiten": 0.25}
+    results = index.query(queries[0], 2, verdict=True, **options)
+    asked = {"mask": str(mask), "against": str(queries[1]), "timesteps": "0:900", "damping": 0.25}
+    values = to_values(results, "idx", "retrac", 2)["queries"][0]
+    assert values["asked"] == asked
+    words = f"mask {mask}, against {queries[1]}, timesteps 0:900, damping 0.25"
+    lines = to_table(results, "retrac").splitlines()
+    assert lines[0].startswith(f"{queries[0]}, {words}: no verdict")
+    assert lines[1].startswith(f"{queries[0]}, {words}: proponents (")
+    report = answer(index, queries[0], 2, **options)
+    assert f"Asked with {words}." in to_html(report)
+    both = index.query(queries[:2], 2, against=[queries[1], queries[0]], region=(0, 0, 4, 8))
+    assert [result.asked["against"] for result in both] == [str(queries[1]), str(queries[0])]
+    assert both[0].asked["region"] == [0, 0, 4, 8]
+    (whole,) = index.query(queries[0], 2)
+    assert whole.asked == {}
+    assert "asked" not in to_values([whole], "idx", "retrac", 2)["queries"][0]
+
+
+def test_parts_and_contrasts_are_no_copies(model: Path, tmp_path: Path) -> None:
+    """The pixels of the whole picture say nothing of them."""
+    data = make_pictures(tmp_path / "data", 60)
+    index = gradindex.build(tmp_path / "idx", model=model, data=data, timesteps=[500], dim=8)
+    asked = sorted(data.iterdir())
+    for options, reason in (
+        ({"region": (0, 0, 4, 8)}, "only a part of the picture was asked about"),
+        ({"against": asked[1]}, "what two queries differ by is no picture"),
+    ):
+        said = index.query(asked[0], verdict=True, **options)[0].verdict  # type: ignore[arg-type]
+        assert said is not None
+        assert said.kind != "copied"
+        assert said.text.endswith(f"; copies were not looked for: {reason}")
+    whole = index.query(asked[0], verdict=True)[0].verdict
+    assert whole is not None
+    assert whole.kind == "copied"
