@@ -23,6 +23,8 @@ MEAN, SAMPLE, NPZ = LATENTS = ("mean", "sample", "npz")
 FULL, FOLDED, COMPACT = ROWS = ("full", "folded", "compact")
 SEARCH_WIDTH = 4096  # numbers in a search vector, unless all rows side by side are fewer
 
+# What follows from the parameters that are chosen, and which these are.
+_OF_PARAMETERS = ("params", "part", "parameter_count", "projection", "rank", "dim")
 # Fields that came after format 1: a recipe's JSON leaves them out where they are None, so that the
 # digests of stores without them stay what they were.
 _OPTIONAL_FIELDS = (
@@ -214,13 +216,19 @@ class Recipe:
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
     def differences(self, other: Self) -> list[str]:
-        """Return one text per field in which `other` differs: `seed: 0, now 1`."""
-        differences = []
-        for field in fields(self):
-            before = getattr(self, field.name)
-            after = getattr(other, field.name)
+        """Return one text per field in which `other` differs: `seed: 0, now 1`.
+
+        Fields that follow from which parameters are chosen are left out where these differ.
+        """
+        choices = [recipe.part or recipe.params or "all" for recipe in (self, other)]
+        differences, names = [], [field.name for field in fields(self)]
+        if choices[0] != choices[1]:
+            differences.append("params: {}, now {}".format(*map(_shortened, choices)))
+            names = [name for name in names if name not in _OF_PARAMETERS]
+        for name in names:
+            before, after = getattr(self, name), getattr(other, name)
             if before != after:
-                differences.append(f"{field.name}: {_shortened(before)}, now {_shortened(after)}")
+                differences.append(f"{name}: {_shortened(before)}, now {_shortened(after)}")
         return differences
 
 
@@ -338,7 +346,5 @@ def _list_as_tuple(value: Any) -> Any:
 def _shortened(value: Any) -> str:
     """The value as JSON; a long one by its first 40 characters and 8 digits of its SHA-256."""
     text = json.dumps(value)
-    if len(text) <= 60:
-        return text
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    return f"{text[:40]}… ({digest[:8]})"
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return text if len(text) <= 60 else f"{text[:40]}… ({digest})"

@@ -85,12 +85,13 @@ def lds(
     cosine of pixels.
     """
     from gradindex.report.ceiling import ceiling
-    from gradindex.report.evaluate import compare
+    from gradindex.report.evaluate import compare, require_comparable
 
     if (models is None) == (arrays is None):
         raise click.UsageError("give --models or --arrays")
     opened = open_index(index, model=model, device=device, adapters=adapters, data=data)
     vectors = None if embeddings is None else _read_arrays(embeddings, "training", "queries")
+    require_comparable(opened, len(pictures), vectors)  # before the losses, which take long
     subsets, losses, are_trainings = _subsets_and_losses(opened, models, arrays, pictures, options)
     scores = compare(opened, pictures, subsets, losses.mean(0), vectors, **options)
     highest = ceiling(losses) if len(losses) > 1 else None
@@ -127,6 +128,9 @@ def _row(score: "LDS", highest: "Ceiling | None") -> dict[str, float]:
 
 def _ceiling_text(highest: "Ceiling", are_trainings: bool) -> str:
     """What a ceiling is and where it is from, in words."""
+    if highest.value <= 0:
+        whose = "trainings on each subset" if are_trainings else "halves of the timesteps"
+        return f"ceiling: not measurable, two {whose} agree no better than by chance"
     first = (
         f"ceiling: about {100 * highest.value:.1f} ({100 * highest.low:.1f} …"
         f" {100 * highest.high:.1f}), what perfect predictions would score, since the losses"
@@ -154,13 +158,19 @@ def _subsets_and_losses(
         not of S parts of the timesteps.
     """
     from gradindex.report.ceiling import by_subset
-    from gradindex.report.evaluate import half_losses, read_models
+    from gradindex.report.evaluate import FEWEST_MODELS, half_losses, read_models
 
     if arrays is not None:
         subsets, losses = _read_arrays(arrays, "subsets", "losses")
         if losses.ndim == 3 and not len(losses):
             raise CallError(f"{arrays}: losses {losses.shape}: of no training; give one or more")
-        return subsets, losses if losses.ndim == 3 else losses[None], True
+        if losses.ndim == 3:
+            return subsets, losses, True
+        is_table = subsets.ndim == losses.ndim == 2 and 0 < len(subsets) == len(losses)
+        several = by_subset(subsets, losses) if is_table else None
+        if several is None or len(several[0]) < FEWEST_MODELS:
+            return subsets, losses[None], True
+        return *several, True
     assert models is not None, "the command checks that one of the two is given"
     folders, subsets = read_models(models, opened)
     halves = half_losses(opened, folders, pictures, options["prompt"], options["class_label"])
@@ -187,6 +197,8 @@ def _read_arrays(file: str, first: str, second: str) -> tuple["np.ndarray", "np.
     # AttributeError: a file of one array, .npy, which has no names.
     except (OSError, ValueError, TypeError, AttributeError, EOFError, BadZipFile) as error:
         reason = (isinstance(error, OSError) and error.strerror) or first_line(error)
+        if "pickle" in reason:  # NumPy's advice for what is none of its files
+            reason = "it is no such file"
     raise CallError(f"{file}: {wanted} ({reason})")
 
 

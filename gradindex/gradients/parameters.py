@@ -19,9 +19,14 @@ def split_params(text: str | None) -> tuple[str | None, str | None]:
 
     A text that is the name of a part, and a regular expression as well, means the part.
 
+    Raises:
+        CallError: the text is empty.
+
     >>> split_params("attention"), split_params("attentions?"), split_params("all")
     ((None, 'attention'), ('attentions?', None), (None, None))
     """
+    if text == "":
+        raise CallError("params = '': give a part of the model, or a regular expression")
     if text is None or not is_part(text):
         return text, None
     return None, None if text == ALL else text

@@ -1,13 +1,14 @@
 """What scores are worth: the linear datamodeling score, against models trained on subsets."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack
 
 import numpy as np
 
-from gradindex.errors import CallError
+from gradindex.errors import CallError, DataError
 from gradindex.gradients.fold import unit
 from gradindex.gradients.sampling import mean_losses
 from gradindex.models.pipeline import make_examples
@@ -116,6 +117,8 @@ def read_models(folder: str | Path, index: Index) -> tuple[list[Path], np.ndarra
     Raises:
         CallError: there are fewer than three, or an id is not in the index.
     """
+    if not Path(folder).is_dir():
+        raise CallError(f"{folder}: no such folder")
     files = sorted(Path(folder).glob("*/subset.txt"))
     if len(files) < FEWEST_MODELS:
         raise CallError(
@@ -189,7 +192,7 @@ def half_losses(
 def pixel_scores(index: Index, pictures: Sequence[Picture]) -> np.ndarray:
     """Return the cosine of the pixels of each picture and each training picture, [Q, N] float64.
 
-    It is NaN for training pictures that no query returns.
+    It is NaN for training pictures that no query returns, or that cannot be read any more.
 
     Raises:
         CallError: the training pictures are no longer where they were.
@@ -200,7 +203,9 @@ def pixel_scores(index: Index, pictures: Sequence[Picture]) -> np.ndarray:
     scores = np.full((len(queries), index.store.shape[1]), np.nan)
     excluded = set(index.store.excluded)
     for row in range(scores.shape[1]):
-        if row not in excluded:
+        if row in excluded:
+            continue
+        with suppress(DataError):
             scores[:, row] = queries @ unit(dataset.picture(row, image).reshape(-1))
     return scores
 
@@ -230,7 +235,8 @@ def compare(
         CallError: before any gradient is taken: the shapes do not fit.
     """
     pictures = picture_list(pictures)
-    _require_shapes(index, len(pictures), subsets, losses, embeddings)
+    require_comparable(index, len(pictures), embeddings)
+    _require_losses(index, len(pictures), subsets, losses)
     options["whiten"] = False
     query = index.to_query(pictures, **options)
     blocks = index.query_blocks(query, *METHODS)
@@ -249,14 +255,8 @@ def compare(
     return results
 
 
-def _require_shapes(
-    index: Index,
-    count: int,
-    subsets: np.ndarray,
-    losses: np.ndarray,
-    embeddings: tuple[np.ndarray, np.ndarray] | None,
-) -> None:
-    """Raise CallError unless the arrays of `compare` fit the index and `count` pictures."""
+def _require_losses(index: Index, count: int, subsets: np.ndarray, losses: np.ndarray) -> None:
+    """Raise CallError unless losses and subsets of `compare` fit the index and `count` pictures."""
     rows = index.store.shape[1]
     models = len(losses) if losses.ndim else 0
     if subsets.shape != (models, rows) or losses.shape != (models, count) or models < FEWEST_MODELS:
@@ -271,8 +271,24 @@ def _require_shapes(
             f"losses of {counted(len(broken), 'model')}, the first of subset {broken[0]}, are not"
             " finite: a model that came to nothing; leave it out"
         )
+    if not subsets.any(1).all() or (subsets == subsets[0]).all():
+        raise CallError("subsets: one is empty, or all are the same; give different ones")
+    if (losses == losses[0]).all():
+        raise CallError("losses: those of all models are the same; there is nothing to predict")
+
+
+def require_comparable(
+    index: Index, count: int, embeddings: tuple[np.ndarray, np.ndarray] | None
+) -> None:
+    """Raise CallError unless pixels, and embeddings if given, can be compared with `compare`.
+
+    Args:
+        count: of the pictures that are asked about.
+    """
+    index.training_pictures.require()
     if embeddings is None:
         return
+    rows = index.store.shape[1]
     training, queries = embeddings
     fits = training.ndim == queries.ndim == 2 and training.shape[1] == queries.shape[1]
     if not fits or (len(training), len(queries)) != (rows, count):

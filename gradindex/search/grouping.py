@@ -5,6 +5,7 @@ import posixpath
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 
@@ -106,6 +107,8 @@ def _column(store: Store, name: str, source: str) -> list[str]:
             f"group_by = {name!r}: data {source}: {_counted(absent)} not in its table; give the"
             " table that the index was built from"
         )
+    if any(isinstance(cell, bytes | dict | list) for cell in cells.values()):
+        raise CallError(f"group_by = {name!r}: its cells are no names; give another column")
     return [_group_name(cells.get(picture)) for picture in store.sample_ids]
 
 
@@ -120,7 +123,12 @@ def _of_mapping(store: Store, groups: Mapping[str, str], source: str) -> list[st
     known = set(store.sample_ids)
     unknown = [name for name in groups if name not in known]
     if unknown:
-        raise CallError(f"{source}: {_counted(unknown)} not in the index; give ids as it has them")
+        forms = {normalize("NFC", name) for name in known}
+        same = any(normalize("NFC", name) in forms for name in unknown)
+        why = " (other code points of the same letters: Unicode's NFC and NFD)" if same else ""
+        raise CallError(
+            f"{source}: {_counted(unknown)} not in the index{why}; give ids as it has them"
+        )
     return [_group_name(groups.get(name)) for name in store.sample_ids]
 
 

@@ -268,14 +268,17 @@ def read_labels(
 
 
 def read_prompts(
-    prompt: str | Sequence[str] | None, pictures: Sequence[Picture], read: Sequence[ReadPicture]
+    prompt: str | Sequence[str] | None,
+    pictures: Sequence[Picture],
+    read: Sequence[ReadPicture],
+    option: str = "prompt",
 ) -> list[str]:
     """The prompts of queries to a model that is given captions.
 
     Args:
         prompt: one for all, or one each; None: that of the file beside each picture, or else the
             one inside, which is said.
-        pictures: as they were given. read: the same, read.
+        pictures: as they were given. read: the same, read. option: that gives the prompts.
 
     Raises:
         CallError: a picture has none, or one that is not UTF-8; or they are not as many as the
@@ -286,11 +289,11 @@ def read_prompts(
         prompts = [prompt] * count if isinstance(prompt, str) else list(prompt)
         if len(prompts) != count or not all(isinstance(text, str) for text in prompts):
             raise CallError(
-                f"prompt: {len(prompts)} for {counted(count, 'picture')}; give one, or one each"
+                f"{option}: {len(prompts)} for {counted(count, 'picture')}; give one, or one each"
             )
         for given in prompts:
             if any("\ud800" <= letter <= "\udfff" for letter in given):  # bytes that are no UTF-8
-                raise CallError(f"prompt = {given!r}: not UTF-8")
+                raise CallError(f"{option} = {given!r}: not UTF-8")
         return prompts
     prompts = []
     for number, (picture, as_read) in enumerate(zip(pictures, read, strict=True)):
@@ -300,7 +303,7 @@ def read_prompts(
         if text is None:
             raise CallError(
                 f"{name}: the model is given captions; give the prompt that the picture was"
-                " generated with (prompt=), or '' for none"
+                f" generated with ({option}=), or '' for none"
             )
         LOGGER.info("%s: prompt %r, found %s it", name, text, "in" if beside is None else "beside")
         prompts.append(text)

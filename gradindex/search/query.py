@@ -170,7 +170,7 @@ class Query:
         if contrast:
             others = _others(recipe, pictures, against, against_prompt)
             other_prompt = prompt if against_prompt is None else against_prompt
-            compared = read(others, prompt=other_prompt, ids=asked.ids)
+            compared = read(others, prompt=other_prompt, ids=asked.ids, option="against_prompt")
             if region is not None:
                 _require_sizes(asked, compared)
             asked = asked.followed_by(compared)
@@ -223,11 +223,13 @@ def read_query(
     region: Region | None = None,
     mask: Mask | None = None,
     ids: Sequence[str] | None = None,
+    option: str = "prompt",
 ) -> Pictures:
     """Return a query's pictures as the model's encoder takes them, with labels and prompts.
 
     Args:
         pictures, class_label, prompt, region, mask, ids: see `Index.query`.
+        option: that gives the prompts, for errors.
 
     Raises:
         CallError: a picture or mask does not open; labels, prompts, region, mask or ids do not fit
@@ -250,7 +252,7 @@ def read_query(
         arrays=arrays,
         ids=_content_ids(arrays) if ids is None else list(ids),
         labels=labels,
-        captions=read_prompts(prompt, pictures, read) if recipe.captioned else None,
+        captions=read_prompts(prompt, pictures, read, option) if recipe.captioned else None,
         geometries=[picture.geometry for picture in read],
         masks=part_masks(read, region, mask, factor),
     )

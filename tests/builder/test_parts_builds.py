@@ -196,6 +196,15 @@ def test_a_part_that_a_model_lacks_is_refused(build: Build, tmp_path: Path) -> N
     assert not (tmp_path / "idx").exists()
 
 
+def test_another_part_is_named_without_what_follows_from_it(build: Build) -> None:
+    build(params="norms")
+    with pytest.raises(RecipeMismatch) as caught:
+        build()
+    assert caught.value.differences == ['params: "norms", now "all"']
+    with pytest.raises(CallError, match="params = '': give a part of the model, or a regular"):
+        build(params="")
+
+
 def test_info_and_dry_run_say_what_was_chosen(
     build: Build, tmp_path: Path, model: Path, pictures: Path
 ) -> None:

@@ -13,9 +13,10 @@ from diffusers import DDPMPipeline
 from helpers import run
 
 import gradindex
+from gradindex.cli.main import main
 from gradindex.errors import CallError, GradindexError
 from gradindex.report.counterfactual import counterfactual
-from gradindex.report.evaluate import lds, model_losses, pixel_scores, read_models
+from gradindex.report.evaluate import compare, lds, model_losses, pixel_scores, read_models
 
 
 def linear_problem(
@@ -101,6 +102,44 @@ def index(tmp_path_factory: pytest.TempPathFactory, model: Path, pictures: Path)
     return gradindex.build(
         place, model=model, data=pictures, timesteps=[100, 700], dim=64, device="cpu"
     )
+
+
+@pytest.mark.parametrize(
+    ("members", "losses", "message"),
+    [
+        (np.eye(4, 9), np.ones((4, 2)), "losses: those of all models are the same"),
+        (np.ones((4, 9)), np.arange(8.0).reshape(4, 2), "subsets: one is empty, or all are the"),
+        (np.eye(4, 9, 6), np.arange(8.0).reshape(4, 2), "subsets: one is empty, or all are the"),
+    ],
+)
+def test_what_says_nothing_is_refused(
+    index: gradindex.Index,
+    queries: list[Path],
+    members: np.ndarray,
+    losses: np.ndarray,
+    message: str,
+) -> None:
+    with pytest.raises(CallError, match=message):
+        compare(index, queries, members.astype(bool), losses)
+
+
+def test_what_is_missing_is_said_before_losses_are_taken(
+    index: gradindex.Index,
+    queries: list[Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """There are no models: a loss of one could not be taken."""
+    asked = ["evaluate", "lds", str(index.store.location), str(queries[0]), "--models", "nowhere"]
+    np.savez(tmp_path / "vectors.npz", training=np.ones((3, 2)), queries=np.ones((1, 2)))
+    for options, message in (
+        (["--data", str(tmp_path)], "no pictures there"),
+        (["--embeddings", str(tmp_path / "vectors.npz")], "embeddings: training (3, 2)"),
+        ([], "nowhere: no such folder"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*asked, *options])
+        assert message in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -269,6 +269,8 @@ def test_groups_by_the_names_of_classes(tmp_path: Path, model: Path) -> None:
     )
     assert [names[number] for number in numbers] == ["dog", "cat", "dog"]
     assert grouping(index.store, "n", str(tmp_path / "set")).names == ["7", "8"]
+    with pytest.raises(CallError, match="group_by = 'image': its cells are no names"):
+        grouping(index.store, "image", str(tmp_path / "set"))
 
 
 def test_spaces_around_names_of_groups_do_not_count(index: gradindex.Index, tmp_path: Path) -> None:
@@ -278,6 +280,17 @@ def test_spaces_around_names_of_groups_do_not_count(index: gradindex.Index, tmp_
     found = grouping(index.store, file, "")
     assert found.names == [NO_GROUP, "A"]
     assert [found.name_of(row) for row in range(3)] == ["A", "A", NO_GROUP]
+
+
+def test_ids_of_other_code_points(model: Path, queries: list[Path], tmp_path: Path) -> None:
+    """As a Mac decomposes the letters of names, and a table does not."""
+    folder = make_pictures(tmp_path / "pictures", 2)
+    (folder / "p000.png").rename(folder / "e\u0301.png")
+    index = gradindex.build(tmp_path / "idx", model=model, data=folder, timesteps=2, dim=8)
+    with pytest.raises(
+        CallError, match="not in the index \\(other code points of the same letters"
+    ):
+        index.query_groups(queries[0], {"\u00e9.png": "ann"})
 
 
 @pytest.mark.parametrize(

@@ -221,6 +221,19 @@ def test_what_a_word_of_the_prompt_draws_on(captioned: gradindex.Index, tmp_path
     assert np.abs(found - (cat - dog)).max() <= 1e-4 * largest
 
 
+def test_prompts_of_what_is_compared_are_told_apart(
+    captioned: gradindex.Index, tmp_path: Path
+) -> None:
+    first, second = sorted(make_pictures(tmp_path / "q", 2, size=16, mode="RGB", seed=9).iterdir())
+    first.with_suffix(".txt").write_text("a cat")
+    with pytest.raises(CallError, match=r"p001\.png: the model .* \(against_prompt=\), or ''"):
+        captioned.query(first, against=second)
+    with pytest.raises(CallError, match="against_prompt: 2 for 1 picture; give one, or one each"):
+        captioned.query(first, against_prompt=["a dog", "a cat"])
+    with pytest.warns(UserWarning, match="picture 1 of those asked about is what it is compared"):
+        captioned.query(first, against=first)
+
+
 def test_the_command_asks_about_parts_and_contrasts(
     index: gradindex.Index, queries: list[Path]
 ) -> None:
