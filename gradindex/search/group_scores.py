@@ -145,28 +145,46 @@ def _add_up(
         present, starts = np.unique(numbers[order], return_index=True)
         scores = added.sum((2, 3))
         weights = _weights(1 + first, (len(numbers), DRAWS))
-        drawn = (added @ of_timesteps / norms).sum(2) * weights
         sums.counts += np.bincount(numbers, minlength=size)
         sums.squares += np.square(scores).sum(1)
         sums.scores[:, present] += np.add.reduceat(scores[:, order], starts, axis=1)
-        sums.drawn[:, present] += np.add.reduceat(drawn[:, order], starts, axis=1)
-        sums.weights[present] += np.add.reduceat(weights[order], starts, axis=0)
+        for group, members in zip(present, np.split(order, starts[1:]), strict=True):
+            own, its_norms = weights[members], None if norms is None else norms[members]
+            sums.drawn[:, group] += _drawn(added[:, members], own, of_timesteps, its_norms)
+            sums.weights[group] += own.sum(0)
     return sums
+
+
+def _drawn(
+    added: np.ndarray, weights: np.ndarray, of_timesteps: np.ndarray, norms: np.ndarray | None
+) -> np.ndarray:
+    """The sum of some pictures' scores in each draw, [Q, draws].
+
+    Args:
+        added: [Q, b, C, T] of b pictures. weights: theirs, [b, draws].
+        of_timesteps: weights, [T, draws]. norms: see `_total_weights`.
+    """
+    if norms is not None:
+        return ((added @ of_timesteps / norms).sum(2) * weights).sum(1)
+    queries, _, _, timesteps = added.shape
+    # One product of matrices: pictures are summed before timesteps.
+    by_timestep = added.sum(2).swapaxes(1, 2).reshape(queries * timesteps, -1) @ weights
+    return (by_timestep.reshape(queries, timesteps, -1) * of_timesteps).sum(1)
 
 
 def _total_weights(
     store: Store, rows: np.ndarray, span: Span | None, of_timesteps: np.ndarray
-) -> np.ndarray | float:
+) -> np.ndarray | None:
     """What weights of timesteps add up to, over those in the span and divided by their number.
 
     Args:
         rows: b of the pictures. of_timesteps: [T, draws], whose sums are T.
 
     Returns:
-        [b, C, draws], or 1 where all timesteps count.
+        [b, C, draws]; None where all timesteps count, which is 1.
     """
     if span is None:
-        return 1.0
+        return None
     checkpoints = range(store.shape[0])
     counted = np.stack([inside(store.read("timestep", c, rows), span) for c in checkpoints], axis=1)
     numbers = counted.sum(2, keepdims=True)

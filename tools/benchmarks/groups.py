@@ -231,7 +231,6 @@ def pixel_sums(model: SeededModel, names: np.ndarray, groups: list[str]) -> dict
     return {
         "pixel cosine, sum": cosines @ member.T,
         "pixel cosine, mean": cosines @ member.T / member.sum(1),
-        "random": np.random.default_rng(5).standard_normal((len(asked), len(groups))),
     }
 
 

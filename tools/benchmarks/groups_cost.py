@@ -16,7 +16,7 @@ from gradindex.search.group_scores import group_scores
 from gradindex.search.grouping import Grouping
 from gradindex.search.scoring import scan_both_ends
 
-PICTURES, GROUPS, DIM = 100_000, 20, 256
+PICTURES, GROUPS, DIM = 100_000, 20, 4096
 QUERIES, BEST, RUNS = 4, 10, 3
 
 
@@ -53,6 +53,7 @@ def groups_cost(folder: Path, model: SeededModel, pictures: int = PICTURES) -> d
         "pictures": pictures,
         "groups": GROUPS,
         "queries": QUERIES,
+        "dim": DIM,
         "bytes": statistics.median(of_groups / of_scan for of_scan, _, of_groups, _ in costs),
         "time": statistics.median(of_groups / of_scan for _, of_scan, _, of_groups in costs),
     }
