@@ -18,9 +18,11 @@ from gradindex.errors import CallError, GradindexError
 from gradindex.models.examples import Pictures
 from gradindex.recipe import NPZ, Recipe
 from gradindex.search.results import Hit, Result
-from gradindex.store.records import masks_of, one_caption
+from gradindex.store.records import ShardEntry, masks_of, one_caption
 from gradindex.store.store import Store
 from gradindex.wording import share
+
+KEPT_ENTRIES = 64  # of shards, so that pictures one after the other read theirs once
 
 
 def open_pictures(store: Store, source: str) -> Dataset:
@@ -66,6 +68,7 @@ class TrainingPictures:
         self._store = store
         self._moved_to = moved_to
         self._fault = ""  # why there is no data set
+        self._entries: dict[int, ShardEntry] = {}
 
     @property
     def source(self) -> str:
@@ -116,7 +119,7 @@ class TrainingPictures:
         Raises:
             CallError: it is gone or another is there, or the training pictures are.
         """
-        dataset, entry = self.require(), self._store.entry_of(row)
+        dataset, entry = self.require(), self._entry(row)
         # Its bytes are compared too: another picture may be as large.
         if (
             entry is None
@@ -126,6 +129,18 @@ class TrainingPictures:
             name = self._store.sample_ids[row]
             raise CallError(f"{self.source}: {name!r} is gone, or another picture is in its place")
         return dataset.open_picture(row)
+
+    def _entry(self, row: int) -> ShardEntry | None:
+        """The manifest entry of a row's shard, of which the last ones read are kept."""
+        number = row // self._store.shard_rows
+        entry = self._entries.get(number)
+        if entry is None:
+            entry = self._store.entry_of(row)
+            if len(self._entries) >= KEPT_ENTRIES:
+                self._entries.clear()
+            if entry is not None:
+                self._entries[number] = entry
+        return entry
 
     def contents(self) -> Iterator[str]:
         """The `content_digest` of each picture when it was indexed; `NO_CONTENT`: not known."""
@@ -168,7 +183,7 @@ class TrainingPictures:
 
         None when it is gone or another is there.
         """
-        entry = self._store.entry_of(row)
+        entry = self._entry(row)
         if self.dataset is None or entry is None:
             return None
         if self.dataset.fingerprint(row) != entry.fingerprint(row):

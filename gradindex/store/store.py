@@ -277,7 +277,10 @@ class Store(StoredRows):
 
     def entry_of(self, row: int) -> ShardEntry | None:
         """The manifest entry of the shard that a picture's first row is in; None if not made."""
-        for _, entry in self.committed([self.shards()[row // self.shard_rows]]):
+        number = row // self.shard_rows
+        start = number * self.shard_rows
+        shard = Shard(0, number, start, min(start + self.shard_rows, self.shape[1]))
+        for _, entry in self.committed([shard]):
             return entry
         return None
 
