@@ -173,8 +173,6 @@ def query(
     if style == "parquet" and output is None:
         raise click.UsageError("--format parquet: is no text; give --output x.parquet")
     is_report = style == "html"
-    if is_report and options["merge_duplicates"]:
-        raise click.UsageError("--merge-duplicates: not in a report; give another --format")
     if is_report:
         _require_room(len(pictures), output)
     keep_freed_memory()
@@ -233,7 +231,7 @@ def _report(
             f"no thumbnails: training pictures are not as they were ({source}); --data PATH says"
             " where they are now"
         )
-    for name in ("by_timestep", "verdict", "merge_duplicates"):  # a report always tells the first
+    for name in ("by_timestep", "verdict"):  # a report always tells them
         del options[name]
     answers = answer(opened, pictures, k, method, **options)
     say_seconds(answers.listings[0].results[0].seconds, began)

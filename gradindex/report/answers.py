@@ -21,6 +21,7 @@ from gradindex.search.embeddings import Compared, Embedding
 from gradindex.search.group_scores import group_scores
 from gradindex.search.grouping import GroupBy, Grouping
 from gradindex.search.index import Index
+from gradindex.search.merging import Clusters, merged_hits, nearest_of_each
 from gradindex.search.pictures import Picture, picture_list, picture_name
 from gradindex.search.pixels import TrainingPixels, asked_pixels, compared_shape, opener
 from gradindex.search.query import Query, QueryOptions
@@ -109,6 +110,7 @@ def answer(
     embedding: Embedding | None = None,
     query_embedding: Embedding | None = None,
     group_by: GroupBy | None = None,
+    merge_duplicates: bool = False,
     **options: Unpack[QueryOptions],
 ) -> Answers:
     """Return the rankings of both methods, of pixels and by an embedding where there is one.
@@ -121,8 +123,8 @@ def answer(
     Args:
         method: the one that is shown first. pixels: whether also the nearest in pixels are looked
             for, for which every training picture is read; None: where they are 10,000 or fewer.
-        index, pictures, k, opponents, embedding, query_embedding, group_by, options: see
-            `Index.query`.
+        index, pictures, k, opponents, embedding, query_embedding, group_by, merge_duplicates,
+            options: see `Index.query`; of near-duplicates the nearest in pixels stands for all.
 
     Raises:
         CallError: see `Index.query`; with `pixels`, that the training pictures are gone.
@@ -131,6 +133,7 @@ def answer(
     require("method", method, METHODS)
     pictures = picture_list(pictures)
     groups = None if group_by is None else index.grouping(group_by)
+    clusters = index.duplicate_rows("pixels") if merge_duplicates else None
     query = index.to_query(pictures, **options)
     arrays = query.pictures.arrays[: len(pictures)]
     vectors = index.embeddings.compared(embedding, query_embedding, pictures, arrays)
@@ -142,7 +145,7 @@ def answer(
     seconds = {"gradients": time.perf_counter() - began}
     began = time.perf_counter()
     listings = [
-        _method_listing(index, query, names, block, most, one, opponents, seconds)
+        _method_listing(index, query, names, block, most, one, opponents, seconds, clusters)
         for one, block, most in zip(methods, blocks, (max(k, JUDGED), k), strict=True)
     ]
     if groups is not None:
@@ -170,7 +173,7 @@ def answer(
         rows = index.store.kept
         scores = cosine_scores(asked, rows, index.store.shape[1], read)
         listings = [_with_cosines(listing, measure, scores) for listing in listings]
-        listings.append(_cosine_listing(index, names, measure, scores, k))
+        listings.append(_cosine_listing(index, names, measure, scores, k, clusters))
     captioned = index.training_pictures.with_captions
     listings = [replace(listing, results=captioned(listing.results)) for listing in listings]
     return Answers(
@@ -197,6 +200,7 @@ def _method_listing(
     method: str,
     opponents: bool,
     seconds: dict[str, float],
+    clusters: Clusters | None,
 ) -> Listing:
     """The rankings of a method, from query blocks [Q, C, T, D]."""
     by_timestep = index.store.recipe.rows != FOLDED
@@ -211,24 +215,21 @@ def _method_listing(
         for first in range(0, len(scores), HITS_AT_ONCE):
             some_scores = scores[first : first + HITS_AT_ONCE]
             some = slice(start + first, start + first + len(some_scores))
-            lists = {
-                sign: index.ranker.hits(
-                    block[some],
-                    k,
-                    method,
-                    query.span,
-                    by_timestep,
-                    sign,
-                    _ends(some_scores, k, sign),
-                )
-                for sign in ((1, -1) if opponents else (1,))
-            }
+            signs = (1, -1) if opponents else (1,)
+            asked = block[some], k, method, query.span, by_timestep
+            if clusters is not None:
+                lists = merged_hits(index.store, *asked, signs, clusters)
+            else:
+                lists = {
+                    sign: index.ranker.hits(*asked, sign, _ends(some_scores, k, sign))
+                    for sign in signs
+                }
             for number, name in enumerate(names[some]):
                 standing = standings[start + first + number]
                 best, *worst = [standing.with_z(hits[number]) for hits in lists.values()]
                 opposed = worst[0] if worst else None
-                asked = query.asked[start + first + number]
-                results.append(Result(name, best, opposed, seconds=seconds, asked=asked))
+                told = query.asked[start + first + number]
+                results.append(Result(name, best, opposed, seconds=seconds, asked=told))
     return Listing(method, results, standings)
 
 
@@ -269,18 +270,29 @@ def _ends(scores: np.ndarray, k: int, sign: int) -> list[np.ndarray]:
 
 
 def _cosine_listing(
-    index: Index, names: Sequence[str], measure: str, scores: np.ndarray, k: int
+    index: Index,
+    names: Sequence[str],
+    measure: str,
+    scores: np.ndarray,
+    k: int,
+    clusters: Clusters | None,
 ) -> Listing:
     """The rankings by the cosines of a measure [Q, N]."""
     ids = index.store.sample_ids
     results = []
     standings = [Standing.of(own) for own in scores]
-    for name, own, standing in zip(names, scores, standings, strict=True):
+    for name, all_scores, standing in zip(names, scores, standings, strict=True):
+        own, others = nearest_of_each(all_scores, clusters or ())
         (best,) = _ends(own[None], k, 1)
         order = best[np.lexsort((best, -own[best]))][:k].tolist()
         hits = [
             Hit(rank, ids[row], row, float(own[row]), None) for rank, row in enumerate(order, 1)
         ]
+        if clusters is not None:
+            hits = [
+                replace(hit, duplicates=[ids[row] for row in others.get(hit.row, ())])
+                for hit in hits
+            ]
         results.append(Result(name, standing.with_z(hits)))
     return Listing(measure, results, standings)
 

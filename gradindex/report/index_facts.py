@@ -10,6 +10,7 @@ from msgspec import UNSET, to_builtins
 
 from gradindex.search.ann_index import INDEX_NAMES, saved_ann_index
 from gradindex.search.ann_record import AnnRecord
+from gradindex.search.factors import usual_damping
 from gradindex.store.store import Store
 
 # What the files in a folder of an index are; of others the folder's own name says it.
@@ -91,6 +92,7 @@ def index_facts(store: Store) -> dict[str, Any]:
         "bytes": files.bytes,
         "recipe": recipe.to_json(),
         "digest": recipe.digest,
+        "damping": None if missing else usual_damping(store),
         "search": {
             name: _search_facts(saved.record)
             for name in INDEX_NAMES

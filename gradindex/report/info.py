@@ -12,7 +12,7 @@ from gradindex.report.index_facts import Files, index_files
 from gradindex.report.printable import printable
 from gradindex.search.ann_index import INDEX_NAMES, saved_ann_index
 from gradindex.search.ann_record import AnnRecord
-from gradindex.search.factors import goes_by_rows
+from gradindex.search.factors import goes_by_rows, usual_damping
 from gradindex.search.scoring import METHODS
 from gradindex.store.array_names import array_bytes
 from gradindex.store.manifest import Shard
@@ -62,8 +62,10 @@ def describe(store: Store) -> str:
         ann_index = saved_ann_index(store, name)
         if ann_index:
             lines[name] = search_facts(ann_index.record)
-    if not missing and all(goes_by_rows(store, method) for method in METHODS):
-        lines["whitening"] = "by the rows themselves, without factors or search files"
+    if not missing:
+        lines["whitening"] = f"damping {usual_damping(store):g}"
+        if all(goes_by_rows(store, method) for method in METHODS):
+            lines["whitening"] += ", by the rows themselves, without factors or search files"
     return _aligned(lines)
 
 

@@ -107,16 +107,17 @@ def to_table(
 
 
 def _group_lines(asked: str, groups: Sequence[Group], method: str, kind: str) -> list[str]:
-    """The groups of what was asked: share, sum of scores and its range, pictures, name."""
+    """The groups of what was asked: share, sum of scores with its range, mean, pictures, name."""
     lines = [
         f"{asked}: groups ({method}, {kind}, sums of scores with their 95 % range)",
-        f"{'share':>7}  {'sum':>11}  {'from':>11}  {'to':>11}  {'pictures':>8}",
+        f"{'share':>7}  {'sum':>11}  {'from':>11}  {'to':>11}  {'mean':>9}  {'pictures':>8}",
     ]
     for group in groups:
         numbers = "  ".join(f"{value:>11.4g}" for value in (group.score, group.low, group.high))
         note = "  (below noise)" if group.below_noise else ""
         lines.append(
-            f"{group.share:>7.1%}  {numbers}  {group.pictures:>8,}  {printable(group.group)}{note}"
+            f"{group.share:>7.1%}  {numbers}  {group.mean:>9.3g}  {group.pictures:>8,} "
+            f" {printable(group.group)}{note}"
         )
     if all(group.below_noise for group in groups):
         lines.append(NONE_ABOVE_CHANCE)

@@ -56,6 +56,7 @@ class HitView:
         is_common: whether it is in more than half of the measure's lists, and not named by the
             verdict.
         named: what the verdict says of the picture where it names it; else empty.
+        copies: how many near-duplicates it stands for beside itself, as text; else empty.
     """
 
     rank: int
@@ -75,6 +76,7 @@ class HitView:
     parts: str
     is_common: bool
     named: str = ""
+    copies: str = ""
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,7 @@ class Cards:
         for hit in hits:
             z = hit.z
             length = abs(hit.score) / (highest or 1) if z is None else abs(z) / (scale.z or 1)
-            also = [] if opponents else self._others(number, q, hit.row)
+            also = [] if opponents else self._others(number, q, hit)
             group = self._answers.group_of(hit.row)
             parts, path = hit.by_timestep or {}, ""
             if parts:
@@ -216,16 +218,18 @@ class Cards:
                 parts=parts_text(parts) if parts else "",
                 is_common=hit.row in self._common[number] and not opponents and hit.id not in named,
                 named=meaning if hit.id in named else "",
+                copies=f"and {len(hit.duplicates)} like it" if hit.duplicates else "",
             )
             views.append(view)
         return views
 
-    def _others(self, number: int, q: int, row: int) -> list[str]:
-        """The titles of the other measures whose list of a query has a row."""
+    def _others(self, number: int, q: int, hit: Hit) -> list[str]:
+        """The titles of the other measures whose list of a query has a hit, or a copy of it."""
+        own = {hit.id, *(hit.duplicates or ())}
         return [
             TITLES[listing.measure]
             for other, listing in enumerate(self._answers.listings)
-            if other != number and row in {hit.row for hit in listing.results[q].hits}
+            if other != number and own & {hit.id for hit in listing.results[q].hits}
         ]
 
     def _values(self) -> dict[str, Any]:

@@ -6,15 +6,17 @@ the sum is taken again. It needs one pass over the store, and memory that grows 
 with the pictures; of very many groups several passes, for some queries each.
 """
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
 
-from gradindex.errors import NONE_LEFT, CallError
+from gradindex.errors import NONE_LEFT, CallError, quoted
 from gradindex.search.grouping import Grouping
 from gradindex.search.results import Group
 from gradindex.search.scoring import Span, inside, scan_contributions
 from gradindex.store.store import Store
+from gradindex.wording import counted
 
 DRAWS = 400  # of the bootstrap
 INSIDE = 95  # percent of them that are in the range
@@ -66,6 +68,13 @@ def group_scores(
     present = np.flatnonzero(sums.counts)
     if not len(present):
         raise CallError(NONE_LEFT)
+    absent = [groups.names[group] for group in np.flatnonzero(sums.counts == 0)]
+    if absent:
+        warnings.warn(
+            f"{counted(len(absent), 'group')}, such as {quoted(absent[0])}: all pictures were"
+            " skipped or removed, or have no row at these timesteps",
+            stacklevel=2,
+        )
     counts = sums.counts[present]
     names = [groups.names[group] for group in present]
     weights = sums.weights[present]

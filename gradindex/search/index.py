@@ -100,7 +100,7 @@ class Index:
         self.ranker = Ranker(store, device, ray)
         self.training_pictures = TrainingPictures(store, data)
         self.embeddings = Embeddings(store, self.training_pictures, device)
-        self._duplicates = cache(partial(duplicates, store, self.training_pictures))
+        self.duplicate_rows = cache(partial(duplicates, store, self.training_pictures))
 
     @property
     def ids(self) -> Sequence[str]:
@@ -187,7 +187,7 @@ class Index:
             vectors = self.embeddings.compared(embedding, asked_embedding, pictures, arrays)
             (block,), seconds = self.gradients.blocks(query, [method], first + 1)
             names = [*map(picture_name, pictures, count(first))]
-            clusters = self._duplicates("pixels") if merge_duplicates else None
+            clusters = self.duplicate_rows("pixels") if merge_duplicates else None
             most = max(k, JUDGED) if verdict else k
             request = Request(names, query, most, method, opponents, by_timestep, groups, clusters)
             results, standings = answer_blocks(self.store, self.ranker, block, request, seconds)
@@ -280,7 +280,7 @@ class Index:
         Raises:
             CallError: another measure, or the training pictures are gone.
         """
-        return named(self.store, self._duplicates(by))
+        return named(self.store, self.duplicate_rows(by))
 
     def grouping(self, group_by: GroupBy) -> Grouping:
         """The groups of the training pictures, see `query_groups`."""

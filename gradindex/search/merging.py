@@ -8,6 +8,8 @@ from gradindex.search.results import Hit
 from gradindex.search.scoring import Span, as_columns, by_timestep, contributions, scan, stderrs
 from gradindex.store.store import Store
 
+Clusters = Sequence[Sequence[int]]  # rows of near-duplicates
+
 
 def merged_hits(
     store: Store,
@@ -17,7 +19,7 @@ def merged_hits(
     span: Span | None,
     with_timesteps: bool,
     signs: Sequence[int],
-    clusters: Sequence[Sequence[int]],
+    clusters: Clusters,
 ) -> dict[int, list[list[Hit]]]:
     """The k best and worst of each query, by a scan; a cluster's score is the sum of its pictures'.
 
@@ -61,6 +63,24 @@ def merged_hits(
                 hits.append(hit)
             lists[sign].append(hits)
     return lists
+
+
+def nearest_of_each(
+    own: np.ndarray, clusters: Clusters
+) -> tuple[np.ndarray, dict[int, Sequence[int]]]:
+    """Scores [N] in which of each cluster the highest is left, and {its row: the others' rows}.
+
+    >>> nearest_of_each(np.array([0.5, 0.9, 0.7, 0.2]), [[0, 2]])
+    (array([nan, 0.9, 0.7, 0.2]), {2: [0]})
+    """
+    own, others = own.copy(), dict[int, Sequence[int]]()
+    for cluster in clusters:
+        rows = np.array(cluster)[~np.isnan(own[cluster])]
+        if len(rows):
+            best = rows[np.argmax(own[rows])]
+            others[int(best)] = rows[rows != best].tolist()
+            own[rows[rows != best]] = np.nan
+    return own, others
 
 
 def _by_timestep(

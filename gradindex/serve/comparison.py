@@ -54,7 +54,7 @@ def side_of(served: ServedIndex, method: str, asked: Asked, fields: QueryFields)
         fields = fields.model_copy(update={"class_label": None})
         asked = asked._replace(class_label=None)
     options = served.options(asked, fields)
-    for name in ("opponents", "group_by"):
+    for name in ("opponents", "group_by", "merge_duplicates"):
         del options[name]
     with named_errors(asked.name), asked.open() as picture:
         query = served.index.to_query(picture, **options)

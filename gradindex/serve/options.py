@@ -50,6 +50,10 @@ class QueryFields(BaseModel):
         description="Also the shares of groups: folder, or a column of the training data's table.",
     )
 
+    merge_duplicates: bool = Field(
+        False, description="Near-duplicate training pictures as one, with the sum of their scores."
+    )
+
     def options(self) -> dict[str, Any]:
         """Return them as the options of `Index.query` and of `answer` alike.
 
@@ -68,6 +72,7 @@ class QueryFields(BaseModel):
             "whiten": self.whiten if self.damping is None else self.damping,
             "class_label": self.class_label,
             "group_by": group_by,
+            "merge_duplicates": self.merge_duplicates,
         }
         if self.timesteps_from is not None or self.timesteps_to is not None:
             options["timesteps"] = (self.timesteps_from, self.timesteps_to)

@@ -19,6 +19,8 @@ from gradindex.builder.upkeep import remove
 from gradindex.cli.main import main
 from gradindex.errors import CallError
 from gradindex.report import diagnose
+from gradindex.report.answers import answer
+from gradindex.report.page import to_html
 from gradindex.report.rendering import to_table, to_values
 from gradindex.search import duplicates as module
 from gradindex.search.duplicates import clustered, near_duplicates, near_pairs
@@ -234,6 +236,24 @@ def test_copies_do_not_fill_a_list(index: gradindex.Index) -> None:
     assert values["duplicates"] == first.duplicates
     plain = to_values(index.query(drawing(100), 3), "idx", "retrac", 3)["queries"][0]["hits"]
     assert "duplicates" not in plain[0]
+
+
+def test_a_report_has_copies_once(index: gradindex.Index) -> None:
+    answers = answer(index, drawing(100), 5, opponents=True, merge_duplicates=True)
+    merged = index.query(drawing(100), 5, opponents=True, merge_duplicates=True, verdict=True)
+    by_method, other, pixels = answers.listings
+    assert by_method.results[0].ids == merged[0].ids
+    assert by_method.results[0].scores == pytest.approx(merged[0].scores, rel=1e-6)
+    assert by_method.results[0].verdict == merged[0].verdict
+    copies = {frozenset(cluster) for cluster in index.duplicates()}
+    for listing in (by_method, other, pixels):
+        listed = [{hit.id, *(hit.duplicates or ())} for hit in listing.results[0].hits]
+        assert sum(map(len, listed)) == len(set().union(*listed))
+        assert all(names in copies for names in listed if len(names) > 1)
+    assert {pixels.results[0].hits[0].id, *(pixels.results[0].hits[0].duplicates or ())} in copies
+    page = to_html(answers)
+    assert '<p class="copies">and 3 like it</p>' in page
+    assert '"duplicates": [' in page
 
 
 def test_the_name_of_a_file_says_its_format(place: Path, tmp_path: Path) -> None:

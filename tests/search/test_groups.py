@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gradindex
+from gradindex.builder.upkeep import remove
 from gradindex.errors import CallError
 from gradindex.search import group_scores as module
 from gradindex.search.group_scores import DRAWS, _weights, group_scores
@@ -95,6 +96,7 @@ class _Rows:
         return group_scores(store, self.block, "tracin", None, Grouping(names, numbers))
 
 
+@pytest.mark.filterwarnings("ignore:.*all pictures were skipped")
 @settings(deadline=None, max_examples=25)
 @given(
     pictures=st.integers(1, 30),
@@ -271,6 +273,19 @@ def test_groups_by_the_names_of_classes(tmp_path: Path, model: Path) -> None:
     assert grouping(index.store, "n", str(tmp_path / "set")).names == ["7", "8"]
     with pytest.raises(CallError, match="group_by = 'image': its cells are no names"):
         grouping(index.store, "image", str(tmp_path / "set"))
+
+
+def test_groups_whose_pictures_are_gone_are_named(
+    model: Path, queries: list[Path], tmp_path: Path
+) -> None:
+    folder = make_pictures(tmp_path / "pictures", 3)
+    index = gradindex.build(tmp_path / "idx", model=model, data=folder, timesteps=2, dim=8)
+    remove(index.store.location, ["p001.png"])
+    opened = gradindex.open(tmp_path / "idx")
+    groups = {"p000.png": "ann", "p001.png": "bo", "p002.png": "ann"}
+    with pytest.warns(UserWarning, match="1 group, such as 'bo': all pictures were skipped or"):
+        (found,) = opened.query_groups(queries[0], groups)
+    assert [group.group for group in found] == ["ann"]
 
 
 def test_spaces_around_names_of_groups_do_not_count(index: gradindex.Index, tmp_path: Path) -> None:

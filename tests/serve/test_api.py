@@ -48,6 +48,7 @@ def ask(client: Any, content: bytes, name: str = "gen.png", **fields: Any) -> An
         ({}, []),
         ({"k": 3, "method": "tracin"}, ["-k", 3, "--method", "tracin"]),
         ({"opponents": True, "by_timestep": True}, ["--opponents", "--by-timestep"]),
+        ({"merge_duplicates": True}, ["--merge-duplicates"]),
         ({"whiten": False, "timesteps_from": 400}, ["--no-whiten", "--timesteps", "400:"]),
         ({"damping": 0.01, "timesteps_to": 600}, ["--damping", 0.01, "--timesteps", ":600"]),
         ({"group_by": "folder"}, ["--group-by", "folder"]),

@@ -18,14 +18,14 @@ on("change", "#group", (group) => {
 
 // Answers as files.
 function cell(value) {
-  let text = value === null || value === undefined ? "" : String(value);
+  let text = value === null || value === undefined ? "" : Array.isArray(value) ? value.join(";") : String(value);
   // A spreadsheet would run a name that begins like a formula.
   if (typeof value === "string" && /^[=+\-@\t\r]/.test(text)) text = "'" + text;
   return /[",\r\n]/.test(text) ? '"' + text.replaceAll('"', '""') + '"' : text;
 }
 
 function csv(data) {
-  const fields = ["rank", "id", "score", "stderr", "z", "pixel", "embedding", "caption"];
+  const fields = ["rank", "id", "row", "score", "stderr", "z", "pixel", "embedding", "duplicates", "caption"];
   const lines = [["picture", "method", "list", ...fields]];
   for (const answer of data.answers) {
     for (const query of answer.queries) {
