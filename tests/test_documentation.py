@@ -5,6 +5,7 @@ docs/tutorial.md runs in test_tutorial.py, the family of docs/models.md with its
 
 import ast
 import inspect
+import json
 import re
 import shlex
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import pytest
 import torch
 from conftest import make_model, make_pictures
@@ -23,10 +25,12 @@ from PIL import Image
 
 import gradindex
 from gradindex.cli.main import main
+from gradindex.cli.query import GROUPS_TRIED, PARTS_TRIED
 from gradindex.search.query import QueryOptions
 from gradindex.search.results import Results
 
 ROOT = Path(__file__).parents[1]
+DEFAULT_SCORE = "ReTrac, whitened"
 PAGES = {
     page.relative_to(ROOT).as_posix(): page.read_text("utf-8")
     for page in (
@@ -301,3 +305,19 @@ def test_the_recorded_loop_is_indexed(
     done = run(*words, "--dim", 16, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert gradindex.open("idx").store.shape == (1, 18, 1, 16)
+
+
+def test_what_a_query_says_of_trials_was_measured() -> None:
+    """The shares in its texts are those of the benchmarks' pages."""
+    folder = ROOT / "docs/benchmarks"
+    rows = json.loads((folder / "regions.json").read_text())["rows"]
+    keys = {"part": "a half", "pictures": "exact", "asked": "the part", "score": DEFAULT_SCORE}
+    (row,) = (row for row in rows if keys.items() <= row.items())
+    first, in_ten = (f"{100 * row[name][0]:.0f} %" for name in ("first", "in ten"))
+    assert f"was first for {first}, among ten for {in_ten};" in PARTS_TRIED
+    seeds = json.loads((folder / "groups.json").read_text())["seeds"]
+    unseen, generated = (
+        100 * np.mean([seed[kind]["scores"][DEFAULT_SCORE]["first"] for seed in seeds])
+        for kind in ("validation", "generated")
+    )
+    assert f"for {unseen:.0f} % of unseen pictures, and for {generated:.0f} % of" in GROUPS_TRIED

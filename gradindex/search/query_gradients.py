@@ -246,9 +246,9 @@ class QueryGradients:
             blocks, seconds = self._blocks(query, methods)
         for number, block in enumerate(blocks[0] if blocks else (), first):
             if not block.any():
-                why = "is what it is compared with" if query.contrast else "has a gradient of zero"
+                what = "is what it is compared with" if query.contrast else "has a gradient of zero"
                 warnings.warn(
-                    f"picture {number} of those asked about {why}: all its scores are 0, in the"
+                    f"picture {number} of those asked about {what}: all its scores are 0, in the"
                     " order of rows",
                     stacklevel=3,
                 )
