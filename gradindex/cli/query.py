@@ -188,8 +188,6 @@ def query(
     keep_freed_memory()
     options["against"] = options["against"] or None
     opened = open_index(index, model=model, device=device, ray=ray, adapters=adapters, data=data)
-    for text in dict.fromkeys(TRIED[name] for name in TRIED if options[name] is not None):
-        say(f"on small models: {text}")
     options["whiten"] = to_whiten(whiten, damping)
     k = len(opened) if k is None else k
     if is_report:
@@ -197,6 +195,7 @@ def query(
         return
     results = opened.query(pictures, k, method, **options)
     say_seconds(results[0].seconds, began)
+    _say_trials(options)
     if output is not None and style == "parquet":
         results.to_parquet(output)
         say(f"wrote {output}")
@@ -208,6 +207,12 @@ def query(
     else:
         text = to_table(results, method, whiten)
     write_or_print(text, output)
+
+
+def _say_trials(options: dict[str, Any]) -> None:
+    """Say what the answers of options that were given are worth, where the truth was known."""
+    for text in dict.fromkeys(TRIED[name] for name in TRIED if options[name] is not None):
+        say(f"on small models: {text}")
 
 
 def _require_room(pictures: int, output: Path | None) -> None:
@@ -247,6 +252,7 @@ def _report(
         del options[name]
     answers = answer(opened, pictures, k, method, **options)
     say_seconds(answers.listings[0].results[0].seconds, began)
+    _say_trials(options)
     command = shlex.join(["gradindex", *click.get_current_context().find_root().obj])
     if output is None:
         click.echo(to_html(answers, command))
