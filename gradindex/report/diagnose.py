@@ -157,15 +157,16 @@ def report(
     return diagnosis
 
 
-def training_scores(index: Index, queries: int, whiten: bool = True) -> dict[str, np.ndarray]:
-    """Return the scores of each method for so many training pictures, {method: [Q, N] float32}.
+def training_scores(index: Index, queries: int) -> dict[str, np.ndarray]:
+    """Return the whitened scores of each method for so many training pictures.
 
-    They are evenly spaced; the score of a picture and itself is NaN.
+    They are {method: [Q, N] float32}. The pictures are evenly spaced; the score of one and itself
+    is NaN.
 
     Raises:
         CallError: the training pictures are not where they were.
     """
-    return _scores(index, _choose_queries(index, [], queries, None), whiten)[0]
+    return _scores(index, _choose_queries(index, [], queries, None), whiten=True)[0]
 
 
 def _announce(index: Index, queries: int, compared: int, outliers: bool, seconds: float) -> None:

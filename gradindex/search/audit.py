@@ -1,7 +1,9 @@
 """Held-out pictures as one query: what training pictures do to all of them on average."""
 
+import logging
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,9 +12,11 @@ import numpy as np
 
 from gradindex.data.captions import same_captions
 from gradindex.data.dataset import Columns, Dataset
+from gradindex.data.latent_files import with_latent_files
 from gradindex.data.opening import is_plain_folder, open_dataset
 from gradindex.data.picture_facts import NO_CONTENT
-from gradindex.errors import CallError, quoted
+from gradindex.errors import CallError, GradindexError, quoted
+from gradindex.recipe import NPZ
 from gradindex.search.answering import Request, answer_blocks
 from gradindex.search.grouping import Grouping
 from gradindex.search.query import Query
@@ -24,6 +28,9 @@ from gradindex.store.records import one_caption
 from gradindex.store.store import Store
 from gradindex.wording import counted, share
 
+LOGGER = logging.getLogger("gradindex")
+
+FEW = 50  # held-out pictures, of fewer of which it is said that they are few
 GROUP = 64  # held-out pictures whose gradients are in memory at once
 
 
@@ -94,7 +101,12 @@ def mean_query(
         CallError, DataError: the data set or the options do not fit.
     """
     dataset = _open_held_out(store, training, source)
-    _warn_of_training_pictures(dataset, training)
+    if len(dataset) < FEW:
+        LOGGER.info(
+            f"data {dataset.source}: {counted(len(dataset), 'picture')}; with fewer than {FEW} the"
+            " ends of the lists are mostly chance"
+        )
+    _warn_of_training_pictures(store, dataset, training)
     total, count, seconds, last = np.zeros(()), 0, 0.0, None
     for query in _queries_of(store, dataset, options):
         (block,), duration = gradients.blocks(query, [method])
@@ -153,9 +165,13 @@ def _open_held_out(store: Store, training: TrainingPictures, source: str) -> Dat
     return dataset
 
 
-def _warn_of_training_pictures(dataset: Dataset, training: TrainingPictures) -> None:
+def _warn_of_training_pictures(store: Store, dataset: Dataset, training: TrainingPictures) -> None:
     """Warn where held-out pictures are training pictures: the same bytes were indexed."""
-    asked = [dataset.content(row) for row in range(len(dataset))]
+    compared = dataset
+    if store.recipe.latents == NPZ:  # a picture's latents count among its bytes
+        with suppress(GradindexError):
+            compared = with_latent_files(dataset, store.recipe.images)
+    asked = [compared.content(row) for row in range(len(compared))]
     known = {digest for digest in training.contents() if digest != NO_CONTENT}.intersection(asked)
     same = [row for row, digest in enumerate(asked) if digest in known]
     if same:

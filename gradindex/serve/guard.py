@@ -68,7 +68,6 @@ class Guard:
         host: that the server is bound to. hosts: further names that it is reached by.
         token: that a request must have: as `Authorization: Bearer`, or as `?token=`, which sets a
             cookie; None: none.
-        body_bytes: that a request may have.
     """
 
     def __init__(
@@ -77,12 +76,10 @@ class Guard:
         host: str = "127.0.0.1",
         hosts: Iterable[str] = (),
         token: str | None = None,
-        body_bytes: int = BODY_BYTES,
     ) -> None:
         self._app = app
         self._hosts, self._any_address = allowed_hosts(host, hosts), is_everywhere(host)
         self._token = None if token is None else _digest(token)
-        self._body_bytes = body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request; see ASGI."""
@@ -148,14 +145,14 @@ class Guard:
         """Have the application answer, unless the body is too large."""
         received, has_more = 0, True
         length = headers.get("content-length", "")
-        too_large = length.isdecimal() and int(length) > self._body_bytes
+        too_large = length.isdecimal() and int(length) > BODY_BYTES
 
         async def counted() -> Message:
             nonlocal received, has_more, too_large
             message = await receive()
             received += len(message.get("body", b""))
             has_more = message.get("more_body", False)
-            if received > self._body_bytes:
+            if received > BODY_BYTES:
                 too_large = True
                 raise _TooLarge
             return message
@@ -178,7 +175,7 @@ class Guard:
             await _refuse(
                 send,
                 413,
-                f"the request: more than {self._body_bytes >> 20} MiB; give a smaller picture",
+                f"the request: more than {BODY_BYTES >> 20} MiB; give a smaller picture",
             )
 
 

@@ -147,6 +147,8 @@ def test_scores_equal_a_loop_of_autograd_over_the_files(
             truth = oracles.score([training], [asked], [1], method, "matched")
             scores = index.scores(portrait, method, whiten=False)
             np.testing.assert_allclose(scores, truth, rtol=1e-4)
+        with pytest.warns(UserWarning, match="are among the training pictures"):
+            index.audit(tmp_path / "data", 1)
     assert index.store.recipe.latents == "npz"
     assert "the largest bucket, as they lay beside the pictures" in describe(index.store)
     assert list(data_damages(tmp_path / "index")) == []
