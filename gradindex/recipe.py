@@ -24,7 +24,8 @@ FULL, FOLDED, COMPACT = ROWS = ("full", "folded", "compact")
 SEARCH_WIDTH = 4096  # numbers in a search vector, unless all rows side by side are fewer
 
 # What follows from the parameters that are chosen, and which these are.
-_OF_PARAMETERS = ("params", "part", "parameter_count", "projection", "rank", "dim")
+_OF_PARAMETERS = ("params", "part", "parameter_count")
+_OF_NARROW_ROWS = ("projection", "rank", "dim")  # where rows are exact, without a projection
 # Fields that came after format 1: a recipe's JSON leaves them out where they are None, so that the
 # digests of stores without them stay what they were.
 _OPTIONAL_FIELDS = (
@@ -216,20 +217,17 @@ class Recipe:
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
     def differences(self, other: Self) -> list[str]:
-        """Return one text per field in which `other` differs: `seed: 0, now 1`.
-
-        Fields that follow from which parameters are chosen are left out where these differ.
-        """
-        choices = [recipe.part or recipe.params or "all" for recipe in (self, other)]
-        differences, names = [], [field.name for field in fields(self)]
-        if choices[0] != choices[1]:
-            differences.append("params: {}, now {}".format(*map(_shortened, choices)))
-            names = [name for name in names if name not in _OF_PARAMETERS]
-        for name in names:
-            before, after = getattr(self, name), getattr(other, name)
-            if before != after:
-                differences.append(f"{name}: {_shortened(before)}, now {_shortened(after)}")
-        return differences
+        """Return one text per field in which `other` differs by itself: `seed: 0, now 1`."""
+        names = [field.name for field in fields(self)]
+        pairs = {name: (getattr(self, name), getattr(other, name)) for name in names}
+        before, after = (recipe.part or recipe.params or "all" for recipe in (self, other))
+        if before != after:
+            is_narrow = "none" in pairs["projection"]
+            for name in _OF_PARAMETERS + _OF_NARROW_ROWS * is_narrow:
+                del pairs[name]
+            pairs = {"params": (before, after), **pairs}
+        changed = [(name, old, new) for name, (old, new) in pairs.items() if old != new]
+        return [f"{name}: {_shortened(old)}, now {_shortened(new)}" for name, old, new in changed]
 
 
 def grid(timesteps: int | Sequence[float], num_train_timesteps: int) -> tuple[int, ...]:

@@ -168,7 +168,7 @@ def _subsets_and_losses(
             return subsets, losses, True
         is_table = subsets.ndim == losses.ndim == 2 and 0 < len(subsets) == len(losses)
         several = by_subset(subsets, losses) if is_table else None
-        if several is None or len(several[0]) < FEWEST_MODELS:
+        if several is None or len(several[0]) < FEWEST_MODELS or several[1].size < losses.size:
             return subsets, losses[None], True
         return *several, True
     assert models is not None, "the command checks that one of the two is given"
@@ -197,7 +197,7 @@ def _read_arrays(file: str, first: str, second: str) -> tuple["np.ndarray", "np.
     # AttributeError: a file of one array, .npy, which has no names.
     except (OSError, ValueError, TypeError, AttributeError, EOFError, BadZipFile) as error:
         reason = (isinstance(error, OSError) and error.strerror) or first_line(error)
-        if "pickle" in reason:  # NumPy's advice for what is none of its files
+        if "If you trust the file" in reason:  # NumPy's advice for what is none of its files
             reason = "it is no such file"
     raise CallError(f"{file}: {wanted} ({reason})")
 

@@ -212,7 +212,7 @@ def query(
 def _say_trials(options: dict[str, Any]) -> None:
     """Say what the answers of options that were given are worth, where the truth was known."""
     for text in dict.fromkeys(TRIED[name] for name in TRIED if options[name] is not None):
-        say(f"on small models: {text}")
+        say(f"on small models, by whitened ReTrac: {text}")
 
 
 def _require_room(pictures: int, output: Path | None) -> None:

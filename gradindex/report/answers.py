@@ -14,7 +14,6 @@ from PIL import Image
 from gradindex.data.images import THUMBNAIL_SIDE
 from gradindex.recipe import FOLDED, require, require_positive
 from gradindex.search.answering import nothing_to_rank
-from gradindex.search.asked import common_text
 from gradindex.search.copies import MOST_READ
 from gradindex.search.cosines import cosine_scores, tell_cosines
 from gradindex.search.embeddings import Compared, Embedding
@@ -133,8 +132,8 @@ def answer(
     require("method", method, METHODS)
     pictures = picture_list(pictures)
     groups = None if group_by is None else index.grouping(group_by)
-    clusters = index.duplicate_rows("pixels") if merge_duplicates else None
     query = index.to_query(pictures, **options)
+    clusters = index.duplicate_rows("pixels") if merge_duplicates else None
     arrays = query.pictures.arrays[: len(pictures)]
     vectors = index.embeddings.compared(embedding, query_embedding, pictures, arrays)
     names = [picture_name(picture, number) for number, picture in enumerate(pictures)]
@@ -154,7 +153,7 @@ def answer(
     listings[0] = _with_verdicts(index, query, listings[0], training, k)
     seconds["search"] = time.perf_counter() - began
     kept = index.store.shape[1] - len(index.store.excluded)
-    notes = [text for text in [common_text(query.asked)] if text]
+    notes = []
     compared: dict[str, Compared] = {}
     dataset = index.training_pictures.dataset if not pixels else index.training_pictures.require()
     if dataset is None:

@@ -1,7 +1,7 @@
 """What scores are worth: the linear datamodeling score, against models trained on subsets."""
 
+import warnings
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack
@@ -205,8 +205,10 @@ def pixel_scores(index: Index, pictures: Sequence[Picture]) -> np.ndarray:
     for row in range(scores.shape[1]):
         if row in excluded:
             continue
-        with suppress(DataError):
+        try:
             scores[:, row] = queries @ unit(dataset.picture(row, image).reshape(-1))
+        except DataError as error:
+            warnings.warn(f"{error}; pixels take it for unlike all others", stacklevel=2)
     return scores
 
 

@@ -22,9 +22,10 @@ from gradindex.report.view import (
     MOST_COMMON,
     TITLES,
     Cards,
-    common_rows,
+    common_pictures,
     measure_text,
     overlap,
+    picture_of,
     used_timesteps,
 )
 
@@ -120,7 +121,7 @@ def _context(
             for card in view.cards
         ]
     switches = {"errors": "\N{PLUS-MINUS SIGN} errors", "names": "names", "timesteps": "timesteps"}
-    if any(common_rows(listing) for listing in answers.listings):
+    if any(common_pictures(listing) for listing in answers.listings):
         switches["common"] = "common pictures"
     context = {
         **frame,
@@ -233,9 +234,9 @@ def _tiles(answers: Answers, thumbnails: Thumbnails) -> list[dict[str, Any]]:
     count = len(answers.queries)
     tiles: list[dict[str, Any]] = []
     if count > 1:
-        rows = [hit.row for result in first.results for hit in result.hits]
-        text = f"distinct pictures in {len(rows):,} places of {TITLES[first.measure]}"
-        tiles.append(_tile(f"{len(set(rows)):,}", text))
+        names = [picture_of(hit) for result in first.results for hit in result.hits]
+        text = f"distinct pictures in {len(names):,} places of {TITLES[first.measure]}"
+        tiles.append(_tile(f"{len(set(names)):,}", text))
     mean = "on average " if count > 1 else ""
     longest = max(len(result.hits) for result in first.results)
     for other in others:
@@ -244,19 +245,19 @@ def _tiles(answers: Answers, thumbnails: Thumbnails) -> list[dict[str, Any]]:
             _tile(f"{round(overlap(first, other), 1):g} of {longest}", f"{mean}also {place}")
         )
     if count >= FEWEST_LISTS:
-        common = common_rows(first)
+        common = common_pictures(first)
         text = "in more than half of the lists"
         if common:
             text += ": influential for everything, they say little about any one"
         tile = _tile(f"{len(common):,}", text)
-        ids = {hit.row: hit.id for result in first.results for hit in result.hits}
+        hits = {picture_of(hit): hit for result in first.results for hit in result.hits}
         tile["pictures"] = [
             {
-                "thumbnail": thumbnails.of_row(row),
-                "name": printable(ids[row]),
+                "thumbnail": thumbnails.of_row(hits[name].row),
+                "name": printable(hits[name].id),
                 "text": f"{times} lists",
             }
-            for row, times in list(common.items())[:MOST_COMMON]
+            for name, times in list(common.items())[:MOST_COMMON]
         ]
         tiles.append(tile)
     return tiles

@@ -15,6 +15,7 @@ from gradindex.report.rendering import marked_hits, plus_minus, to_values
 from gradindex.report.shares import ShareView, share_views
 from gradindex.report.thumbnails import Thumbnail, Thumbnails
 from gradindex.report.timestep_chart import chart_path, parts_text, zero_line
+from gradindex.search.asked import asked_text
 from gradindex.search.results import Hit
 
 FULL = 0.95  # quantile of what hits have that is drawn at full length or height
@@ -95,6 +96,7 @@ class CardView:
     """A query with its rows.
 
     Attributes:
+        asked: what of the picture was asked about; empty: simply all of it.
         verdict: what the method asked for comes to; empty where not asked.
         shares: of groups, the largest first; empty unless asked for. others: how many more.
     """
@@ -103,6 +105,7 @@ class CardView:
     name: str
     path: str
     prompt: str
+    asked: str
     thumbnail: Thumbnail | None
     rows: list[RowView]
     verdict: str
@@ -134,7 +137,7 @@ class Cards:
     def __init__(self, answers: Answers, chosen: range, page_bytes: float) -> None:
         self._answers, self._chosen = answers, chosen
         self._scales = [_scale(listing) for listing in answers.listings]
-        self._common = [common_rows(listing) for listing in answers.listings]
+        self._common = [common_pictures(listing) for listing in answers.listings]
         hits = [hit for listing in answers.listings for q in chosen for hit in _hits(listing, q)]
         rows = {hit.row for hit in hits}
         names = sorted({group for row in rows if (group := answers.group_of(row)) is not None})
@@ -174,6 +177,7 @@ class Cards:
             name=name,
             path=path,
             prompt=prompt,
+            asked=one_line(asked_text(result.asked).removeprefix(", ")),
             thumbnail=self._of_query[q],
             rows=rows + opponents,
             verdict="" if result.verdict is None else printable(result.verdict.text),
@@ -216,7 +220,9 @@ class Cards:
                 path=path,
                 zero=zero_line(parts),
                 parts=parts_text(parts) if parts else "",
-                is_common=hit.row in self._common[number] and not opponents and hit.id not in named,
+                is_common=picture_of(hit) in self._common[number]
+                and not opponents
+                and hit.id not in named,
                 named=meaning if hit.id in named else "",
                 copies=f"and {len(hit.duplicates)} like it" if hit.duplicates else "",
             )
@@ -225,11 +231,10 @@ class Cards:
 
     def _others(self, number: int, q: int, hit: Hit) -> list[str]:
         """The titles of the other measures whose list of a query has a hit, or a copy of it."""
-        own = {hit.id, *(hit.duplicates or ())}
         return [
             TITLES[listing.measure]
             for other, listing in enumerate(self._answers.listings)
-            if other != number and own & {hit.id for hit in listing.results[q].hits}
+            if other != number and picture_of(hit) in map(picture_of, listing.results[q].hits)
         ]
 
     def _values(self) -> dict[str, Any]:
@@ -270,19 +275,28 @@ def measure_text(measure: str, whitened: bool) -> str:
     return f"whitened {KINDS[measure]}" if is_whitened else KINDS[measure]
 
 
-def common_rows(listing: Listing) -> dict[int, int]:
-    """Return the rows in more than half of three lists or more: {row: how many}, most first."""
+def picture_of(hit: Hit) -> str:
+    """Return the id that stands for a hit and its duplicates, the same in every list."""
+    return min([hit.id, *(hit.duplicates or ())])
+
+
+def common_pictures(listing: Listing) -> dict[str, int]:
+    """Return the pictures in more than half of three lists or more, most first.
+
+    Returns:
+        {`picture_of` their hits: how many lists}.
+    """
     count = len(listing.results)
-    rows = Counter(hit.row for result in listing.results for hit in result.hits)
+    names = Counter(picture_of(hit) for result in listing.results for hit in result.hits)
     if count < FEWEST_LISTS:
         return {}
-    return {row: times for row, times in rows.most_common() if 2 * times > count}
+    return {name: times for name, times in names.most_common() if 2 * times > count}
 
 
 def overlap(first: Listing, second: Listing) -> float:
     """Return how many pictures two measures' lists of a query share, a mean over queries."""
     shared = [
-        len({hit.row for hit in one.hits} & {hit.row for hit in other.hits})
+        len({*map(picture_of, one.hits)} & {*map(picture_of, other.hits)})
         for one, other in zip(first.results, second.results, strict=True)
     ]
     return float(np.mean(shared))

@@ -1,10 +1,8 @@
 """What of a picture was asked about, where it was not simply all of it: answers say so."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from gradindex.search.pictures import picture_list, picture_name
 
 # How the options are told after a picture's name.
 WORDS = {
@@ -22,7 +20,8 @@ def asked_of(count: int, options: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return what was asked of each of some pictures, as JSON values; empty of a whole picture.
 
     Args:
-        options: of `WORDS`, those that were given, checked before; None: not given.
+        options: of `WORDS`, those that were given, checked before; None: not given. Of `against`
+            a list, one for each picture.
 
     >>> asked_of(2, {"region": (0, 0, 4, 4), "against": ["a.png", "b.png"], "pairing": None})[1]
     {'region': [0, 0, 4, 4], 'against': 'b.png'}
@@ -40,15 +39,11 @@ def _value(name: str, value: Any, number: int) -> Any:
     """An option's value for one picture, as a JSON value."""
     if name == "region":
         return [int(side) for side in value]
-    if name == "mask":
+    if name == "against" or (name == "against_prompt" and not isinstance(value, str)):
+        value = value[number]
+    if name in ("mask", "against"):
         return str(value) if isinstance(value, str | Path) else "a picture"
-    if name == "against":
-        others = picture_list(value)
-        other = others[number if len(others) > 1 else 0]
-        return picture_name(other, number)
-    if name == "against_prompt" and not isinstance(value, str):
-        return value[number]
-    return value
+    return str(value) if name == "against_prompt" else value
 
 
 def asked_text(asked: Mapping[str, Any]) -> str:
@@ -65,14 +60,3 @@ def _text(name: str, value: Any) -> str:
     if name == "region":
         return ",".join(map(str, value))
     return repr(value) if name == "against_prompt" else str(value)
-
-
-def common_text(asked: Sequence[Mapping[str, Any]]) -> str:
-    """Return what was asked of all of some pictures, as a sentence; empty where they differ.
-
-    >>> common_text([{"region": [0, 0, 4, 4]}, {"region": [0, 0, 4, 4]}])
-    'Asked with region 0,0,4,4.'
-    """
-    if not asked or not asked[0] or any(one != asked[0] for one in asked):
-        return ""
-    return f"Asked with {asked_text(asked[0]).removeprefix(', ')}."

@@ -140,7 +140,7 @@ def _read_csv(file: Path) -> dict[str, str]:
     """
     try:
         with file.open(encoding="utf-8-sig", newline="") as lines:
-            reader = csv.DictReader(lines)
+            reader = csv.DictReader(lines, skipinitialspace=True)
             columns = [name.strip() for name in reader.fieldnames or ()]
             reader.fieldnames = columns
             rows = [(reader.line_num, row) for row in reader]
@@ -158,7 +158,7 @@ def _read_csv(file: Path) -> dict[str, str]:
     groups: dict[str, str] = {}
     repeated = []
     for line, row in rows:
-        if None in row:  # what is beyond the columns
+        if any(cell.strip() for cell in row.get(None) or ()):  # what is beyond the columns
             raise CallError(
                 f"{file}: line {line} has more cells than the first; put quotes around a name that"
                 " has a comma in it"

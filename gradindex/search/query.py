@@ -167,6 +167,9 @@ class Query:
         read = partial(read_query, recipe, class_label=class_label, region=region, mask=mask)
         asked = read(pictures, prompt=prompt, ids=ids)
         contrast = against is not None or against_prompt is not None
+        others: list[Picture] = []
+        if against_prompt is not None and not isinstance(against_prompt, str):
+            against_prompt = list(against_prompt)
         if contrast:
             others = _others(recipe, pictures, against, against_prompt)
             other_prompt = prompt if against_prompt is None else against_prompt
@@ -174,7 +177,8 @@ class Query:
             if region is not None:
                 _require_sizes(asked, compared)
             asked = asked.followed_by(compared)
-        told = {"region": region, "mask": mask, "against": against}
+        told: dict[str, Any] = {"region": region, "mask": mask}
+        told["against"] = None if against is None else others
         told |= {"against_prompt": against_prompt, "timesteps": span and range_text(span)}
         told |= {
             "pairing": pairing,

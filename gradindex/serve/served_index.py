@@ -217,6 +217,10 @@ class ServedIndex:
     def options(self, asked: Asked, fields: QueryFields) -> dict[str, Any]:
         """Return the options of a query, with what is known of its picture."""
         options = fields.options()
+        if fields.merge_duplicates and not self.compares_pixels:
+            raise CallError(
+                f"merge_duplicates: of {MOST_READ:,} training pictures at the most, which are there"
+            )
         prompt = asked.prompt if fields.prompt is None else fields.prompt
         if prompt or self.is_captioned:
             options["prompt"] = prompt

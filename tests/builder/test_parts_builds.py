@@ -196,11 +196,14 @@ def test_a_part_that_a_model_lacks_is_refused(build: Build, tmp_path: Path) -> N
     assert not (tmp_path / "idx").exists()
 
 
-def test_another_part_is_named_without_what_follows_from_it(build: Build) -> None:
+def test_another_part_is_named_without_what_follows_from_it(build: Build, tmp_path: Path) -> None:
     build(params="norms")
     with pytest.raises(RecipeMismatch) as caught:
         build()
     assert caught.value.differences == ['params: "norms", now "all"']
+    wide = build(params="middle", dim=64, index=tmp_path / "wide").store.recipe
+    other = build(dim=32, index=tmp_path / "other").store.recipe
+    assert wide.differences(other) == ['params: "middle", now "all"', "dim: 64, now 32"]
     with pytest.raises(CallError, match="params = '': give a part of the model, or a regular"):
         build(params="")
 

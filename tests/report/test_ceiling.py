@@ -120,6 +120,10 @@ def test_trainings_in_a_file(index: gradindex.Index, queries: list[Path], tmp_pa
     np.savez(tmp_path / "table.npz", subsets=np.tile(members, (3, 1)), losses=np.vstack(losses))
     table = run(*asked, "--arrays", tmp_path / "table.npz", "--format", "json")
     assert json.loads(table.stdout)["ceiling"]["lds"] == pytest.approx(answer["ceiling"]["lds"])
+    some = np.vstack(losses)[:-1]  # a training is lacking: all of the others count
+    np.savez(tmp_path / "some.npz", subsets=np.tile(members, (3, 1))[:-1], losses=some)
+    table = run(*asked, "--arrays", tmp_path / "some.npz", "--format", "json")
+    assert json.loads(table.stdout)["subsets"] == len(some)
     apart = np.stack([losses[0], -losses[0]])
     np.savez(tmp_path / "apart.npz", subsets=members, losses=apart + 1e-3 * losses[:2])
     said = run(*asked, "--arrays", tmp_path / "apart.npz").stdout

@@ -291,7 +291,7 @@ def test_groups_whose_pictures_are_gone_are_named(
 def test_spaces_around_names_of_groups_do_not_count(index: gradindex.Index, tmp_path: Path) -> None:
     file = tmp_path / "groups.csv"
     first, second, third = index.ids[:3]
-    file.write_text(f"id, group\n{first},A \n{second}, A\n{third},  \n")
+    file.write_text(f"id, group\n{first},A ,\n{second}, A,\n {third},  ,\n")
     found = grouping(index.store, file, "")
     assert found.names == [NO_GROUP, "A"]
     assert [found.name_of(row) for row in range(3)] == ["A", "A", NO_GROUP]

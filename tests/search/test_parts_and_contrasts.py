@@ -205,6 +205,10 @@ def test_one_contrast_for_all_or_one_each(
     other = pictures / "p004.png"
     one = index.scores(queries[:2], against=[other, other])
     assert np.array_equal(index.scores(queries[:2], against=other), one)
+    assert np.array_equal(index.scores(queries[:2], against=iter([other, other])), one)
+    opened = Image.open(other)
+    (first, second) = index.query(queries[:2], 1, against=opened)
+    assert first.asked == second.asked == {"against": "a picture"}
 
 
 def test_what_a_word_of_the_prompt_draws_on(captioned: gradindex.Index, tmp_path: Path) -> None:
@@ -274,10 +278,13 @@ def test_answers_say_what_was_asked(
     assert lines[0].startswith(f"{queries[0]}, {words}: no verdict")
     assert lines[1].startswith(f"{queries[0]}, {words}: proponents (")
     report = answer(index, queries[0], 2, **options)
-    assert f"Asked with {words}." in to_html(report)
-    both = index.query(queries[:2], 2, against=[queries[1], queries[0]], region=(0, 0, 4, 8))
+    assert f"<p>{words}</p>" in to_html(report)
+    each: Any = {"against": [queries[1], queries[0]], "region": (0, 0, 4, 8)}
+    both = index.query(queries[:2], 2, **each)
     assert [result.asked["against"] for result in both] == [str(queries[1]), str(queries[0])]
     assert both[0].asked["region"] == [0, 0, 4, 8]
+    page = to_html(answer(index, queries[:2], 2, **each))
+    assert all(f"<p>region 0,0,4,8, against {other}</p>" in page for other in queries[:2])
     (whole,) = index.query(queries[0], 2)
     assert whole.asked == {}
     assert "asked" not in to_values([whole], "idx", "retrac", 2)["queries"][0]

@@ -18,9 +18,9 @@ on("change", "#group", (group) => {
 
 // Answers as files.
 function cell(value) {
-  let text = value === null || value === undefined ? "" : Array.isArray(value) ? value.join(";") : String(value);
+  let text = value === null || value === undefined ? "" : Array.isArray(value) ? value.join("; ") : String(value);
   // A spreadsheet would run a name that begins like a formula.
-  if (typeof value === "string" && /^[=+\-@\t\r]/.test(text)) text = "'" + text;
+  if (typeof value !== "number" && /^[=+\-@\t\r]/.test(text)) text = "'" + text;
   return /[",\r\n]/.test(text) ? '"' + text.replaceAll('"', '""') + '"' : text;
 }
 
