@@ -138,7 +138,7 @@ class Result:
     groups: list[Group] | None = None
     seconds: dict[str, float] = field(default_factory=dict, compare=False, repr=False)
     verdict: Verdict | None = None
-    asked: Mapping[str, Any] = field(default_factory=dict)
+    asked: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def ids(self) -> list[str]:
