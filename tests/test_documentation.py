@@ -24,6 +24,7 @@ from helpers import run
 from PIL import Image
 
 import gradindex
+from gradindex.cli.audit import AUDITS_TRIED
 from gradindex.cli.main import main
 from gradindex.cli.query import GROUPS_TRIED, PARTS_TRIED
 from gradindex.search.query import QueryOptions
@@ -320,4 +321,14 @@ def test_what_a_query_says_of_trials_was_measured() -> None:
         100 * np.mean([seed[kind]["scores"][DEFAULT_SCORE]["first"] for seed in seeds])
         for kind in ("validation", "generated")
     )
+    audited = {
+        (row["score"], row["held-out"]): row
+        for row in json.loads((folder / "audit.json").read_text())["rows"]
+    }
+    usual, nearest = audited[DEFAULT_SCORE, 64], audited["labels of the nearest", None]
+    wrong, damaged = (f"{np.mean(usual[name]):.2f}" for name in ("wrong label", "any damage"))
+    without = f"{np.mean(nearest['wrong label']):.2f}"
+    assert without == f"{np.mean(audited['pixel outliers', None]['any damage']):.2f}"
+    assert f"with an AUC of {wrong}, damaged pictures with {damaged}," in AUDITS_TRIED
+    assert f"without gradients with {without};" in AUDITS_TRIED
     assert f"for {unseen:.0f} % of unseen pictures, and for {generated:.0f} % of" in GROUPS_TRIED
