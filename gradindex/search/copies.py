@@ -135,17 +135,34 @@ def _distances(
         Distances [M, rows], NaN of pictures that are gone; and the position of the first picture
         with the same pixels as each, [rows].
     """
-    parts = []
+    parts, first = [], []
     seen: dict[bytes, int] = {}
-    first = np.arange(len(rows))
     read = pixels.read(rows)
     for start in range(0, len(rows), BATCH):
         batch = np.stack([next(read) for _ in rows[start : start + BATCH]])
         parts.append(distances(others, batch))
-        for position, vector in enumerate(batch, start):
-            if not np.isnan(vector[0]):
-                first[position] = seen.setdefault(sha256(vector.tobytes()).digest(), position)
-    return np.concatenate(parts, axis=1), first
+        first.append(first_of_same(batch, seen, start))
+    return np.concatenate(parts, axis=1), np.concatenate(first)
+
+
+def first_of_same(
+    vectors: np.ndarray, seen: dict[bytes, int] | None = None, start: int = 0
+) -> np.ndarray:
+    """The position of the first vector that each of some [N, W] is equal to, [N].
+
+    Args:
+        seen: {SHA-256: position} of vectors before these, to which these are added.
+        start: the position of the first of them.
+
+    >>> first_of_same(np.array([[1.0], [2.0], [1.0], [np.nan], [np.nan]])).tolist()
+    [0, 1, 0, 3, 4]
+    """
+    seen = {} if seen is None else seen
+    positions = np.arange(start, start + len(vectors))
+    for number in np.flatnonzero(~np.isnan(vectors).any(1)).tolist():
+        digest = sha256(vectors[number].tobytes()).digest()
+        positions[number] = seen.setdefault(digest, start + number)
+    return positions
 
 
 def distances(some: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from gradindex.data.picture_facts import NO_CONTENT
 from gradindex.errors import NONE_LEFT, CallError
 from gradindex.gradients.fold import search_vectors, unit
 from gradindex.recipe import require
-from gradindex.search.copies import NEIGHBOURS, SAME, THIRD, distances
+from gradindex.search.copies import NEIGHBOURS, SAME, THIRD, distances, first_of_same
 from gradindex.search.pixels import READERS
 from gradindex.search.training_pictures import TrainingPictures
 from gradindex.store.prefetch import prefetch
@@ -71,19 +71,6 @@ def near_duplicates(variants: np.ndarray, same: float) -> list[list[int]]:
     near = once[near_pairs(variants[:, once], same)]
     again = np.stack([first, positions], axis=1)[first != positions]
     return clustered(np.concatenate([near, again]), len(first))
-
-
-def first_of_same(vectors: np.ndarray) -> np.ndarray:
-    """The position of the first vector that each of some [N, W] is equal to, [N].
-
-    >>> first_of_same(np.array([[1.0], [2.0], [1.0], [np.nan], [np.nan]])).tolist()
-    [0, 1, 0, 3, 4]
-    """
-    seen: dict[bytes, int] = {}
-    positions = np.arange(len(vectors))
-    for position in np.flatnonzero(~np.isnan(vectors).any(1)).tolist():
-        positions[position] = seen.setdefault(vectors[position].tobytes(), position)
-    return positions
 
 
 def near_pairs(variants: np.ndarray, same: float) -> np.ndarray:

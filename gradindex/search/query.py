@@ -177,10 +177,12 @@ class Query:
             if region is not None:
                 _require_sizes(asked, compared)
             asked = asked.followed_by(compared)
-        told: dict[str, Any] = {"region": region, "mask": mask}
-        told["against"] = None if against is None else others
-        told |= {"against_prompt": against_prompt, "timesteps": span and range_text(span)}
-        told |= {
+        told = {
+            "region": region,
+            "mask": mask,
+            "against": None if against is None else others,
+            "against_prompt": against_prompt,
+            "timesteps": span and range_text(span),
             "pairing": pairing,
             "damping": None if isinstance(whiten, bool | np.bool_) else whiten,
         }
